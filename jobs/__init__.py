@@ -1,0 +1,1 @@
+"""Command-line jobs: settings in, one call, exit code. ``python -m jobs.run --help``."""
