@@ -1,0 +1,102 @@
+"""Words for axes, and the batch types that carry their masks.
+
+Axis words in shape annotations, everywhere in this project:
+
+======================  =====================================================================
+``texts``, ``videos``   items of a batch of captions / clips; the two counts may differ
+``pairs``               matching (caption, video) pairs; text i belongs to video i
+``items``               texts or videos, in code that serves both
+``words``, ``frames``   tokens of a text / of a video at any level of the hierarchy
+``tokens``              words or frames, in code that serves both
+``clusters``            merged tokens
+``dim``                 channels of a token
+``heads``               attention heads
+``height``, ``width``   pixels
+======================  =====================================================================
+
+Masks are boolean, True = real, False = padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Tokenised captions; padding ids are 0, which is also a real id: only the mask tells."""
+
+    token_ids: Int[Tensor, "texts words"]
+    mask: Bool[Tensor, "texts words"]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoBatch:
+    """Normalised pixels of sampled frames; padded frames hold zeros."""
+
+    pixels: Float[Tensor, "videos frames 3 height width"]
+    mask: Bool[Tensor, "videos frames"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFeatures:
+    """Features of words or frames, not normalised; values at padding are unspecified."""
+
+    features: Float[Tensor, "items tokens dim"]
+    mask: Bool[Tensor, "items tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLevel:
+    """One modality at one level: its tokens and their importance.
+
+    ``logits`` are the importance logits before the softmax over an item's tokens; the weights
+    of the similarity are that softmax.
+    """
+
+    features: Float[Tensor, "items tokens dim"]
+    mask: Bool[Tensor, "items tokens"]
+    logits: Float[Tensor, "items tokens"]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TokenLevel:
+        """Returns the level with ``function`` applied to each tensor (to move, cut or gather it)."""
+        return TokenLevel(function(self.features), function(self.mask), function(self.logits))
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """Predicted and target interaction of every word and frame of every pair at one level."""
+
+    prediction: Float[Tensor, "pairs words frames"]
+    target: Float[Tensor, "pairs words frames"]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Interaction:
+        """Returns the interaction with ``function`` applied to each tensor."""
+        return Interaction(function(self.prediction), function(self.target))
+
+
+@dataclass(frozen=True, slots=True)
+class PairFeatures:
+    """All that the loss needs to know about matching pairs, one level after the other.
+
+    Each row is computed from its own pair alone, so the features of a batch are the
+    concatenation of the features of its parts: a distributed step gathers every tensor along
+    the first axis with ``map``.
+    """
+
+    texts: tuple[TokenLevel, ...]
+    videos: tuple[TokenLevel, ...]
+    interactions: tuple[Interaction, ...]
+    """One per level, or empty without an interaction loss."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> PairFeatures:
+        """Returns the features with ``function`` applied to each tensor, always in the same order."""
+        return PairFeatures(
+            texts=tuple(level.map(function) for level in self.texts),
+            videos=tuple(level.map(function) for level in self.videos),
+            interactions=tuple(interaction.map(function) for interaction in self.interactions),
+        )

@@ -1,0 +1,54 @@
+"""The small network that imitates the Banzhaf interaction from the similarities alone.
+
+It is the published method's stand-in for sampled labels, its teacher once trained, and the
+predictor of every level: one architecture in three roles (arXiv 2303.14369, section 3.3).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.init import xavier_uniform_
+
+from hbi_models.configs import require
+
+# The gain is the published one, sqrt(2) cut to three decimals.
+XAVIER_GAIN = 1.414
+
+
+class InteractionEstimator(nn.Module):
+    """A convolution, self-attention over all word-frame cells with a residual, a convolution.
+
+    Every cell attends to every cell of its pair. The attention logits are not scaled, as
+    published, and padding is not masked: the caller multiplies by the masks.
+    """
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        require(channels >= 1, f"the estimator got {channels} channels; it needs 1 or more")
+        self.conv_in = nn.Conv2d(1, channels, kernel_size=3, padding=1)
+        self.query = nn.Parameter(xavier_uniform_(torch.empty(channels, channels), XAVIER_GAIN))
+        self.key = nn.Parameter(xavier_uniform_(torch.empty(channels, channels), XAVIER_GAIN))
+        self.value = nn.Parameter(xavier_uniform_(torch.empty(channels, channels), XAVIER_GAIN))
+        self.conv_out = nn.Conv2d(channels, 1, kernel_size=3, padding=1)
+
+    def forward(self, similarity: Float[Tensor, "pairs words frames"]) -> Float[Tensor, "pairs words frames"]:
+        """Returns the estimated interaction of every word and frame of every pair.
+
+        ``similarity`` holds cosines, 0 at padding. The estimate is in the units of the labels
+        the network was trained on; values at padding are meaningless.
+        """
+        num_frames = similarity.shape[-1]
+        hidden = F.relu(self.conv_in(rearrange(similarity, "pairs words frames -> pairs 1 words frames")))
+        # The axis of size one is the single attention head: fused kernels want four axes, and
+        # they never hold the grid of cells times cells.
+        cells = rearrange(hidden, "pairs channels words frames -> pairs 1 (words frames) channels")
+        attended = F.scaled_dot_product_attention(cells @ self.query, cells @ self.key, cells @ self.value, scale=1.0)
+        hidden = rearrange(
+            cells + attended, "pairs 1 (words frames) channels -> pairs channels words frames", frames=num_frames
+        )
+        estimate: Tensor = self.conv_out(hidden)
+        return rearrange(estimate, "pairs 1 words frames -> pairs words frames")

@@ -1,0 +1,228 @@
+"""Frozen settings of every model, with the source of each default.
+
+"Published" means the public implementation of Jin et al., *Video-Text as Game Players:
+Hierarchical Banzhaf Interaction for Cross-Modal Representation Learning*, CVPR 2023
+(arXiv 2303.14369). This module imports nothing but the standard library, so that
+configurations can be parsed and printed without loading PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+LEVELS = ("entity", "action", "event")
+"""The three levels of the hierarchy, finest first: single tokens, phrases, sentences."""
+
+Teacher = Literal["exact", "estimator", "none"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ``ValueError(message)`` unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """The CLIP backbone: an open_clip architecture and, optionally, its weights."""
+
+    architecture: str = "ViT-B-32-quickgelu"
+    """An open_clip model name, the name of an architecture shipped in
+    ``hbi_models/clip/architectures``, or the path of a JSON file in open_clip's format."""
+
+    pretrained: str | None = "openai"
+    """An open_clip pretraining tag, the path of a local checkpoint (OpenAI's .pt archive, a
+    state dict in .pt/.bin, or .safetensors), or null to train from scratch."""
+
+    freeze_patch_embedding: bool = True
+    """Keep the patch convolution fixed (published). Set to false when training from scratch."""
+
+    gradient_checkpointing: bool = False
+    """Recompute the towers' activations in the backward pass: less memory, about 30% more time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalConfig:
+    """The transformer over the frames of a video; its width is CLIP's embedding size."""
+
+    layers: int = 4
+    """Number of blocks (published: 4)."""
+
+    layer_norm_eps: float = 1e-12
+    """Published: 1e-12, TensorFlow style."""
+
+    init_from_clip_text: bool = True
+    """Copy the first blocks and the positions of CLIP's text tower (published). Needs a text
+    tower as wide as the embedding and with at least as many blocks."""
+
+    def __post_init__(self) -> None:
+        require(self.layers >= 0, f"temporal.layers is {self.layers}; it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergingConfig:
+    """Token merging by density-peak clustering, entity → action → event."""
+
+    text_rates: tuple[float, float] = (0.25, 0.5)
+    """Fraction of the tokens that remain after each of the two merges (published .25, .5)."""
+
+    video_rates: tuple[float, float] = (0.25, 0.5)
+    """The same for frames."""
+
+    neighbours: int = 3
+    """k of the k-nearest-neighbour density (published: 3)."""
+
+    heads: int = 8
+    """Attention heads of the merge block (published: 8)."""
+
+    tie_break_noise: float = 0.0
+    """Amplitude of the uniform noise added to densities in training (published: 1e-6, also in
+    evaluation). 0 makes the clustering deterministic: ties go to the first token."""
+
+    def __post_init__(self) -> None:
+        for name, rates in (("text_rates", self.text_rates), ("video_rates", self.video_rates)):
+            require(
+                all(0 < rate <= 1 for rate in rates),
+                f"merging.{name} is {rates}; every rate must lie in (0, 1]",
+            )
+        require(self.neighbours >= 1, f"merging.neighbours is {self.neighbours}; it must be 1 or more")
+        require(
+            self.tie_break_noise >= 0, f"merging.tie_break_noise is {self.tie_break_noise}; it must not be negative"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quirks:
+    """Behaviours of the published code that are plainly slips; each is off by default.
+
+    ``Quirks.published()`` turns all of them on, which the parity tests need and which
+    reproduces published training runs.
+    """
+
+    encode_padding: bool = False
+    """Encode padded frames as zero images and let the convolution of the merge read padding."""
+
+    coupled_clustering: bool = False
+    """Use the largest distance in the whole batch as the clustering's "far away"."""
+
+    surplus_clusters: bool = False
+    """Let clusters that hold only padding take part at the action and event levels."""
+
+    zero_floor: bool = False
+    """Leave padded words and frames in the maxima of the similarity as candidates with cosine
+    0, so that an item shorter than the longest scores no maximum below 0."""
+
+    batch_axis_kl: bool = False
+    """Take the second term of the interaction loss over the batch axis (a ``.T`` on three
+    axes), and let padding take part in its softmaxes."""
+
+    @classmethod
+    def published(cls) -> Quirks:
+        """Every quirk on."""
+        return cls(
+            encode_padding=True,
+            coupled_clustering=True,
+            surplus_clusters=True,
+            zero_floor=True,
+            batch_axis_kl=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GameConfig:
+    """The cooperative game of words and frames, and who teaches the interaction."""
+
+    teacher: Teacher = "estimator"
+    """Where the target interaction comes from: ``estimator`` (a network trained on labels, as
+    published), ``exact`` (closed form of the pair at hand, no network) or ``none``. The README's
+    results say what each of them reached on the generated data."""
+
+    similarity_scale: float = 1000.0
+    """Cosines are multiplied by this before the game is played (published: 1000)."""
+
+    estimator_channels: int = 64
+    """Channels of the estimator and of the predictors (published: 64)."""
+
+    def __post_init__(self) -> None:
+        require(self.similarity_scale > 0, f"game.similarity_scale is {self.similarity_scale}; it must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the parts of the retrieval loss (published README: kl 2, skl 1)."""
+
+    kl: float = 2.0
+    """Weight of the distillation of the entity similarities into the action and event ones."""
+
+    skl: float = 1.0
+    """Weight of the interaction loss (predictor against teacher)."""
+
+    def __post_init__(self) -> None:
+        require(self.kl >= 0, f"loss.kl is {self.kl}; it must not be negative")
+        require(self.skl >= 0, f"loss.skl is {self.skl}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """The text-video retrieval model."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    merging: MergingConfig = field(default_factory=MergingConfig)
+    game: GameConfig = field(default_factory=GameConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    quirks: Quirks = field(default_factory=Quirks)
+
+    max_words: int = 24
+    """Tokens of a caption, start and end included; longer captions are cut (published: 24)."""
+
+    max_frames: int = 12
+    """Frames of a video (published: 12 for MSR-VTT, 64 for ActivityNet)."""
+
+    level_rates: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    """Weights of the entity, action and event similarities in the retrieval score
+    (published default: entity alone)."""
+
+    def __post_init__(self) -> None:
+        require(self.max_words >= 3, f"max_words is {self.max_words}; a caption needs start, one piece and end: 3")
+        require(self.max_frames >= 1, f"max_frames is {self.max_frames}; it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer, its learning rates and its schedule."""
+
+    name: Literal["adamw", "bert_adam"] = "adamw"
+    """``bert_adam`` is the published optimizer (no bias correction, clipping per parameter, a
+    jump of the rate at the end of the warm-up); ``adamw`` is PyTorch's with a warm-up and
+    cosine schedule without the jump."""
+
+    lr: float = 1e-4
+    """Peak learning rate of everything but CLIP (published: 1e-4)."""
+
+    clip_lr_factor: float = 1e-3
+    """CLIP's learning rate as a multiple of ``lr`` (published ``coef_lr``: 1e-3)."""
+
+    weight_decay: float = 0.2
+    """Decay of weights; biases are exempt (published: 0.2)."""
+
+    warmup_fraction: float = 0.1
+    """Fraction of all steps over which the rate rises from 0 (published: 0.1)."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of the two moments (published: .9, .98)."""
+
+    eps: float = 1e-6
+    """Added to the root of the second moment (published: 1e-6)."""
+
+    max_grad_norm: float = 1.0
+    """Norm to which the whole gradient is clipped (published: 1)."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"optimizer.lr is {self.lr}; it must be positive")
+        require(self.clip_lr_factor >= 0, f"optimizer.clip_lr_factor is {self.clip_lr_factor}; it must not be negative")
+        require(
+            0 <= self.warmup_fraction < 1,
+            f"optimizer.warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)",
+        )

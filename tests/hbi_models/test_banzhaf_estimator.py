@@ -1,0 +1,52 @@
+"""The estimator network against a spelled-out forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+
+from hbi_models.banzhaf.estimator import InteractionEstimator
+
+
+def test_equals_convolution_unscaled_attention_over_all_cells_and_convolution() -> None:
+    torch.manual_seed(0)
+    estimator = InteractionEstimator(channels=8).double()
+    similarity = torch.randn(3, 5, 4, dtype=torch.float64)
+
+    hidden = F.relu(F.conv2d(similarity[:, None], estimator.conv_in.weight, estimator.conv_in.bias, padding=1))
+    cells = rearrange(hidden, "pairs channels words frames -> pairs (words frames) channels")
+    queries, keys, values = (cells @ matrix for matrix in (estimator.query, estimator.key, estimator.value))
+    attention = einsum(queries, keys, "pairs cells dim, pairs others dim -> pairs cells others").softmax(dim=-1)
+    cells = cells + einsum(attention, values, "pairs cells others, pairs others dim -> pairs cells dim")
+    grid = rearrange(cells, "pairs (words frames) channels -> pairs channels words frames", words=5)
+    expected = F.conv2d(grid, estimator.conv_out.weight, estimator.conv_out.bias, padding=1)[:, 0]
+
+    torch.testing.assert_close(estimator(similarity), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    estimator = InteractionEstimator(channels=4)
+    estimator(torch.randn(2, 3, 3)).square().sum().backward()
+    assert {name.split(".")[0] for name, _ in estimator.named_parameters()} == {
+        "conv_in",
+        "query",
+        "key",
+        "value",
+        "conv_out",
+    }
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in estimator.parameters())
+
+
+def test_attention_matrices_start_within_the_published_xavier_bound() -> None:
+    estimator = InteractionEstimator(channels=64)
+    bound = 1.414 * (6 / 128) ** 0.5
+    for matrix in (estimator.query, estimator.key, estimator.value):
+        assert matrix.abs().max().item() <= bound
+        assert matrix.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_no_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 channels"):
+        InteractionEstimator(channels=0)
