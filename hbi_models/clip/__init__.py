@@ -1,0 +1,1 @@
+"""CLIP backbones of any open_clip architecture, their tokens and their pixels."""

@@ -1,0 +1,148 @@
+"""The two towers of CLIP as the video-text model uses them: one feature per frame and per word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float, Int
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD
+from hbi_models.configs import require
+
+
+class ClipBackbone(nn.Module):
+    """The towers of an open_clip model, under the parameter names of OpenAI's release.
+
+    Image side: ``visual`` as open_clip builds it. Text side: ``token_embedding``,
+    ``positional_embedding``, ``transformer``, ``ln_final`` and ``text_projection``, wherever the
+    open_clip class keeps them.
+    """
+
+    # open_clip's towers come without types.
+    visual: Any
+    transformer: Any
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    ln_final: nn.LayerNorm
+    text_projection: nn.Parameter | nn.Linear | None
+    logit_scale: nn.Parameter
+
+    def __init__(self, model: Any, *, embedding_dim: int) -> None:
+        super().__init__()
+        text = getattr(model, "text", model)
+        self.visual = model.visual
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.transformer = text.transformer
+        self.ln_final = text.ln_final
+        self.text_projection = text.text_projection
+        self.logit_scale = model.logit_scale
+        self.embedding_dim = embedding_dim
+        self.context_length: int = self.positional_embedding.shape[0]
+        self.vocabulary_size: int = self.token_embedding.num_embeddings
+        self.text_heads: int = self.transformer.resblocks[0].attn.num_heads
+        self.is_causal = text.attn_mask is not None
+        self.image_size_px = square_size(self.visual.image_size)
+        preprocessing = getattr(self.visual, "preprocess_cfg", {})
+        self.pixel_mean = tuple(preprocessing.get("mean", ())) or CLIP_MEAN
+        self.pixel_std = tuple(preprocessing.get("std", ())) or CLIP_STD
+
+    @property
+    def text_width(self) -> int:
+        """Channels inside the text tower, before the projection."""
+        return int(self.positional_embedding.shape[1])
+
+    @property
+    def text_blocks(self) -> nn.ModuleList:
+        """The transformer blocks of the text tower."""
+        blocks: nn.ModuleList = self.transformer.resblocks
+        return blocks
+
+    @property
+    def uses_quick_gelu(self) -> bool:
+        """Whether the text tower's activation is x·sigmoid(1.702x), as in OpenAI's weights."""
+        return any(isinstance(module, QuickGELU) for module in self.transformer.modules())
+
+    def encode_frames(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames dim"]:
+        """Returns one projected feature per image (of a ViT: its class token), not normalised."""
+        features = self.visual(pixels)
+        # Some towers also return their patch tokens.
+        projected: Tensor = features[0] if isinstance(features, tuple) else features
+        return projected.float()
+
+    def encode_words(
+        self, token_ids: Int[Tensor, "texts words"], mask: Bool[Tensor, "texts words"]
+    ) -> Float[Tensor, "texts words dim"]:
+        """Returns one projected feature per token, not normalised; unspecified at padding.
+
+        Raises:
+            ValueError: The captions have more tokens than the tower has positions.
+        """
+        num_words = token_ids.shape[1]
+        require(
+            num_words <= self.context_length,
+            f"the captions have {num_words} tokens, but this CLIP has {self.context_length} text positions; "
+            f"lower max_words to {self.context_length} or choose another clip.architecture",
+        )
+        allowed = repeat(mask, "texts keys -> texts queries keys", queries=num_words)
+        if self.is_causal:
+            allowed = allowed & torch.ones(num_words, num_words, dtype=torch.bool, device=mask.device).tril()
+        hidden = self.token_embedding(token_ids) + self.positional_embedding[:num_words]
+        hidden = self.transformer(hidden, attn_mask=additive_attention_mask(allowed, heads=self.text_heads))
+        return self._project_words(self.ln_final(hidden)).float()
+
+    def _project_words(self, hidden: Float[Tensor, "texts words width"]) -> Float[Tensor, "texts words dim"]:
+        if self.text_projection is None:
+            return hidden
+        if isinstance(self.text_projection, nn.Linear):
+            projected: Tensor = self.text_projection(hidden)
+            return projected
+        return hidden @ self.text_projection
+
+    def freeze_patch_embedding(self) -> None:
+        """Stops training of the layer that turns pixels into patch tokens.
+
+        Raises:
+            ValueError: The image tower has no such layer.
+        """
+        trunk = getattr(self.visual, "trunk", None)
+        layer = getattr(self.visual, "conv1", None) or getattr(trunk, "patch_embed", None)
+        if layer is None:
+            raise ValueError(
+                f"clip.freeze_patch_embedding is true, but a {type(trunk or self.visual).__name__} has no patch "
+                "embedding; set it to false"
+            )
+        layer.requires_grad_(False)
+
+    def checkpoint_gradients(self) -> None:
+        """Makes both towers recompute their activations in the backward pass."""
+        self.visual.set_grad_checkpointing(True)
+        self.transformer.grad_checkpointing = True
+
+
+def additive_attention_mask(
+    allowed: Bool[Tensor, "items queries keys"], *, heads: int
+) -> Float[Tensor, "items_heads queries keys"]:
+    """Returns what ``nn.MultiheadAttention`` adds to its logits: 0 where allowed, elsewhere -inf.
+
+    A query without any allowed key sees all of them: its result is padding, and must not be
+    NaN, which would reach real tokens through products with 0.
+    """
+    allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
+    additive = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
+    return repeat(additive, "items queries keys -> (items heads) queries keys", heads=heads)
+
+
+def square_size(size: int | tuple[int, int]) -> int:
+    """Returns the side of a square image in pixels.
+
+    Raises:
+        ValueError: The tower wants images that are not square.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    require(height == width, f"this CLIP wants images of {height} x {width} pixels; only square ones are supported")
+    return height

@@ -1,0 +1,191 @@
+"""Architectures and weights of CLIP backbones, from open_clip or from local files.
+
+Nothing is unpickled: state dicts are read with ``weights_only``, safetensors as such, and
+OpenAI's archive as TorchScript, of which only the weights are taken.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.configs import ClipConfig, require
+
+ARCHITECTURES = Path(__file__).parent / "architectures"
+
+# Constants that OpenAI's archives store among the weights; no other release has them.
+OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")
+
+# What checkpoints hold beyond the parameters that the backbone takes over.
+UNUSED_ENTRIES = (*OPENAI_CONSTANTS, "attn_mask", "text.attn_mask", "logit_bias")
+
+TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+
+
+def load_clip(config: ClipConfig) -> ClipBackbone:
+    """Returns the backbone in float32 on the CPU; without ``pretrained``, freshly initialised.
+
+    Raises:
+        ValueError: The architecture or the weights are unknown, do not fit each other, or the
+            architecture is one whose words this project cannot read.
+    """
+    architecture = read_architecture(config.architecture)
+    tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else None
+    if tag:
+        require_same_activation(architecture, quick_gelu=tag.get("quick_gelu", False), config=config)
+        model = open_clip.create_model(config.architecture, pretrained=config.pretrained, precision="fp32")
+        backbone = ClipBackbone(model, embedding_dim=architecture["embed_dim"])
+    else:
+        state = None if config.pretrained is None else read_weights_file(architecture, config)
+        backbone = build_clip(architecture)
+        if state is not None:
+            load_weights(backbone, state, config)
+    if config.freeze_patch_embedding:
+        backbone.freeze_patch_embedding()
+    if config.gradient_checkpointing:
+        backbone.checkpoint_gradients()
+    return backbone
+
+
+def read_architecture(name: str) -> dict[str, Any]:
+    """Returns an architecture in open_clip's format: a JSON file's, a shipped one, or open_clip's own.
+
+    Raises:
+        ValueError: There is no such architecture, or it is of an unsupported kind.
+    """
+    architecture: dict[str, Any] | None
+    shipped = ARCHITECTURES / f"{name}.json"
+    if name.endswith(".json"):
+        require(Path(name).is_file(), f"clip.architecture is {name!r}, but there is no such file")
+        architecture = json.loads(Path(name).read_text(encoding="utf-8"))
+    elif shipped.is_file():
+        architecture = json.loads(shipped.read_text(encoding="utf-8"))
+    else:
+        architecture = open_clip.get_model_config(name)
+    if architecture is None:
+        raise ValueError(
+            f"clip.architecture is {name!r}; it must be a JSON file, a name that open_clip.list_models() knows, or one "
+            f"of {sorted(path.stem for path in ARCHITECTURES.glob('*.json'))}"
+        )
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - architecture.keys()
+    require(not missing, f"clip.architecture {name!r} lacks {sorted(missing)}, which open_clip's format asks for")
+    foreign = {"hf_model_name", "hf_tokenizer_name", "embed_cls"} & architecture["text_cfg"].keys()
+    require(
+        not foreign and "multimodal_cfg" not in architecture,
+        f"clip.architecture {name!r} has a text tower with {sorted(foreign) or ['multimodal_cfg']}; one feature per "
+        "word is only defined for CLIP's own tokens and text tower: choose an architecture without it",
+    )
+    return architecture
+
+
+def build_clip(architecture: Mapping[str, Any]) -> ClipBackbone:
+    """Returns a freshly initialised backbone for an architecture in open_clip's format.
+
+    Raises:
+        ValueError: open_clip does not know one of the settings.
+    """
+    settings = dict(architecture)
+    model_class = open_clip.CustomTextCLIP if settings.pop("custom_text", False) else open_clip.CLIP
+    try:
+        model = model_class(**settings)
+    except TypeError as error:
+        raise ValueError(f"open_clip cannot build the architecture {dict(architecture)}: {error}") from error
+    return ClipBackbone(model, embedding_dim=settings["embed_dim"])
+
+
+def require_same_activation(architecture: Mapping[str, Any], *, quick_gelu: bool, config: ClipConfig) -> None:
+    """Raises ``ValueError`` where weights trained with one GELU would run with the other."""
+    has_quick_gelu = architecture.get("quick_gelu", False)
+    require(
+        has_quick_gelu == quick_gelu,
+        f"the weights {config.pretrained!r} were trained with quick_gelu={quick_gelu}, but clip.architecture "
+        f"{config.architecture!r} has quick_gelu={has_quick_gelu}; choose the architecture "
+        f"{'with' if quick_gelu else 'without'} '-quickgelu' in its name",
+    )
+
+
+def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> dict[str, Tensor]:
+    """Returns the tensors of the checkpoint ``config.pretrained`` under the names of the backbone.
+
+    Raises:
+        ValueError: There is no such file or tag, the file is no checkpoint, or it was trained with
+            the other GELU.
+    """
+    path = Path(str(config.pretrained))
+    require(
+        path.is_file(),
+        f"clip.pretrained is {config.pretrained!r}; for {config.architecture!r} it must be null, a checkpoint file or "
+        f"one of open_clip's tags {open_clip.list_pretrained_tags_by_model(config.architecture)}",
+    )
+    state = read_checkpoint(path)
+    if any(name in state for name in OPENAI_CONSTANTS):
+        require_same_activation(architecture, quick_gelu=True, config=config)
+    return {
+        name.removeprefix("text.") if name.removeprefix("text.").startswith(TEXT_TOWER) else name: tensor
+        for name, tensor in state.items()
+        if name not in UNUSED_ENTRIES
+    }
+
+
+def load_weights(backbone: ClipBackbone, state: dict[str, Tensor], config: ClipConfig) -> None:
+    """Loads the tensors into the backbone, every one of them, in its own precision.
+
+    Raises:
+        ValueError: They are not exactly the tensors of the architecture.
+    """
+    if "logit_scale" in state:
+        # A scalar in some releases, a vector of length one in others.
+        state = {**state, "logit_scale": state["logit_scale"].reshape(backbone.logit_scale.shape)}
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{config.pretrained} does not fit clip.architecture {config.architecture!r}: {error}"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a .safetensors file, a saved state dict, or OpenAI's TorchScript archive.
+
+    Raises:
+        ValueError: The file is none of these.
+    """
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if is_torchscript(path):
+        with warnings.catch_warnings():
+            # PyTorch advises against writing TorchScript; what OpenAI wrote still has to be read.
+            warnings.simplefilter("ignore", FutureWarning)
+            archive: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        return dict(archive.state_dict())
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is no checkpoint of tensors alone, and nothing else is unpickled: {error}") from error
+    if isinstance(content, Mapping) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(
+            f"{path} holds {type(content).__name__}, not the tensors of a model; give a state dict (.pt, .bin), "
+            "a .safetensors file or OpenAI's .pt archive"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def is_torchscript(path: Path) -> bool:
+    """Returns whether the file is a TorchScript archive, told by the member that holds its constants."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(member.endswith("/constants.pkl") for member in archive.namelist())

@@ -1,0 +1,76 @@
+"""From decoded frames to what CLIP's image tower expects.
+
+The work is split where the bytes are cheapest: frames are resized once, when they are
+extracted, and stored as uint8; cropping and normalisation happen on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from hbi_models.configs import require
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of CLIP's training pixels per channel (red, green, blue), on a scale of 0 to 1."""
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of CLIP's training pixels per channel."""
+
+
+def resize_short_side(
+    image: UInt8[np.ndarray, "height width 3"], size_px: int
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Returns the image with its short side at ``size_px``: bicubic, antialiased, aspect kept.
+
+    The long side is rounded down, as torchvision's ``Resize`` does, whose result this equals.
+    """
+    require(size_px >= 1, f"the short side was to become {size_px} pixels; it must be 1 or more")
+    height, width = image.shape[:2]
+    short, long = min(height, width), max(height, width)
+    if short == size_px:
+        return image
+    new_long = size_px * long // short
+    new_width, new_height = (size_px, new_long) if width <= height else (new_long, size_px)
+    return np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC))
+
+
+def centre_crop(frames: UInt8[Tensor, "*frames 3 height width"], size_px: int) -> UInt8[Tensor, "*frames 3 size size"]:
+    """Returns the central square of ``size_px`` pixels of channel-first frames.
+
+    Raises:
+        ValueError: A side is shorter than the square.
+    """
+    height, width = frames.shape[-2:]
+    require(
+        min(height, width) >= size_px,
+        f"frames of {height} x {width} pixels hold no square of {size_px}; extract them with a short side of "
+        f"at least {size_px} pixels",
+    )
+    # round() goes to the even neighbour, which decides where an odd margin falls.
+    top, left = round((height - size_px) / 2), round((width - size_px) / 2)
+    return frames[..., top : top + size_px, left : left + size_px]
+
+
+def normalize_pixels(
+    frames: UInt8[Tensor, "*frames 3 height width"],
+    *,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> Float[Tensor, "*frames 3 height width"]:
+    """Returns float pixels, centred and scaled per channel, on the device of ``frames``."""
+    mean_255 = torch.tensor(mean, device=frames.device).mul(255).reshape(3, 1, 1)
+    std_255 = torch.tensor(std, device=frames.device).mul(255).reshape(3, 1, 1)
+    return (frames - mean_255) / std_255
+
+
+def preprocess_image(image: UInt8[np.ndarray, "height width 3"], size_px: int) -> Float[Tensor, "3 size size"]:
+    """Returns CLIP's evaluation transform of one image: resize, central square, normalisation."""
+    resized = torch.from_numpy(np.array(resize_short_side(image, size_px)))
+    return normalize_pixels(centre_crop(rearrange(resized, "height width rgb -> rgb height width"), size_px))

@@ -1,0 +1,172 @@
+"""Retrieval and question-answering metrics, computed from complete score matrices.
+
+Tie rule, everywhere: a rank is the expected one when tied candidates are put in random order.
+A query tied with one wrong candidate at the top has rank 1.5 and is no hit at 1; constant
+scores give chance level. Each query has exactly one rank, and without ties it is an integer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hbi_models.configs import require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalMetrics:
+    """Metrics of one direction of retrieval; recalls in percent of the queries, ranks from 1."""
+
+    recall_at_1: float
+    recall_at_5: float
+    recall_at_10: float
+    recall_at_50: float
+    median_rank: float
+    mean_rank: float
+
+    @classmethod
+    def from_ranks(cls, ranks: Float[Tensor, " queries"]) -> RetrievalMetrics:
+        """Returns the metrics of queries with these ranks; of an even number, the median is the middle of two.
+
+        Raises:
+            ValueError: there is no query.
+        """
+        require(len(ranks) > 0, "there are no ranks; retrieval metrics need one query or more")
+        ranks = ranks.double()
+        recalls = {f"recall_at_{k}": 100 * (ranks <= k).double().mean().item() for k in (1, 5, 10, 50)}
+        ordered = ranks.sort().values
+        median = (ordered[(len(ranks) - 1) // 2] + ordered[len(ranks) // 2]).item() / 2
+        return cls(**recalls, median_rank=median, mean_rank=ranks.mean().item())
+
+    def as_dict(self) -> dict[str, float]:
+        """Returns the metrics under their field names."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceInterval:
+    """Bounds of a metric, in the metric's own units."""
+
+    low: float
+    high: float
+
+
+def text_to_video_ranks(
+    similarity: Float[Tensor, "texts videos"], video_of_text: Int[Tensor, " texts"]
+) -> Float[Tensor, " texts"]:
+    """Returns the rank of each text's video among all videos, from 1.
+
+    ``video_of_text`` holds the column of each text's video; texts may share a video, and videos
+    without a text are distractors.
+
+    Raises:
+        ValueError: a score is NaN, or an index is not that of a video.
+    """
+    _check(similarity, video_of_text)
+    own = similarity.gather(1, video_of_text[:, None])
+    above = (similarity > own).sum(dim=1)
+    tied = (similarity == own).sum(dim=1) - 1
+    return 1 + above + tied.double() / 2
+
+
+def video_to_text_ranks(
+    similarity: Float[Tensor, "texts videos"], video_of_text: Int[Tensor, " texts"]
+) -> Float[Tensor, " videos"]:
+    """Returns the rank of each video's best caption among all texts, from 1.
+
+    Raises:
+        ValueError: a score is NaN, an index is not that of a video, or a video has no text.
+    """
+    _check(similarity, video_of_text)
+    num_videos = similarity.shape[1]
+    captions = torch.bincount(video_of_text, minlength=num_videos)
+    require(
+        bool((captions > 0).all()),
+        f"{int((captions == 0).sum())} of {num_videos} videos have no text, the first is {int(captions.argmin())}; "
+        "as queries they have no right answer: remove their columns",
+    )
+    own = similarity.gather(1, video_of_text[:, None])[:, 0]
+    best = similarity.new_full((num_videos,), -torch.inf).scatter_reduce(0, video_of_text, own, "amax")
+    above = (similarity > best).sum(dim=0)
+    own_best = torch.zeros_like(captions).index_add(0, video_of_text, (own == best[video_of_text]).to(captions.dtype))
+    tied = (similarity == best).sum(dim=0) - own_best
+    # Of m right and n wrong candidates in random order, n / (m + 1) wrong ones precede the first right one.
+    return 1 + above + tied.double() / (own_best + 1)
+
+
+def bootstrap_intervals(
+    ranks: Float[Tensor, " queries"],
+    *,
+    generator: torch.Generator,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> dict[str, ConfidenceInterval]:
+    """Returns a percentile bootstrap interval of each metric, over resampled queries.
+
+    The interval describes the sampling of queries, with the gallery and the model fixed (Efron and
+    Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13). ``generator`` lives on the
+    device of ``ranks``.
+
+    Raises:
+        ValueError: there is no query, no resample, or ``confidence`` does not lie in (0, 1).
+    """
+    require(num_resamples >= 1, f"num_resamples is {num_resamples}; it must be 1 or more")
+    require(0 < confidence < 1, f"confidence is {confidence}; it must lie in (0, 1)")
+    require(len(ranks) > 0, "there are no ranks; retrieval metrics need one query or more")
+    resamples = []
+    for _ in range(num_resamples):
+        drawn = torch.randint(len(ranks), (len(ranks),), generator=generator, device=ranks.device)
+        resamples.append(RetrievalMetrics.from_ranks(ranks[drawn]).as_dict())
+    tail = (1 - confidence) / 2
+    quantiles = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    intervals = {}
+    for name in resamples[0]:
+        values = torch.tensor([resample[name] for resample in resamples], dtype=torch.float64)
+        intervals[name] = ConfidenceInterval(*values.quantile(quantiles).tolist())
+    return intervals
+
+
+def top_k_accuracy(logits: Float[Tensor, "items answers"], labels: Int[Tensor, " items"], *, k: int) -> float:
+    """Returns the percentage of questions whose answer is among the k best.
+
+    A label of -1 is a question whose answer is not in the vocabulary; it counts as wrong. For the
+    accuracy over answerable questions alone (published), leave those out.
+
+    Raises:
+        ValueError: a logit is NaN, there is no question, or a label is neither -1 nor an answer.
+    """
+    num_items, num_answers = logits.shape
+    require(num_items > 0, "there are no questions; accuracy needs one or more")
+    require(1 <= k <= num_answers, f"k is {k}; it must lie between 1 and the number of answers, {num_answers}")
+    require(
+        bool(((labels >= -1) & (labels < num_answers)).all()),
+        f"labels run from {int(labels.min())} to {int(labels.max())}; they must be answers 0 to {num_answers - 1}, "
+        "or -1 where the answer is not in the vocabulary",
+    )
+    answerable = labels >= 0
+    _check_scores(logits)
+    ranks = text_to_video_ranks(logits[answerable], labels[answerable])
+    return 100 * int((ranks <= k).sum()) / num_items
+
+
+def _check(similarity: Tensor, video_of_text: Tensor) -> None:
+    num_texts, num_videos = similarity.shape
+    require(
+        num_texts == 0 or bool(((video_of_text >= 0) & (video_of_text < num_videos)).all()),
+        f"video_of_text must hold columns of the {num_texts} x {num_videos} score matrix, 0 to {num_videos - 1}; "
+        f"it runs from {int(video_of_text.min())} to {int(video_of_text.max())}",
+    )
+    _check_scores(similarity)
+
+
+def _check_scores(scores: Tensor) -> None:
+    invalid = scores.isnan()
+    if invalid.any():
+        row, column = invalid.nonzero()[0].tolist()
+        raise ValueError(
+            f"{int(invalid.sum())} of {scores.numel()} scores are NaN, the first in row {row}, column {column}; "
+            "NaN has no rank: leave out items without features, or look for a diverged model"
+        )

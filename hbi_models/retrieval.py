@@ -1,0 +1,193 @@
+"""The retrieval model: captions and videos as three levels of tokens, and what pairs of them teach.
+
+    words  ── CLIP text tower ───────────────► entity ── merge ──► action ── merge ──► event
+    frames ── CLIP image tower ── temporal ──► entity ── merge ──► action ── merge ──► event
+
+Each level has importance logits for its tokens. Everything is computed per text, per video or
+per pair; ``losses.retrieval_loss`` relates the pairs of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hbi_models.axes import Interaction, PairFeatures, TextBatch, TokenFeatures, TokenLevel, VideoBatch
+from hbi_models.banzhaf.estimator import InteractionEstimator
+from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.clip.loading import load_clip
+from hbi_models.configs import LEVELS, RetrievalConfig, require
+from hbi_models.similarity import retrieval_similarity, token_cosines
+from hbi_models.temporal_encoder import TemporalEncoder
+from hbi_models.token_merging import TokenMerge, count_clusters
+
+
+class RetrievalModel(nn.Module):
+    """Encodes captions and videos into the hierarchy and predicts the interactions of pairs.
+
+    With ``game.teacher`` = ``estimator`` the network ``teacher`` starts random: load a trained
+    estimator's state dict into it. Parameters that the settings leave without a gradient do not
+    require one.
+
+    Raises:
+        ValueError: The settings do not fit the CLIP architecture.
+    """
+
+    def __init__(self, config: RetrievalConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = load_clip(config.clip)
+        dim = self.clip.embedding_dim
+        require(
+            config.max_words <= self.clip.context_length,
+            f"max_words is {config.max_words}, but the CLIP architecture {config.clip.architecture!r} has "
+            f"{self.clip.context_length} text positions; lower max_words",
+        )
+        self.temporal = TemporalEncoder(
+            dim,
+            config.temporal,
+            num_positions=max(self.clip.context_length, config.max_frames),
+            quick_gelu=self.clip.uses_quick_gelu,
+        )
+        self.text_importance = nn.ModuleDict({level: importance_network(dim) for level in LEVELS})
+        self.video_importance = nn.ModuleDict({level: importance_network(dim) for level in LEVELS})
+        for module in (self.temporal, self.text_importance, self.video_importance):
+            module.apply(init_published)
+        if config.temporal.init_from_clip_text:
+            self.temporal.copy_clip_text(self.clip)
+        self.text_merges = make_merges(dim, config.max_words, config.merging.text_rates, config)
+        self.video_merges = make_merges(dim, config.max_frames, config.merging.video_rates, config)
+        channels = config.game.estimator_channels
+        self.predictors = nn.ModuleDict({level: InteractionEstimator(channels) for level in LEVELS})
+        self.predictors.requires_grad_(self.learns_interaction)
+        self.teacher = InteractionEstimator(channels) if config.game.teacher == "estimator" else None
+        if self.teacher is not None:
+            self.teacher.requires_grad_(False)
+
+    @property
+    def learns_interaction(self) -> bool:
+        """Whether the settings ask for an interaction loss."""
+        return self.config.loss.skl > 0 and self.config.game.teacher != "none"
+
+    def forward(self, texts: TextBatch, videos: VideoBatch, generator: torch.Generator | None = None) -> PairFeatures:
+        """Returns what the loss needs of matching pairs: text i belongs to video i.
+
+        ``generator`` draws the tie-break noise of the clustering, where the settings ask for it.
+        """
+        return self.relate(self.encode_text(texts, generator), self.encode_video(videos, generator))
+
+    def relate(self, texts: tuple[TokenLevel, ...], videos: tuple[TokenLevel, ...]) -> PairFeatures:
+        """Returns the levels of matching pairs with their interactions, predicted and target."""
+        if not self.learns_interaction:
+            return PairFeatures(texts, videos, interactions=())
+        interactions = (
+            self._interaction(name, text, video) for name, text, video in zip(LEVELS, texts, videos, strict=True)
+        )
+        return PairFeatures(texts, videos, tuple(interactions))
+
+    def encode_text(self, texts: TextBatch, generator: torch.Generator | None = None) -> tuple[TokenLevel, ...]:
+        """Returns the entity, action and event level of every caption."""
+        words = TokenFeatures(self.clip.encode_words(texts.token_ids, texts.mask), texts.mask)
+        return self.text_hierarchy(words, generator)
+
+    def encode_video(self, videos: VideoBatch, generator: torch.Generator | None = None) -> tuple[TokenLevel, ...]:
+        """Returns the entity, action and event level of every video."""
+        frames = TokenFeatures(self._encode_frames(videos), videos.mask)
+        return self.video_hierarchy(self.temporal(frames), generator)
+
+    def text_hierarchy(self, words: TokenFeatures, generator: torch.Generator | None = None) -> tuple[TokenLevel, ...]:
+        """Returns the three levels above word features."""
+        return build_hierarchy(words, self.text_merges, self.text_importance, generator)
+
+    def video_hierarchy(
+        self, frames: TokenFeatures, generator: torch.Generator | None = None
+    ) -> tuple[TokenLevel, ...]:
+        """Returns the three levels above frame features that have passed the temporal encoder."""
+        return build_hierarchy(frames, self.video_merges, self.video_importance, generator)
+
+    def similarity(
+        self,
+        texts: Sequence[TokenLevel],
+        videos: Sequence[TokenLevel],
+        rates: Sequence[float] | None = None,
+    ) -> Float[Tensor, "texts videos"]:
+        """Returns the retrieval score of every text with every video, the larger the better.
+
+        ``rates`` weigh the levels; by default they are the settings' ``level_rates``.
+        """
+        rates = self.config.level_rates if rates is None else rates
+        return retrieval_similarity(texts, videos, rates, zero_floor=self.config.quirks.zero_floor)
+
+    def _encode_frames(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
+        if self.config.quirks.encode_padding:
+            pixels = videos.pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
+            features = self.clip.encode_frames(rearrange(pixels, "videos frames ... -> (videos frames) ..."))
+            return rearrange(features, "(videos frames) dim -> videos frames dim", videos=len(pixels))
+        # Towers take no empty batch, and in training their parameters still need a gradient of 0.
+        encoded = videos.mask if videos.mask.any() else torch.ones_like(videos.mask)
+        features = self.clip.encode_frames(videos.pixels[encoded])
+        padded = features.new_zeros((*encoded.shape, features.shape[-1]))
+        padded[encoded] = features
+        return padded
+
+    def _interaction(self, name: str, text: TokenLevel, video: TokenLevel) -> Interaction:
+        cosines = token_cosines(text, video)
+        prediction = self.predictors[name](cosines)
+        return Interaction(prediction.float(), self._teach(cosines.detach(), text, video).float())
+
+    @torch.no_grad()
+    def _teach(
+        self, cosines: Float[Tensor, "pairs words frames"], text: TokenLevel, video: TokenLevel
+    ) -> Float[Tensor, "pairs words frames"]:
+        if self.teacher is not None:
+            target: Tensor = self.teacher(cosines)
+            return target
+        scaled = self.config.game.similarity_scale * cosines
+        return exact_interaction(scaled, text.logits.detach(), video.logits.detach(), text.mask, video.mask)
+
+
+def build_hierarchy(
+    tokens: TokenFeatures,
+    merges: nn.ModuleDict,
+    importance: nn.ModuleDict,
+    generator: torch.Generator | None = None,
+) -> tuple[TokenLevel, ...]:
+    """Returns the levels from the finest up: tokens, and tokens merged once and twice."""
+    levels = []
+    for level in LEVELS:
+        if level in merges:
+            tokens = merges[level](tokens, generator)
+        logits = rearrange(importance[level](tokens.features).float(), "items tokens 1 -> items tokens")
+        levels.append(TokenLevel(tokens.features, tokens.mask, logits))
+    return tuple(levels)
+
+
+def make_merges(dim: int, max_tokens: int, rates: tuple[float, float], config: RetrievalConfig) -> nn.ModuleDict:
+    """Returns one merge for each level above the finest, by the name of the level it makes.
+
+    The numbers of clusters follow from the longest item that the settings allow, not from the
+    batch at hand, so that an item's clusters do not depend on how much it is padded.
+    """
+    merges = nn.ModuleDict()
+    num_tokens = max_tokens
+    for level, rate in zip(LEVELS[1:], rates, strict=True):
+        num_tokens = count_clusters(num_tokens, rate)
+        merges[level] = TokenMerge(dim, num_tokens, config=config.merging, quirks=config.quirks)
+    return merges
+
+
+def importance_network(dim: int) -> nn.Sequential:
+    """Returns the network that gives a token its importance logit (published: 512-1024-1)."""
+    return nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 1))
+
+
+def init_published(module: nn.Module) -> None:
+    """Initialises linear layers and embeddings as published: normal with deviation 0.02, biases 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,152 @@
+"""Retrieval metrics against full sorts and torchmetrics, their tie rule and their intervals."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
+
+from hbi_models.metrics import (
+    RetrievalMetrics,
+    bootstrap_intervals,
+    text_to_video_ranks,
+    top_k_accuracy,
+    video_to_text_ranks,
+)
+
+
+def scores(texts: int, videos: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(texts, videos, generator=torch.Generator().manual_seed(seed))
+
+
+def first_hit_of_a_full_sort(row: torch.Tensor, relevant: torch.Tensor) -> int:
+    order = row.argsort(descending=True)
+    return int(relevant[order].nonzero()[0, 0]) + 1
+
+
+def mean_rank_over_all_orders_of_ties(row: list[float], relevant: list[bool]) -> float:
+    """Expected rank of the first relevant item, by trying every order of the items."""
+    ranks = []
+    for order in itertools.permutations(range(len(row))):
+        placed = sorted(order, key=lambda item: -row[item])
+        ranks.append(1 + next(place for place, item in enumerate(placed) if relevant[item]))
+    return sum(ranks) / len(ranks)
+
+
+def test_ranks_equal_those_of_a_full_sort_with_several_texts_per_video() -> None:
+    similarity = scores(texts=30, videos=12)
+    video_of_text = torch.cat([torch.arange(12), torch.randint(12, (18,), generator=torch.Generator().manual_seed(1))])
+    own = video_of_text[:, None] == torch.arange(12)
+
+    expected = [first_hit_of_a_full_sort(similarity[text], own[text]) for text in range(30)]
+    assert text_to_video_ranks(similarity, video_of_text).tolist() == expected
+    expected = [first_hit_of_a_full_sort(similarity[:, video], own[:, video]) for video in range(12)]
+    assert video_to_text_ranks(similarity, video_of_text).tolist() == expected
+
+
+def test_ranks_agree_with_torchmetrics() -> None:
+    # torchmetrics takes relevances in [0, 1].
+    similarity = scores(texts=20, videos=20).sigmoid()
+    ranks = text_to_video_ranks(similarity, torch.arange(20))
+    relevant = torch.eye(20, dtype=torch.bool)
+    for text in range(20):
+        reciprocal = retrieval_reciprocal_rank(similarity[text], relevant[text]).item()
+        assert 1 / ranks[text].item() == pytest.approx(reciprocal)
+    hits = [retrieval_hit_rate(similarity[text], relevant[text], top_k=5).item() for text in range(20)]
+    assert RetrievalMetrics.from_ranks(ranks).recall_at_5 == pytest.approx(100 * sum(hits) / 20)
+
+
+def test_ties_count_as_their_mean_over_all_orders() -> None:
+    similarity = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 2.0], [2.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    video_of_text = torch.tensor([0, 1, 2, 0])
+    own = video_of_text[:, None] == torch.arange(3)
+    expected = [mean_rank_over_all_orders_of_ties(similarity[i].tolist(), own[i].tolist()) for i in range(4)]
+    assert text_to_video_ranks(similarity, video_of_text).tolist() == pytest.approx(expected)
+    columns = [(similarity[:, i].tolist(), own[:, i].tolist()) for i in range(3)]
+    expected = [mean_rank_over_all_orders_of_ties(*column) for column in columns]
+    assert video_to_text_ranks(similarity, video_of_text).tolist() == pytest.approx(expected)
+
+
+def test_constant_scores_give_one_chance_level_rank_per_query() -> None:
+    similarity = torch.zeros(9, 9)
+    for ranks in (text_to_video_ranks(similarity, torch.arange(9)), video_to_text_ranks(similarity, torch.arange(9))):
+        assert ranks.tolist() == [5.0] * 9
+        assert RetrievalMetrics.from_ranks(ranks).recall_at_1 == 0
+
+
+def test_metrics_of_known_ranks() -> None:
+    metrics = RetrievalMetrics.from_ranks(torch.tensor([1.0, 1.5, 3.0, 5.0, 10.0, 51.0], dtype=torch.float64))
+    assert metrics.as_dict() == pytest.approx(
+        {
+            "recall_at_1": 100 / 6,
+            "recall_at_5": 400 / 6,
+            "recall_at_10": 500 / 6,
+            "recall_at_50": 500 / 6,
+            "median_rank": 4.0,
+            "mean_rank": 71.5 / 6,
+        }
+    )
+
+
+def test_nan_scores_are_refused_with_their_place() -> None:
+    similarity = scores(texts=4, videos=4)
+    similarity[2, 3] = torch.nan
+    for ranks_of in (text_to_video_ranks, video_to_text_ranks):
+        with pytest.raises(ValueError, match="1 of 16 scores are NaN, the first in row 2, column 3"):
+            ranks_of(similarity, torch.arange(4))
+
+
+def test_videos_without_a_text_are_distractors_but_no_queries() -> None:
+    similarity, video_of_text = scores(texts=3, videos=5), torch.tensor([0, 4, 2])
+    assert len(text_to_video_ranks(similarity, video_of_text)) == 3
+    with pytest.raises(ValueError, match="2 of 5 videos have no text, the first is 1"):
+        video_to_text_ranks(similarity, video_of_text)
+
+
+def test_indices_of_no_video_are_refused() -> None:
+    with pytest.raises(ValueError, match="from -1 to 2"):
+        text_to_video_ranks(scores(texts=3, videos=3), torch.tensor([0, -1, 2]))
+
+
+def test_no_query_is_refused() -> None:
+    with pytest.raises(ValueError, match="there are no ranks"):
+        RetrievalMetrics.from_ranks(torch.zeros(0, dtype=torch.float64))
+
+
+def test_bootstrap_interval_covers_the_true_recall_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(100):
+        ranks = torch.where(torch.rand(200, generator=generator) < 0.4, 1.0, 20.0).double()
+        interval = bootstrap_intervals(ranks, generator=generator, num_resamples=200, confidence=0.9)["recall_at_1"]
+        covered += interval.low <= 40 <= interval.high
+    # Binomial with 100 trials of 0.9: outside these bounds less than once in a thousand seeds.
+    assert 80 <= covered <= 99
+
+
+def test_bootstrap_is_a_function_of_the_generator() -> None:
+    ranks = text_to_video_ranks(scores(texts=50, videos=50), torch.arange(50))
+    first = bootstrap_intervals(ranks, generator=torch.Generator().manual_seed(3), num_resamples=50)
+    again = bootstrap_intervals(ranks, generator=torch.Generator().manual_seed(3), num_resamples=50)
+    assert first == again
+    assert set(first) == set(RetrievalMetrics.from_ranks(ranks).as_dict())
+    assert first["mean_rank"].low < ranks.mean().item() < first["mean_rank"].high
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_answer_accuracy_equals_torchmetrics_and_unanswerable_questions_are_wrong(k: int) -> None:
+    logits = scores(texts=40, videos=6)
+    labels = torch.randint(6, (40,), generator=torch.Generator().manual_seed(2))
+    expected = 100 * multiclass_accuracy(logits, labels, num_classes=6, top_k=k, average="micro").item()
+    assert top_k_accuracy(logits, labels, k=k) == pytest.approx(expected)
+    labels[:10] = -1
+    among_answerable = top_k_accuracy(logits[10:], labels[10:], k=k)
+    assert top_k_accuracy(logits, labels, k=k) == pytest.approx(0.75 * among_answerable)
+
+
+def test_answers_outside_the_vocabulary_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels run from 0 to 6"):
+        top_k_accuracy(scores(texts=2, videos=6), torch.tensor([0, 6]), k=1)

@@ -1,0 +1,239 @@
+"""The retrieval model as a whole: independence of pairs, gradients, teachers, odd inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hbi_models.axes import PairFeatures, TextBatch, VideoBatch
+from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.configs import (
+    LEVELS,
+    ClipConfig,
+    GameConfig,
+    LossConfig,
+    MergingConfig,
+    Quirks,
+    RetrievalConfig,
+    TemporalConfig,
+)
+from hbi_models.losses import retrieval_loss
+from hbi_models.retrieval import RetrievalModel
+from hbi_models.similarity import token_cosines
+from tests.hbi_models.tiny_model import MAX_WORDS, random_batches, tiny_config
+
+# Other sums of matrix products in other batches.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def make_model(folder: Path, **settings: Any) -> RetrievalModel:
+    torch.manual_seed(0)
+    return RetrievalModel(tiny_config(folder, **settings))
+
+
+def leaves(features: PairFeatures) -> list[Tensor]:
+    """Returns every tensor, with 0 at padding, where nothing is specified."""
+    result = []
+    for level in (*features.texts, *features.videos):
+        padding = ~level.mask
+        result += [level.mask, level.logits.masked_fill(padding, 0), level.features.masked_fill(padding[..., None], 0)]
+    for index, interaction in enumerate(features.interactions):
+        real = features.texts[index].mask[:, :, None] & features.videos[index].mask[:, None, :]
+        result += [tensor.masked_fill(~real, 0) for tensor in (interaction.prediction, interaction.target)]
+    return result
+
+
+def rows(texts: TextBatch, videos: VideoBatch, part: slice) -> tuple[TextBatch, VideoBatch]:
+    return (
+        TextBatch(texts.token_ids[part], texts.mask[part]),
+        VideoBatch(videos.pixels[part], videos.mask[part]),
+    )
+
+
+def loss_of(model: RetrievalModel, features: PairFeatures) -> Tensor:
+    config = model.config
+    return retrieval_loss(features, model.clip.logit_scale, config=config.loss, quirks=config.quirks).total
+
+
+@pytest.mark.parametrize("teacher", ["exact", "estimator", "none"])
+@torch.no_grad()
+def test_halves_of_a_batch_give_the_halves_of_its_features(tmp_path: Path, teacher: str) -> None:
+    model = make_model(tmp_path, game=GameConfig(teacher=teacher, estimator_channels=4))
+    texts, videos = random_batches([12, 5, 3, 9], [6, 2, 1, 4])
+    whole = leaves(model(texts, videos))
+    halves = [leaves(model(*rows(texts, videos, part))) for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close([torch.cat(parts) for parts in zip(*halves, strict=True)], whole, **ROUNDING)
+
+
+@torch.no_grad()
+def test_the_amount_of_padding_does_not_matter(tmp_path: Path) -> None:
+    model = make_model(tmp_path).eval()
+    texts, videos = random_batches([5, 4], [3, 2])
+    similarity = model.similarity(model.encode_text(texts), model.encode_video(videos), (1.0, 1.0, 1.0))
+    cut_texts = model.encode_text(TextBatch(texts.token_ids[:, :5], texts.mask[:, :5]))
+    cut_videos = model.encode_video(VideoBatch(videos.pixels[:, :3], videos.mask[:, :3]))
+    torch.testing.assert_close(model.similarity(cut_texts, cut_videos, (1.0, 1.0, 1.0)), similarity, **ROUNDING)
+
+
+@torch.no_grad()
+def test_only_real_frames_are_encoded_unless_published(tmp_path: Path) -> None:
+    _, videos = random_batches([5, 4], [3, 2])
+    for quirks, num_encoded in ((Quirks(), 5), (Quirks(encode_padding=True), 12)):
+        model = make_model(tmp_path, quirks=quirks)
+        seen: list[int] = []
+        model.clip.visual.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
+        model.encode_video(videos)
+        assert seen == [num_encoded]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"game": GameConfig(teacher="estimator", estimator_channels=4)},
+        {"game": GameConfig(teacher="none", estimator_channels=4)},
+        {"loss": LossConfig(skl=0.0)},
+        {"loss": LossConfig(kl=0.0)},
+        {"quirks": Quirks.published(), "game": GameConfig(teacher="estimator", estimator_channels=4)},
+    ],
+)
+def test_exactly_the_trainable_parameters_get_a_gradient(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model = make_model(tmp_path, **settings)
+    loss_of(model, model(*random_batches([12, 5, 9], [6, 4, 5]))).backward()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable
+    frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    learns = model.config.loss.skl > 0 and model.config.game.teacher != "none"
+    expected = {"clip"} | (set() if learns else {"predictors"}) | ({"teacher"} if model.teacher is not None else set())
+    assert frozen == expected
+
+
+@pytest.mark.parametrize("frame_lengths", [[0, 4], [0, 0]])
+def test_videos_without_frames_keep_everything_finite(tmp_path: Path, frame_lengths: list[int]) -> None:
+    model = make_model(tmp_path)
+    texts, videos = random_batches([12, 5], frame_lengths)
+    features = model(texts, videos)
+    similarity = model.similarity(features.texts, features.videos, (0.5, 0.3, 0.2))
+    assert similarity[:, 0].tolist() == [0, 0]
+    loss = loss_of(model, features)
+    loss.backward()
+    assert loss.isfinite()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_mixed_precision_keeps_scores_and_losses_in_float32(tmp_path: Path) -> None:
+    batches = random_batches([12, 5, 9], [6, 4, 5])
+    losses = []
+    for enabled in (False, True):
+        model = make_model(tmp_path)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            features = model(*batches)
+            losses.append(loss_of(model, features))
+        tensors = [tensor for level in (*features.texts, *features.videos) for tensor in (level.features, level.logits)]
+        tensors += [tensor for item in features.interactions for tensor in (item.prediction, item.target)]
+        assert {tensor.dtype for tensor in (*tensors, losses[-1])} == {torch.float32}
+        losses[-1].backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    # Eight bits of mantissa in the towers; clusters may change hands.
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.05)
+
+
+@torch.no_grad()
+def test_few_frames_and_words_pass_the_hierarchy(tmp_path: Path) -> None:
+    merging = MergingConfig(text_rates=(0.25, 0.5), video_rates=(0.25, 0.5), heads=4)
+    model = make_model(tmp_path, merging=merging, max_frames=2)
+    texts, videos = random_batches([2, 3], [1, 2])
+    videos = VideoBatch(videos.pixels[:, :2], videos.mask[:, :2])
+    text_levels, video_levels = model.encode_text(texts), model.encode_video(videos)
+    assert [level.mask.shape[1] for level in text_levels] == [MAX_WORDS, 3, 2]
+    assert [level.mask.shape[1] for level in video_levels] == [2, 1, 1]
+    assert model.similarity(text_levels, video_levels, (1.0, 1.0, 1.0)).isfinite().all()
+
+
+@torch.no_grad()
+def test_the_exact_teacher_plays_the_game_of_the_pairs_own_tokens(tmp_path: Path) -> None:
+    model = make_model(tmp_path, game=GameConfig(teacher="exact", similarity_scale=10.0, estimator_channels=4))
+    features = model(*random_batches([12, 5], [6, 2]))
+    for text, video, interaction in zip(features.texts, features.videos, features.interactions, strict=True):
+        cosines = token_cosines(text, video)
+        expected = exact_interaction(10 * cosines, text.logits, video.logits, text.mask, video.mask)
+        torch.testing.assert_close(interaction.target, expected)
+        assert not interaction.target.requires_grad
+
+
+@torch.no_grad()
+def test_the_estimator_teaches_from_masked_cosines(tmp_path: Path) -> None:
+    model = make_model(tmp_path, game=GameConfig(teacher="estimator", estimator_channels=4))
+    features = model(*random_batches([12, 5], [6, 2]))
+    for name, text, video, interaction in zip(
+        LEVELS, features.texts, features.videos, features.interactions, strict=True
+    ):
+        cosines = token_cosines(text, video)
+        torch.testing.assert_close(interaction.target, model.teacher(cosines))
+        torch.testing.assert_close(interaction.prediction, model.predictors[name](cosines))
+
+
+def test_levels_are_gathered_leaf_by_leaf_in_a_fixed_order(tmp_path: Path) -> None:
+    features = make_model(tmp_path)(*random_batches([12, 5], [6, 2]))
+    visited: list[Tensor] = []
+
+    def visit(tensor: Tensor) -> Tensor:
+        visited.append(tensor)
+        return torch.cat([tensor, tensor])
+
+    doubled = features.map(visit)
+    assert len(visited) == 3 * 3 + 3 * 3 + 3 * 2
+    assert all(len(tensor) == 2 for tensor in visited)
+    torch.testing.assert_close(leaves(doubled), [torch.cat([leaf, leaf]) for leaf in leaves(features)])
+
+
+def test_the_seed_determines_the_initial_weights(tmp_path: Path) -> None:
+    first, second = make_model(tmp_path).state_dict(), make_model(tmp_path).state_dict()
+    torch.testing.assert_close(dict(first), dict(second), rtol=0, atol=0)
+
+
+def test_initial_weights_are_the_published_ones(tmp_path: Path) -> None:
+    model = make_model(tmp_path, temporal=TemporalConfig(layers=2))
+    block, text_block = model.temporal.transformer.resblocks[1], model.clip.text_blocks[1]
+    assert torch.equal(block.mlp.c_fc.weight, text_block.mlp.c_fc.weight)
+    for module in (model.text_importance["event"][0], model.video_importance["entity"][0]):
+        assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert module.bias.abs().max() == 0
+    assert model.text_merges["action"].conv.weight.std() > 0.03
+
+
+def test_settings_that_contradict_the_architecture_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_words is 17.*16 text positions"):
+        make_model(tmp_path, max_words=17)
+    with pytest.raises(ValueError, match="init_from_clip_text"):
+        make_model(tmp_path, temporal=TemporalConfig(layers=3))
+    with pytest.raises(ValueError, match=r"merging\.heads is 5"):
+        make_model(tmp_path, merging=MergingConfig(heads=5))
+
+
+def test_more_frames_than_clip_has_positions_are_allowed(tmp_path: Path) -> None:
+    model = make_model(tmp_path, max_frames=20)
+    assert model.temporal.positions.num_embeddings == 20
+
+
+def test_the_shipped_tiny_architecture_trains_with_short_settings() -> None:
+    model = RetrievalModel(
+        RetrievalConfig(
+            clip=ClipConfig(architecture="shapes-tiny", pretrained=None, freeze_patch_embedding=False),
+            temporal=TemporalConfig(layers=2),
+            game=GameConfig(teacher="exact"),
+            max_frames=8,
+        )
+    )
+    token_ids = torch.tensor([[49406, 320, 1929, 49407], [49406, 2368, 49407, 0]])
+    frames = torch.randn(2, 8, 3, 64, 64)
+    features = model(TextBatch(token_ids, token_ids > 0), VideoBatch(frames, torch.ones(2, 8, dtype=torch.bool)))
+    loss = loss_of(model, features)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is not None for parameter in model.parameters())
