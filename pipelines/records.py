@@ -1,0 +1,92 @@
+"""Schema of every dataset that travels between stages, with units.
+
+Times are seconds from the start of the file, half-open ``[start_s, end_s)``. Everything is
+Parquet; lists are plain Arrow lists, so any Parquet reader can open the files.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+MANIFEST_FILE = "manifest.parquet"
+INDEX_FILE = "index.parquet"
+"""Where the rows of an artifact lie: their key, shard and row in the shard."""
+ERRORS_FILE = "errors.parquet"
+
+QUESTION = pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())])
+
+MANIFEST = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("questions", pa.list_(QUESTION), nullable=False),
+    ]
+)
+"""One row per video (or segment of one): ``uri`` is a path or URI of the file; ``key`` is a
+digest of id, uri, size, modification time, start and end, taken from one listing of the folder, by
+which later stages know what they have already done; absent ``start_s`` or ``end_s`` means the
+file's start or end."""
+
+ERRORS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+"""One row per video that a stage could not use: ``reason`` is one word of a closed set
+(``missing``, ``undecodable``, ``no_frames``, ``timeout``, ``crash``, ``memory``), ``message``
+says more."""
+
+FRAMES = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("frames", pa.list_(pa.binary()), nullable=False),
+        pa.field("frame_index", pa.list_(pa.int32()), nullable=False),
+        pa.field("time_s", pa.list_(pa.float64()), nullable=False),
+        pa.field("height_px", pa.int32()),
+        pa.field("width_px", pa.int32()),
+        pa.field("source_fps", pa.float64()),
+        pa.field("source_frames", pa.int32()),
+        pa.field("decoder", pa.string()),
+        pa.field("error_reason", pa.string()),
+        pa.field("error_message", pa.string()),
+    ]
+)
+"""One row per video of the manifest: encoded images in temporal order with their index and
+presentation time in the source. A row with ``error_reason`` holds no frames."""
+
+LABELS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption_index", pa.int32(), nullable=False),
+        pa.field("num_words", pa.int32(), nullable=False),
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("similarity", pa.list_(pa.float32()), nullable=False),
+        pa.field("word_logits", pa.list_(pa.float32()), nullable=False),
+        pa.field("frame_logits", pa.list_(pa.float32()), nullable=False),
+        pa.field("interaction", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""One row per (caption, video) pair: cosine of each real word and frame (row-major, words
+first), importance logits, and the interaction label of each cell."""
+
+RANKS = pa.schema(
+    [
+        pa.field("direction", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("caption_index", pa.int32()),
+        pa.field("rank", pa.float64(), nullable=False),
+    ]
+)
+"""One row per query: ``direction`` is ``text_to_video`` or ``video_to_text`` (then without a
+caption index); ranks start at 1."""

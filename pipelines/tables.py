@@ -1,0 +1,63 @@
+"""Plain-text tables of plans, outcomes and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pipelines.progress import format_seconds
+from pipelines.stages import Outcome, Step
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a header in aligned columns; columns of numbers are aligned to the right."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+
+    return "\n".join([line(cells[0]), "  ".join("─" * width for width in widths), *map(line, cells[1:])])
+
+
+def _is_number(cell: str) -> bool:
+    return not cell.strip("0123456789.,%±–- ") and cell != ""
+
+
+def plan_table(steps: Sequence[Step]) -> str:
+    """What a run would do."""
+    rows = [[step.stage.name, step.fingerprint, step.state, step.reason] for step in steps]
+    return table(["stage", "fingerprint", "state", "why"], rows)
+
+
+def outcome_table(outcomes: Sequence[Outcome]) -> str:
+    """What a run did."""
+    rows = [
+        [
+            outcome.step.stage.name,
+            outcome.action,
+            format_seconds(outcome.seconds) if outcome.action == "done" else "",
+            f"{int(outcome.artifact.counts.get('rows', 0)):,}",
+            f"{int(outcome.artifact.counts.get('errors', 0)):,}",
+            outcome.artifact.fingerprint,
+        ]
+        for outcome in outcomes
+    ]
+    return table(["stage", "", "time", "rows", "errors", "fingerprint"], rows)
+
+
+def metrics_table(document: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Retrieval metrics of both directions with their 95% intervals."""
+    names = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "median_rank", "mean_rank")
+    rows = [
+        [title, *(_interval(document[direction][name]) for name in names)]
+        for direction, title in (("text_to_video", "text → video"), ("video_to_text", "video → text"))
+    ]
+    return table(["", "R@1", "R@5", "R@10", "R@50", "MdR", "MnR"], rows)
+
+
+def _interval(metric: Mapping[str, float]) -> str:
+    return f"{metric['value']:.1f} ({metric['low']:.1f}–{metric['high']:.1f})"

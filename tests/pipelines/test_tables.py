@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.stages import Artifact, Outcome, Stage, Step
+from pipelines.storage import Storage
+from pipelines.tables import metrics_table, outcome_table, plan_table, table
+
+STAGE = Stage(name="frames", version=1, settings={}, inputs=(), run=lambda context: {})
+
+
+def test_columns_are_aligned_and_numbers_stand_on_the_right() -> None:
+    assert table(["stage", "rows"], [["frames", "1,234"], ["labels", "7"]]) == (
+        "stage    rows\n"
+        "──────  ─────\n"
+        "frames  1,234\n"
+        "labels      7"
+    )  # fmt: skip
+
+
+def test_a_table_may_be_empty() -> None:
+    assert table(["stage", "rows"], []) == "stage  rows\n─────  ────"
+
+
+def test_rows_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        table(["stage", "rows"], [["frames", "1", "2"]])
+
+
+def test_a_plan_names_stage_fingerprint_state_and_reason() -> None:
+    text = plan_table([Step(STAGE, "0123456789abcdef", "partial", "3 of 8 videos are done")])
+    assert text.splitlines()[-1].split("  ") == ["frames", "0123456789abcdef", "partial", "3 of 8 videos are done"]
+
+
+def test_outcomes_tell_time_rows_and_errors(tmp_path: Path) -> None:
+    artifact = Artifact("frames", "0123", Storage(str(tmp_path)), {"counts": {"rows": 1234, "errors": 5}})
+    step = Step(STAGE, "0123", "missing", "never run")
+    text = outcome_table([Outcome(step, "done", 65.0, artifact), Outcome(step, "skipped", 0.0, artifact)])
+    done, skipped = (line.split() for line in text.splitlines()[2:])
+    assert done == ["frames", "done", "1", "min", "05", "s", "1,234", "5", "0123"]
+    assert skipped == ["frames", "skipped", "1,234", "5", "0123"]
+
+
+def test_metrics_show_both_directions_with_their_intervals() -> None:
+    names = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "median_rank", "mean_rank")
+
+    def values(first: float) -> dict[str, dict[str, float]]:
+        return {
+            name: {"value": first + place, "low": first + place - 1, "high": first + place + 1.25}
+            for place, name in enumerate(names)
+        }
+
+    text = metrics_table({"text_to_video": values(10), "video_to_text": values(40)})
+    header, _, forward, backward = text.splitlines()
+    assert header.split() == ["R@1", "R@5", "R@10", "R@50", "MdR", "MnR"]
+    assert forward.startswith("text → video")
+    assert "10.0 (9.0–11.2)" in forward
+    assert "45.0 (44.0–46.2)" in backward
