@@ -1,0 +1,117 @@
+"""The row function of the frames stage: a manifest row in, its encoded frames out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipelines.configs import FramesConfig
+from pipelines.data.decode_child import ExtractedVideo, ExtractSettings
+from pipelines.data.decode_process import DecodeProcess, ExtractionError, Reason
+from pipelines.data.decoders import first_line
+from pipelines.storage import resolve
+
+MAX_REMOTE_FRACTION = 0.25
+"""Part of ``max_memory_gb`` that an object read from a store may take: it is held twice, here and in
+the decoding process, where decoding needs the rest."""
+
+Row = Mapping[str, Any]
+
+
+def make_extract_frames(
+    config: FramesConfig, *, process: DecodeProcess | None = None
+) -> Callable[[Row], dict[str, Any]]:
+    """A function from a row of ``records.MANIFEST`` to one row of ``records.FRAMES`` (1:1).
+
+    It reads ``video_id``, ``uri``, ``key``, ``start_s`` and ``end_s``. It raises for no video: one that
+    cannot be used gives a row with ``error_reason`` and without frames.
+
+    Args:
+        config: what to sample and how to store it.
+        process: the decoding process to use; by default the calling process has one, started
+            at its first video, for all functions with the same limits.
+    """
+
+    def extract_frames(row: Row) -> dict[str, Any]:
+        decoding = process or _process_of_this_worker(config.timeout_s, config.max_memory_gb)
+        settings = ExtractSettings(
+            rate=config.fps,
+            max_frames=config.max_frames,
+            short_side_px=config.short_side_px,
+            decoder=config.decoder,
+            format=config.format,
+            jpeg_quality=config.jpeg_quality,
+            start_s=row["start_s"],
+            end_s=row["end_s"],
+        )
+        try:
+            source = _open_source(row["uri"], max_bytes=int(config.max_memory_gb * 1e9 * MAX_REMOTE_FRACTION))
+            return _frames_row(row, decoding.extract(source, settings))
+        except ExtractionError as error:
+            return _error_row(row, error.reason, first_line(error))
+
+    return extract_frames
+
+
+@lru_cache(maxsize=4)
+def _process_of_this_worker(timeout_s: float, max_memory_gb: float) -> DecodeProcess:
+    return DecodeProcess(timeout_s=timeout_s, max_memory_gb=max_memory_gb)
+
+
+def _open_source(uri: str, *, max_bytes: int) -> str | bytes:
+    """The path of a local file, or the contents of an object, read once and kept off the disk."""
+    try:
+        filesystem, path = resolve(uri)
+        info = filesystem.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            raise ExtractionError("missing", f"no file at {uri}")
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            return str(path)
+        if info.size > max_bytes:
+            raise ExtractionError(
+                "memory",
+                f"the object has {info.size / 1e9:.1f} GB; objects of up to {MAX_REMOTE_FRACTION:.0%} of "
+                "frames.max_memory_gb are read: raise it",
+            )
+        with filesystem.open_input_file(path) as file:
+            return bytes(file.read())
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ExtractionError("missing", f"cannot read {uri}: {first_line(error)}") from error
+
+
+def _frames_row(row: Row, video: ExtractedVideo) -> dict[str, Any]:
+    return {
+        "video_id": row["video_id"],
+        "key": row["key"],
+        "frames": video.images,
+        "frame_index": video.frame_index,
+        "time_s": video.time_s,
+        "height_px": video.height_px,
+        "width_px": video.width_px,
+        "source_fps": video.source_fps,
+        "source_frames": video.source_frames,
+        "decoder": video.decoder,
+        "error_reason": None,
+        "error_message": None,
+    }
+
+
+def _error_row(row: Row, reason: Reason, message: str) -> dict[str, Any]:
+    return {
+        "video_id": row["video_id"],
+        "key": row["key"],
+        "frames": [],
+        "frame_index": [],
+        "time_s": [],
+        "height_px": None,
+        "width_px": None,
+        "source_fps": None,
+        "source_frames": None,
+        "decoder": None,
+        "error_reason": reason,
+        "error_message": message,
+    }

@@ -1,0 +1,89 @@
+"""Messages between the pipeline and its decoding process: a JSON header and blobs of bytes.
+
+Nothing is pickled, so that a process which damaged files have corrupted can send nothing that
+runs. Layout: two big-endian 64-bit lengths (header, rest), the header, the blobs back to back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_LENGTHS = struct.Struct(">QQ")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A JSON object, and bytes beside it."""
+
+    header: dict[str, Any]
+    blobs: Sequence[bytes] = ()
+
+
+class DeadlineError(Exception):
+    """The other side did not read or write in time."""
+
+
+def send(file: int, message: Message, *, deadline: float | None = None) -> None:
+    """Writes ``message`` to a file descriptor, which does not block if there is a ``deadline``.
+
+    Args:
+        file: the descriptor.
+        message: what to send.
+        deadline: value of ``time.monotonic()`` after which to give up.
+
+    Raises:
+        DeadlineError: the deadline passed.
+        BrokenPipeError: the other side is gone.
+    """
+    header = json.dumps({**message.header, "blob_sizes": [len(blob) for blob in message.blobs]}).encode()
+    start = _LENGTHS.pack(len(header), sum(len(blob) for blob in message.blobs)) + header
+    for part in (start, *message.blobs):
+        rest = memoryview(part)
+        while rest:
+            if deadline is not None:
+                _wait(file, deadline, write=True)
+            rest = rest[os.write(file, rest[:_CHUNK]) :]
+
+
+def receive(file: int, *, deadline: float | None = None) -> Message:
+    """Reads one message from a file descriptor, see ``send``.
+
+    Raises:
+        DeadlineError: the deadline passed.
+        EOFError: the other side is gone.
+    """
+    header_size, blobs_size = _LENGTHS.unpack(_read(file, _LENGTHS.size, deadline))
+    header = json.loads(_read(file, header_size, deadline))
+    rest = _read(file, blobs_size, deadline)
+    blobs, start = [], 0
+    for size in header.pop("blob_sizes"):
+        blobs.append(rest[start : start + size])
+        start += size
+    return Message(header, blobs)
+
+
+def _read(file: int, size: int, deadline: float | None) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        if deadline is not None:
+            _wait(file, deadline, write=False)
+        part = os.read(file, min(size - len(parts), _CHUNK))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
+
+
+def _wait(file: int, deadline: float, *, write: bool) -> None:
+    poll = select.poll()
+    poll.register(file, select.POLLOUT if write else select.POLLIN)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise DeadlineError

@@ -1,0 +1,129 @@
+"""Which frames of a video are looked at: a few per second, then evenly thinned to a maximum.
+
+``sample_frames`` is what the pipeline uses. For a whole file it agrees with the published
+implementation's decord path wherever that is defined; the two ``published_`` functions keep the
+published arithmetic, its whole-second segments and its failures included, for comparison.
+
+A rate that is published as frames per second becomes a stride in frames, rounded half to even:
+
+    fps 25, rate 1:   |0 . . . |25 . . . |50 . . .   every 25th frame
+    max_frames 2:      0                  50         evenly spaced among those, rounded down
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+_TIME_TOLERANCE_FRAMES = 1e-6
+"""A boundary this close to a frame's time counts as that time: 0.1 s at 30 fps is frame 3."""
+
+
+def sample_frames(
+    *,
+    fps: float,
+    num_frames: int,
+    max_frames: int,
+    rate: float,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> list[int]:
+    """Indices of the sampled frames, increasing; empty if the segment lies outside the video.
+
+    Args:
+        fps: frames per second of the video.
+        num_frames: frames that the video has.
+        max_frames: most frames to return.
+        rate: frames per second to sample; above ``fps``, every frame is.
+        start_s: start of the half-open segment in seconds; absent: start of the video.
+        end_s: end of the half-open segment in seconds; absent: end of the video.
+
+    Raises:
+        ValueError: ``fps``, ``rate`` or ``max_frames`` is not positive, or ``num_frames`` negative.
+    """
+    _check(fps, num_frames, max_frames, rate)
+    first = 0 if start_s is None else max(0, _first_frame_at(start_s, fps))
+    stop = num_frames if end_s is None else min(num_frames, _first_frame_at(end_s, fps))
+    return _thin(range(first, stop, max(1, round(fps / rate))), max_frames)
+
+
+def published_decord_frames(
+    *,
+    fps: float,
+    num_frames: int,
+    max_frames: int,
+    rate: int,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> list[int]:
+    """Indices that the published decord path samples (MSR-VTT, video question answering).
+
+    Segments are truncated to whole seconds, put in order, made at least a second long, and
+    include the frame at their end.
+
+    Raises:
+        ValueError: ``fps`` is at most half of ``rate``: the published stride is then zero.
+    """
+    _check(fps, num_frames, max_frames, rate)
+    stride = round(fps / rate)
+    if stride == 0:
+        raise ValueError(
+            f"a video with {fps:g} frames per second sampled at {rate:g} per second gives a stride of zero in the "
+            "published arithmetic; use sample_frames, whose stride is at least one frame"
+        )
+    first, last = 0, num_frames - 1
+    if start_s is not None and end_s is not None:
+        start, end = _whole_seconds(start_s, end_s)
+        first, last = int(start * fps), int(min(end * fps, num_frames - 1))
+    return _thin(range(first, last + 1, stride), max_frames)
+
+
+def published_cv2_frames(
+    *, fps: float, num_frames: int, max_frames: int, rate: int, start_s: float, end_s: float
+) -> list[int]:
+    """Indices that the published OpenCV path samples (ActivityNet, DiDeMo).
+
+    The frames per second are truncated to a whole number, so that sampling drifts ahead of the
+    seconds; every second from start to end, inclusive, contributes ``rate`` frames.
+
+    Raises:
+        ValueError: a second of the video holds fewer than ``rate`` frames, where the published
+            code fails.
+    """
+    _check(fps, num_frames, max_frames, rate)
+    whole_fps = int(fps)
+    if whole_fps < rate:
+        raise ValueError(
+            f"a video with {fps:g} frames per second cannot give {rate:g} per second in the published arithmetic; "
+            "use sample_frames, which then takes every frame"
+        )
+    start, end = _whole_seconds(start_s, end_s)
+    end = min(end, math.ceil(num_frames / whole_fps))
+    offsets = range(0, whole_fps, whole_fps // rate)[:rate]
+    positions = [second * whole_fps + offset for second in range(start, end + 1) for offset in offsets]
+    return _thin([position for position in positions if position < num_frames], max_frames)
+
+
+def _first_frame_at(time_s: float, fps: float) -> int:
+    return math.ceil(time_s * fps - _TIME_TOLERANCE_FRAMES)
+
+
+def _whole_seconds(start_s: float, end_s: float) -> tuple[int, int]:
+    start, end = sorted((max(0, int(start_s)), max(0, int(end_s))))
+    return start, end if end > start else start + 1
+
+
+def _thin(positions: Sequence[int], max_frames: int) -> list[int]:
+    if len(positions) <= max_frames:
+        return list(positions)
+    return [positions[int(i)] for i in np.linspace(0, len(positions) - 1, num=max_frames, dtype=int)]
+
+
+def _check(fps: float, num_frames: int, max_frames: int, rate: float) -> None:
+    for name, value in (("fps", fps), ("rate", rate), ("max_frames", max_frames)):
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} is {value}; it must be a positive finite number")
+    if num_frames < 0:
+        raise ValueError(f"num_frames is {num_frames}; it must not be negative")

@@ -1,0 +1,81 @@
+"""The stages ``shapes`` (a generated data set) and ``manifest`` (one row per video of any data set)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.configs import DataConfig, Recipe, ShapesConfig
+from pipelines.progress import Progress
+from pipelines.records import ERRORS_FILE, MANIFEST_FILE
+from pipelines.shards import map_shards, split_shards
+from pipelines.stages import Counts, Stage, StageContext, plain
+
+logger = logging.getLogger(__name__)
+
+_CLIPS_PER_TASK = 64
+
+
+def shapes_stage(shapes: ShapesConfig, recipe: Recipe) -> Stage:
+    """Generates the videos and annotations of the shapes data set."""
+
+    def run(context: StageContext) -> Counts:
+        from pipelines.data.shapes import write_annotations, write_clips
+
+        total = shapes.train_videos + shapes.test_videos
+
+        def write(numbers: pa.Table) -> pa.Table:
+            count = write_clips(shapes, numbers.column("number").to_pylist(), context.output)
+            return pa.table({"clips": [count]})
+
+        numbers = pa.table({"number": list(range(total))})
+        with Progress("shapes", total=total, unit="clips") as progress:
+            for row in map_shards(
+                split_shards(numbers, _CLIPS_PER_TASK), write, cpus=recipe.resources.decode_cpus_per_task
+            ):
+                progress.advance(row["clips"])
+        write_annotations(shapes, context.output)
+        return {"rows": total, "errors": 0}
+
+    return Stage(name="shapes", version=1, settings=plain(shapes), inputs=(), run=run)
+
+
+def manifest_stage(data: DataConfig) -> Stage:
+    """Reads a data set into the manifest; refuses what cannot be used before any work starts."""
+    generated = data.shapes is not None
+
+    def run(context: StageContext) -> Counts:
+        from pipelines.data.manifest import build_manifest
+        from pipelines.data.shapes import VIDEOS_FOLDER
+
+        annotations = context.inputs["shapes"].storage if generated else None
+        manifest = build_manifest(
+            data,
+            annotations=annotations.uri if annotations else None,
+            videos=annotations.folder(VIDEOS_FOLDER).uri if annotations else None,
+        )
+        for warning in manifest.warnings:
+            logger.warning("manifest: %s", warning)
+        context.output.write_table(MANIFEST_FILE, manifest.table)
+        context.output.write_table(ERRORS_FILE, manifest.errors)
+        captions = pc.list_value_length(manifest.table.column("captions"))
+        splits = {
+            f"videos_{count['values']}": count["counts"]
+            for count in pc.value_counts(manifest.table.column("split")).to_pylist()
+        }
+        return {
+            "rows": len(manifest.table),
+            "errors": len(manifest.errors),
+            "captions": pc.sum(captions).as_py() or 0,
+            **splits,
+        }
+
+    settings = plain(replace(data, shapes=None))
+    if not generated:
+        from pipelines.data.manifest import manifest_digest
+
+        settings["digest"] = manifest_digest(data)
+    return Stage(name="manifest", version=1, settings=settings, inputs=("shapes",) if generated else (), run=run)

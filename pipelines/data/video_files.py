@@ -1,0 +1,125 @@
+"""Finding the video files that annotations name, with as few requests as possible."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow.fs as pafs
+
+from pipelines.storage import Storage, absolute_uri, is_local, resolve
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".m4v", ".3gp", ".mkv", ".webm", ".flv", ".mpg", ".mpeg", ".wmv"})
+
+_VIDEO_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile:
+    """A file as its file system lists it: size in bytes, time of last change in nanoseconds."""
+
+    uri: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFolder:
+    """The files below a folder, by their relative path; hidden files are left out."""
+
+    uri: str
+    files: Mapping[str, VideoFile]
+
+    def by_stem(self) -> dict[str, list[VideoFile]]:
+        """Video files by name without suffix, so that ids of annotations find their file."""
+        stems: dict[str, list[VideoFile]] = {}
+        for path, file in self.files.items():
+            stem, suffix = posixpath.splitext(posixpath.basename(path))
+            if suffix.lower() in VIDEO_SUFFIXES:
+                stems.setdefault(stem, []).append(file)
+        return stems
+
+    def digest(self) -> str:
+        """Changes when a file is added, removed or changed."""
+        listing = "\n".join(f"{path}\t{file.size}\t{file.mtime_ns}" for path, file in sorted(self.files.items()))
+        return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def list_videos(uri: str) -> VideoFolder:
+    """Everything below the folder at ``uri``, in one recursive listing.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    folder = Storage(uri)
+    root = folder.path()
+    try:
+        found = folder.filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{folder.uri} is not a folder; set data.videos to the folder of the videos") from error
+    files = {}
+    for info in found:
+        path = info.path[len(root) :].lstrip("/")
+        if info.type == pafs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
+            files[path] = VideoFile(join_uri(folder.uri, path), info.size, info.mtime_ns or 0)
+    return VideoFolder(folder.uri, files)
+
+
+def find_files(uris: Sequence[str]) -> dict[str, VideoFile]:
+    """Those of ``uris`` that are files; one request per file system, or per folder of an object store."""
+    by_folder: dict[str, list[str]] = {}
+    for uri in uris:
+        base = uri.partition("?")[0]
+        by_folder.setdefault("" if is_local(uri) else posixpath.dirname(base), []).append(uri)
+    found: dict[str, VideoFile] = {}
+    for members in by_folder.values():
+        filesystem = resolve(members[0])[0]
+        paths = {uri: resolve(uri)[1] for uri in members}
+        infos: Iterable[Any]
+        if isinstance(filesystem, pafs.LocalFileSystem) or len(members) == 1:
+            infos = filesystem.get_file_info(list(paths.values()))
+        else:
+            # Object stores answer one request per thousand files of a listing, but per single file otherwise.
+            parent = posixpath.dirname(paths[members[0]])
+            infos = filesystem.get_file_info(pafs.FileSelector(parent, allow_not_found=True))
+        by_path = {info.path: info for info in infos if info.type == pafs.FileType.File}
+        for uri, path in paths.items():
+            if path in by_path:
+                found[uri] = VideoFile(uri, by_path[path].size, by_path[path].mtime_ns or 0)
+    return found
+
+
+def video_key(video_id: str, file: VideoFile, start_s: float | None, end_s: float | None) -> str:
+    """A digest of a video's content as far as a listing tells it, 32 hexadecimal digits.
+
+    It covers the id, the segment, and the file's address, size and time of last change.
+    """
+    identity = (video_id, file.uri, file.size, file.mtime_ns, start_s, end_s)
+    return hashlib.sha256("\n".join(map(repr, identity)).encode()).hexdigest()[:32]
+
+
+def join_uri(base: str, path: str) -> str:
+    """The address of the relative ``path`` below ``base``, with the options of ``base`` kept."""
+    base = absolute_uri(base)
+    if is_local(base) and not base.startswith("file://"):
+        return f"{base.rstrip('/')}/{path}"
+    folder, mark, options = base.partition("?")
+    return f"{folder.rstrip('/')}/{quote(path)}{mark}{options}"
+
+
+def check_video_id(video_id: str, where: str) -> str:
+    """Returns ``video_id`` if it is harmless in file names, logs and web pages.
+
+    Raises:
+        ValueError: it holds other characters than ``A-Z a-z 0-9 _ . -`` or is too long.
+    """
+    if not _VIDEO_ID.fullmatch(video_id) or video_id in (".", ".."):
+        raise ValueError(
+            f"{where}: video_id {video_id[:80]!r} is not allowed; use 1 to 128 of the characters A-Z a-z 0-9 _ . -"
+        )
+    return video_id
