@@ -1,0 +1,93 @@
+"""Loading batches ahead of the training step, in a thread or in processes of their own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Batch = TypeVar("Batch", covariant=True)
+
+BatchAddress = tuple[int, int]
+"""Epoch, and step in the epoch."""
+
+_AHEAD = 3
+
+
+class BatchSource(Protocol[Batch]):
+    """Makes the batch of any step, as a function of its address alone."""
+
+    def __getitem__(self, address: BatchAddress) -> Batch: ...
+
+
+class _SourceDataset(Dataset[Any]):
+    """A batch source as PyTorch's loader wants it."""
+
+    def __init__(self, source: BatchSource[Any]) -> None:
+        self._source = source
+
+    def __getitem__(self, address: BatchAddress) -> Any:
+        return self._source[address]
+
+
+def load_ahead(
+    source: BatchSource[Batch], addresses: Sequence[BatchAddress], *, processes: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """The batches at ``addresses`` in order, made ahead of their use.
+
+    Args:
+        source: makes a batch; it travels to the processes.
+        addresses: which batches.
+        processes: loader processes; 0 = a thread, which is enough where batches are small.
+        pin_memory: put batches into page-locked memory, for copies that overlap with the GPU's work.
+    """
+    if processes == 0:
+        return _in_thread(source, addresses)
+    loader = DataLoader(
+        _SourceDataset(source),
+        batch_size=None,
+        sampler=addresses,
+        num_workers=processes,
+        prefetch_factor=_AHEAD,
+        pin_memory=pin_memory,
+        # A forked child would inherit Ray's and gRPC's threads in an unknown state.
+        multiprocessing_context="forkserver",
+    )
+    return iter(loader)
+
+
+def _in_thread(source: BatchSource[Batch], addresses: Sequence[BatchAddress]) -> Iterator[Batch]:
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=_AHEAD)
+    stop = threading.Event()
+
+    def offer(item: Batch | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for address in addresses:
+                if not offer(source[address]):
+                    return
+            offer(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            offer(error)
+
+    thread = threading.Thread(target=work, name="batch-loader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

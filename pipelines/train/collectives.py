@@ -1,0 +1,90 @@
+"""Gathering over ranks: the only place that knows there is more than one.
+
+Losses see gathered tensors and are computed in full on every rank. The backward pass of the
+gather sums over ranks before it takes the rank's own slice; together with the mean that
+DistributedDataParallel takes, W workers with batch B / W have the gradients of one worker
+with batch B. (The published backward keeps the local slice without the sum, which scales
+encoder gradients by 1 / W.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from hbi_models.axes import PairFeatures
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        ctx.rows = local.shape[0]
+        parts = [torch.empty_like(local) for _ in range(world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        start = rank() * ctx.rows
+        return total[start : start + ctx.rows]
+
+
+def all_gather_with_gradient(local: Float[Tensor, "local ..."]) -> Float[Tensor, "all ..."]:
+    """The rows of all ranks in rank order; every rank must hold equally many."""
+    if world_size() == 1:
+        return local
+    return _AllGather.apply(local)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gather_pairs(features: PairFeatures) -> PairFeatures:
+    """The features of the pairs of all ranks, in one message; gradients flow back to each pair's rank."""
+    if world_size() == 1:
+        return features
+    leaves: list[Tensor] = []
+
+    def collect(leaf: Tensor) -> Tensor:
+        leaves.append(leaf)
+        return leaf
+
+    features.map(collect)
+    pairs = leaves[0].shape[0]
+    # Dozens of small messages would each pay the latency; masks travel as 0 and 1.
+    message = torch.cat([leaf.reshape(pairs, -1).float() for leaf in leaves], dim=1)
+    columns = iter(torch.split(all_gather_with_gradient(message), [leaf[0].numel() for leaf in leaves], dim=1))
+    return features.map(lambda leaf: next(columns).reshape(-1, *leaf.shape[1:]).to(leaf.dtype))
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a tensor over ranks, without gradient."""
+    if world_size() == 1:
+        return value.detach()
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def gather_objects(value: T) -> list[T]:
+    """The values of all ranks in rank order; for results of evaluation, never inside a step."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

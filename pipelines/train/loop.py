@@ -1,0 +1,256 @@
+"""The training loop of every model: steps, schedule, validation, checkpoints, resuming.
+
+The loop runs on each rank of a Ray Train worker group, and as it is in a single process. It
+knows no model and no data set: a :class:`Task` provides both.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hbi_models.configs import OptimizerConfig
+from hbi_models.optimizer import make_optimizer
+from pipelines.train.checkpoints import Position, load_training, load_weights, save_model, save_training
+from pipelines.train.collectives import mean_over_ranks, rank, world_size
+
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+SCORE = "validation/score"
+"""The metric by which the best checkpoint is chosen; higher is better."""
+
+UNSCORED = -1e9
+"""Score of a checkpoint within an epoch: good to resume from, never the best."""
+
+
+class Task(Protocol[Batch]):
+    """A model, its data and its loss."""
+
+    @property
+    def kind(self) -> str:
+        """What kind of model a checkpoint holds."""
+        ...
+
+    @property
+    def model_config(self) -> Any:
+        """Configuration of the model, a dataclass."""
+        ...
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        """Optimizer and schedule."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of the initial weights and of everything drawn in a step."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+        ...
+
+    def make_model(self) -> nn.Module:
+        """The model with its initial weights, drawn from the global generator of torch."""
+        ...
+
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps of an epoch."""
+        ...
+
+    def batches(self, position: Position) -> Iterator[Batch]:
+        """This rank's batches from ``position`` to the end of the training, epoch after epoch."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
+        """Named parts of the loss, of which ``loss`` is minimised."""
+        ...
+
+    def after_step(self, model: nn.Module) -> None:
+        """Puts constraints on the weights back in place."""
+        ...
+
+    def describe(self, batch: Batch) -> str:
+        """Names the rows of a batch, for the message about a loss that is not finite."""
+        ...
+
+    def pairs(self, batch: Batch) -> int:
+        """Rows of a batch, for the throughput."""
+        ...
+
+    def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
+        """Validation metrics, ``validation/score`` among them; called on every rank."""
+        ...
+
+
+class Reporter(Protocol):
+    """Receives what a rank reports; called on every rank, equally often."""
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One point of each named curve."""
+        ...
+
+    def checkpoint(self, folder: Path | None, score: float) -> None:
+        """A checkpoint: a folder on rank 0, None elsewhere; the folder is removed afterwards."""
+        ...
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; the last checkpoint is good."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the loop runs; nothing here changes the trained model but ``precision``."""
+
+    checkpoint_every_steps: int | None = None
+    log_every_steps: int = 5
+    bfloat16: bool = False
+
+
+class TrainingLoop(Generic[Batch]):
+    """Trains the model of ``task`` on ``device`` from the checkpoint in ``resume``, or from the start."""
+
+    def __init__(
+        self,
+        task: Task[Batch],
+        *,
+        device: torch.device,
+        reporter: Reporter,
+        settings: LoopSettings,
+        resume: Path | None = None,
+    ) -> None:
+        self.task, self.device, self.reporter, self.settings = task, device, reporter, settings
+        torch.manual_seed(task.seed)
+        self.core = task.make_model().to(device)
+        self.total_steps = sum(map(task.steps, range(task.epochs)))
+        self.optimizer, self.schedule = make_optimizer(self.core, task.optimizer_config, self.total_steps)
+        self.position = Position()
+        if resume is not None:
+            load_weights(resume, self.core)
+            schedule, self.position = load_training(resume, optimizer=self.optimizer)
+            self.schedule.load_state_dict(dict(schedule))
+            logger.info("resumed at epoch %d, step %d", self.position.epoch, self.position.step)
+        self.model: nn.Module = self.core
+        if world_size() > 1:
+            # Every parameter that is trained gets a gradient in every step, and no buffer changes.
+            self.model = DistributedDataParallel(self.core, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def run(self) -> nn.Module:
+        """Trains to the end and returns the model.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        meter = _Throughput()
+        batches = self.task.batches(self.position)
+        while self.position.epoch < self.task.epochs:
+            steps = self.task.steps(self.position.epoch)
+            self.model.train()
+            while self.position.step_in_epoch < steps:
+                waited = time.monotonic()
+                batch = next(batches)
+                meter.waited(time.monotonic() - waited)
+                parts, gradient_norm = self._step(batch)
+                self.position = replace(
+                    self.position, step=self.position.step + 1, step_in_epoch=self.position.step_in_epoch + 1
+                )
+                meter.stepped(self.task.pairs(batch) * world_size())
+                if self.position.step % self.settings.log_every_steps == 0 or self.position.step == self.total_steps:
+                    self._log(parts, gradient_norm, meter)
+                every = self.settings.checkpoint_every_steps
+                if every and self.position.step % every == 0 and self.position.step_in_epoch < steps:
+                    self._save(UNSCORED)
+            self._end_epoch()
+            meter.restart()
+        return self.core
+
+    def _step(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
+        # Whatever draws random numbers in a step draws the same ones after a restart.
+        torch.manual_seed(hash((self.task.seed, self.position.step, rank())))
+        with self._autocast():
+            parts = self.task.loss(self.model, batch, self.device)
+        loss = parts["loss"]
+        # All ranks must stop together: one that went on would wait for the others' gradients.
+        if not torch.isfinite(mean_over_ranks(loss)):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.position.step} on rank {rank()}; its batch holds "
+                f"{self.task.describe(batch)}. The last checkpoint is good: lower the learning rate or remove the "
+                "offending rows, and run the same command again"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        trained = [parameter for parameter in self.core.parameters() if parameter.grad is not None]
+        norm = nn.utils.clip_grad_norm_(trained, self.task.optimizer_config.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step(self.core)
+        return parts, norm
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.bfloat16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _log(self, parts: Mapping[str, Tensor], gradient_norm: Tensor, meter: _Throughput) -> None:
+        means = mean_over_ranks(torch.stack([value.detach().float() for value in parts.values()]))
+        metrics = {f"train/{name}": value for name, value in zip(parts, means.tolist(), strict=True)}
+        metrics["train/gradient_norm"] = gradient_norm.item()
+        for group in self.optimizer.param_groups:
+            metrics[f"learning_rate/{group['name']}"] = float(group["lr"])
+        metrics["epoch"] = self.position.epoch + self.position.step_in_epoch / self.task.steps(self.position.epoch)
+        self.reporter.metrics(self.position.step, {**metrics, **meter.read()})
+
+    def _end_epoch(self) -> None:
+        self.position = replace(self.position, epoch=self.position.epoch + 1, step_in_epoch=0)
+        self.model.eval()
+        with torch.inference_mode(), self._autocast():
+            metrics = dict(self.task.validate(self.core, self.device))
+        self.reporter.metrics(self.position.step, {"epoch": float(self.position.epoch), **metrics})
+        self._save(metrics[SCORE])
+
+    def _save(self, score: float) -> None:
+        with TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            if rank() == 0:
+                save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config)
+                save_training(
+                    folder, optimizer=self.optimizer, schedule=self.schedule.state_dict(), position=self.position
+                )
+            self.reporter.checkpoint(folder if rank() == 0 else None, score)
+
+
+class _Throughput:
+    """Pairs per second, and the share of the time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._started, self._pairs, self._waited = time.monotonic(), 0, 0.0
+
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def stepped(self, pairs: int) -> None:
+        self._pairs += pairs
+
+    def read(self) -> dict[str, float]:
+        """The figures since the last reading."""
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        figures = {"throughput/pairs_per_s": self._pairs / seconds, "throughput/waiting": self._waited / seconds}
+        self.restart()
+        return figures

@@ -1,0 +1,97 @@
+"""Which (video, caption) pairs make the batch of a step, and in which order.
+
+An epoch shows every caption once. It makes as many passes over the videos as the video with the
+most captions has; a pass takes one caption of each video that has one left. A batch never
+holds two captions of one video, which the contrastive loss would count as a mistake. The
+order is a function of (seed, epoch) alone: the number of workers, a restart and the speed of
+the machine change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One training item: caption ``caption`` of video ``video``, in pass ``pass_index``."""
+
+    video: int
+    caption: int
+    pass_index: int
+
+
+def epoch_batches(
+    captions_per_video: Sequence[int], *, batch_size: int, seed: int, epoch: int, max_captions: int | None = None
+) -> list[list[Pair]]:
+    """The global batches of an epoch; what is left at its end and makes no other batch is left out.
+
+    Where videos differ in their number of captions, epochs may differ by a few batches.
+
+    Args:
+        captions_per_video: number of captions of each training video.
+        batch_size: pairs per step over all workers.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0; each has its own order.
+        max_captions: captions of a video used per epoch, drawn anew each epoch; None = all.
+
+    Raises:
+        ValueError: there are fewer videos with captions than ``batch_size``.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    counts = np.asarray(captions_per_video, dtype=np.int64)
+    usable = int((counts > 0).sum())
+    if usable < batch_size:
+        raise ValueError(
+            f"a batch of {batch_size} pairs needs {batch_size} different videos with captions, and the training split "
+            f"has {usable}; lower the batch size or add videos"
+        )
+    captions = [generator.permutation(count)[:max_captions] for count in counts]
+    sequence = [
+        Pair(int(video), int(captions[video][pass_index]), pass_index)
+        for pass_index in range(max(len(chosen) for chosen in captions))
+        for video in _shuffled(generator, [video for video, chosen in enumerate(captions) if len(chosen) > pass_index])
+    ]
+    return _cut(sequence, batch_size)
+
+
+def _shuffled(generator: np.random.Generator, videos: list[int]) -> NDArray[np.int64]:
+    return generator.permutation(np.asarray(videos, dtype=np.int64))
+
+
+def _cut(sequence: list[Pair], size: int) -> list[list[Pair]]:
+    """Batches of ``size`` from ``sequence``; a pair whose video is in the batch already waits for the next."""
+    batches: list[list[Pair]] = []
+    batch: dict[int, Pair] = {}
+    waiting: list[Pair] = []
+    for pair in sequence:
+        if pair.video in batch:
+            waiting.append(pair)
+        else:
+            batch[pair.video] = pair
+        while len(batch) == size:
+            batches.append(list(batch.values()))
+            batch, waiting = _take_distinct(waiting, size)
+    return batches
+
+
+def _take_distinct(waiting: list[Pair], size: int) -> tuple[dict[int, Pair], list[Pair]]:
+    """The first pairs of different videos, at most ``size``, by video; and the others."""
+    batch: dict[int, Pair] = {}
+    still: list[Pair] = []
+    for pair in waiting:
+        if pair.video in batch or len(batch) == size:
+            still.append(pair)
+        else:
+            batch[pair.video] = pair
+    return batch, still
+
+
+def rank_slice(batch: Sequence[Pair], *, rank: int, world_size: int) -> Sequence[Pair]:
+    """The part of a global batch that ``rank`` works on."""
+    size = len(batch) // world_size
+    return batch[rank * size : (rank + 1) * size]

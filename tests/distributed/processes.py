@@ -1,0 +1,29 @@
+"""Functions run on several ranks, each a real process, over gloo on loopback."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+
+def run_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, world_size: int) -> list[Any]:
+    """Returns what ``function(*arguments)`` returned on each rank; tensors and plain values only."""
+    multiprocessing.spawn(_rank, (world_size, folder, function, arguments), nprocs=world_size)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    # A file as meeting place: no port that another test could take first.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    try:
+        torch.save(function(*arguments), folder / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.train.batches import BatchAddress, load_ahead
+
+ADDRESSES = [(epoch, step) for epoch in range(2) for step in range(6)]
+
+
+class Source:
+    """A batch that tells its address."""
+
+    def __getitem__(self, address: BatchAddress) -> torch.Tensor:
+        epoch, step = address
+        return torch.full((2, 3), 10.0 * epoch + step)
+
+
+class BrokenSource(Source):
+    def __getitem__(self, address: BatchAddress) -> torch.Tensor:
+        if address == (0, 3):
+            raise OSError("shard 17 cannot be read")
+        return super().__getitem__(address)
+
+
+class CountingSource(Source):
+    def __init__(self) -> None:
+        self.made: list[BatchAddress] = []
+
+    def __getitem__(self, address: BatchAddress) -> torch.Tensor:
+        self.made.append(address)
+        return super().__getitem__(address)
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "batch-loader"]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_batches_come_in_order(processes: int) -> None:
+    batches = list(load_ahead(Source(), ADDRESSES, processes=processes, pin_memory=False))
+    assert len(batches) == len(ADDRESSES)
+    for batch, address in zip(batches, ADDRESSES, strict=True):
+        assert torch.equal(batch, Source()[address])
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_an_error_reaches_the_consumer_after_the_batches_before_it(processes: int) -> None:
+    batches = load_ahead(BrokenSource(), ADDRESSES, processes=processes, pin_memory=False)
+    assert [next(batches)[0, 0].item() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="shard 17 cannot be read"):
+        next(batches)
+    assert loader_threads() == []
+
+
+def test_batches_are_made_ahead_but_not_without_bound() -> None:
+    source = CountingSource()
+    batches: Any = load_ahead(source, ADDRESSES, processes=0, pin_memory=False)
+    next(batches)
+    deadline = time.monotonic() + 5
+    while len(source.made) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    # The one taken, three ready, and one in the hand of the thread.
+    assert source.made == ADDRESSES[:5]
+    batches.close()
+
+
+def test_closing_early_stops_the_thread() -> None:
+    batches: Any = load_ahead(Source(), ADDRESSES, processes=0, pin_memory=False)
+    next(batches)
+    assert len(loader_threads()) == 1
+    batches.close()
+    assert loader_threads() == []
+
+
+def test_no_addresses_give_no_batches() -> None:
+    assert list(load_ahead(Source(), [], processes=0, pin_memory=False)) == []

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hbi_models.configs import MergingConfig
+from hbi_models.retrieval import RetrievalModel
+from pipelines.configs import AugmentationConfig
+from pipelines.storage import Storage
+from pipelines.train.checkpoints import Position, save_model
+from pipelines.train.loop import SCORE, LoopSettings, TrainingLoop
+from pipelines.train.retrieval import PairBatch, PairSource, RetrievalTask
+from tests.tiny_retrieval import IMAGE_PX, retrieval_config, retrieval_task, write_split_data
+
+CAPTIONS = (3, 1, 2, 2, 3, 1, 2, 1, 2)
+CPU = torch.device("cpu")
+
+
+class Silent:
+    """Hears nothing."""
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def checkpoint(self, folder: Path | None, score: float) -> None:
+        pass
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Storage:
+    return write_split_data(tmp_path, {"train": CAPTIONS, "val": (1, 2, 1)})
+
+
+@pytest.fixture
+def task(data: Storage, tmp_path: Path) -> RetrievalTask:
+    return retrieval_task(data, retrieval_config(tmp_path), CAPTIONS)
+
+
+def source(task: RetrievalTask, *, rank: int = 0, world_size: int = 1) -> PairSource:
+    return PairSource(
+        task._split("train"),
+        task.training,
+        task.model_config,
+        image_size_px=IMAGE_PX,
+        seed=task.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def assert_same(one: PairBatch, other: PairBatch) -> None:
+    assert one.video_ids == other.video_ids
+    for found, expected in zip(one[:-1], other[:-1], strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_the_parts_of_the_ranks_make_the_batch_with_its_augmentation(task: RetrievalTask) -> None:
+    whole = source(task)
+    parts = [source(task, rank=rank, world_size=2) for rank in range(2)]
+    for address in ((0, 0), (0, 1), (1, 1)):
+        joined = [part[address] for part in parts]
+        tensors = [torch.cat(pair) for pair in zip(*(batch[:-1] for batch in joined), strict=True)]
+        assert_same(PairBatch(*tensors, joined[0].video_ids + joined[1].video_ids), whole[address])
+
+
+def test_loader_processes_make_the_batches_of_the_thread(task: RetrievalTask) -> None:
+    in_thread = list(task.batches(Position()))
+    in_process = list(replace(task, loader_processes=1).batches(Position()))
+    assert len(in_thread) == len(in_process) == sum(task.steps_per_epoch)
+    for one, other in zip(in_thread, in_process, strict=True):
+        assert_same(one, other)
+
+
+def test_batches_go_on_from_any_position(task: RetrievalTask) -> None:
+    every = list(task.batches(Position()))
+    for position, done in ((Position(epoch=0, step_in_epoch=2), 2), (Position(epoch=1), task.steps(0))):
+        left = list(task.batches(position))
+        assert len(left) == len(every) - done
+        for one, other in zip(left, every[done:], strict=True):
+            assert_same(one, other)
+
+
+def test_augmentation_changes_pixels_and_differs_between_epochs(data: Storage, tmp_path: Path) -> None:
+    strong = AugmentationConfig(operations=4, probability=1.0)
+    config = retrieval_config(tmp_path)
+    augmented, plain = (
+        source(retrieval_task(data, config, CAPTIONS, augmentation=augmentation))
+        for augmentation in (strong, AugmentationConfig(enabled=False))
+    )
+
+    def pictures(batches: PairSource, epoch: int) -> dict[str, torch.Tensor]:
+        batch = batches[epoch, 0]
+        return dict(zip(batch.video_ids, batch.frames, strict=True))
+
+    first, second, untouched = pictures(augmented, 0), pictures(augmented, 1), pictures(plain, 0)
+    assert first.keys() == untouched.keys()
+    assert any(not torch.equal(first[name], untouched[name]) for name in first)
+    common = first.keys() & second.keys()
+    assert common
+    assert any(not torch.equal(first[name], second[name]) for name in common)
+    again = pictures(source(retrieval_task(data, config, CAPTIONS, augmentation=strong)), 0)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_epochs_may_differ_in_their_number_of_steps(tmp_path: Path) -> None:
+    captions = (2, 2, 1, 1)
+    data = write_split_data(tmp_path, {"train": captions})
+    task = retrieval_task(data, retrieval_config(tmp_path), captions, batch_size=3, epochs=6)
+    assert set(task.steps_per_epoch) == {1, 2}
+    loop = TrainingLoop(task, device=CPU, reporter=Silent(), settings=LoopSettings())
+    loop.run()
+    assert loop.position.step == sum(task.steps_per_epoch)
+    assert loop.schedule.get_last_lr()[-1] == pytest.approx(0, abs=1e-9), "the schedule ends with the training"
+
+
+def test_without_a_validation_split_there_is_nothing_to_choose_by(tmp_path: Path) -> None:
+    data = write_split_data(tmp_path, {"train": CAPTIONS})
+    task = retrieval_task(data, retrieval_config(tmp_path), CAPTIONS)
+    assert task.validate(task.make_model(), CPU) == {SCORE: 0.0}
+
+
+def test_training_starts_from_a_checkpoint(data: Storage, tmp_path: Path) -> None:
+    config = retrieval_config(tmp_path)
+    torch.manual_seed(99)
+    start = RetrievalModel(config)
+    (tmp_path / "checkpoint").mkdir()
+    save_model(tmp_path / "checkpoint", start, kind="retrieval", config=config)
+    task = retrieval_task(data, config, CAPTIONS, init_checkpoint=str(tmp_path / "checkpoint"))
+    torch.manual_seed(0)
+    model = task.make_model()
+    for name, value in start.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_tie_break_noise_is_drawn_in_training(data: Storage, tmp_path: Path) -> None:
+    merging = MergingConfig(text_rates=(0.5, 0.5), video_rates=(0.5, 0.5), heads=4, tie_break_noise=1e-6)
+    task = retrieval_task(data, retrieval_config(tmp_path, merging=merging), CAPTIONS, epochs=1)
+    TrainingLoop(task, device=CPU, reporter=Silent(), settings=LoopSettings()).run()

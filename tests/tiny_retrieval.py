@@ -1,0 +1,122 @@
+"""A retrieval model, a data set and a training task small enough to train in a test."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from hbi_models.configs import (
+    ClipConfig,
+    GameConfig,
+    MergingConfig,
+    OptimizerConfig,
+    RetrievalConfig,
+    TemporalConfig,
+)
+from pipelines.configs import AugmentationConfig, RetrievalTrainingConfig, Split
+from pipelines.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
+from pipelines.shards import ShardPool
+from pipelines.storage import Storage
+from pipelines.train.retrieval import RetrievalTask
+from pipelines.train.sampling import epoch_batches
+
+IMAGE_PX = 32
+MAX_WORDS = 16
+MAX_FRAMES = 6
+
+ARCHITECTURE: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": IMAGE_PX, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16},
+    "text_cfg": {"context_length": MAX_WORDS, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+WORDS = ("a", "red", "blue", "circle", "square", "moves", "grows", "left", "right", "then", "and", "small")
+
+
+def write_architecture(folder: Path) -> str:
+    """Returns the path of a JSON file with the architecture."""
+    # Atomic, because ranks that start at the same time all write it and read it.
+    Storage(str(folder)).write_json("tiny-clip.json", ARCHITECTURE)
+    return str(folder / "tiny-clip.json")
+
+
+def retrieval_config(folder: Path, **settings: Any) -> RetrievalConfig:
+    """Returns settings of the tiny model; keywords replace those of ``RetrievalConfig``."""
+    defaults: dict[str, Any] = {
+        "clip": ClipConfig(architecture=write_architecture(folder), pretrained=None, freeze_patch_embedding=False),
+        "temporal": TemporalConfig(layers=1),
+        "merging": MergingConfig(text_rates=(0.5, 0.5), video_rates=(0.5, 0.5), heads=4),
+        "game": GameConfig(teacher="exact", estimator_channels=8),
+        "max_words": MAX_WORDS,
+        "max_frames": MAX_FRAMES,
+    }
+    return RetrievalConfig(**{**defaults, **settings})
+
+
+def write_split_data(folder: Path, captions: dict[Split, Sequence[int]]) -> Storage:
+    """Commits a manifest, an index and frames of random videos with so many captions; all lengths differ."""
+    random = np.random.default_rng(0)
+    storage = Storage(str(folder))
+    pool = ShardPool(storage.folder("pool"), FRAMES)
+    manifest, frames = [], []
+    for split, counts in captions.items():
+        for number, count in enumerate(counts):
+            name = f"{split}{number}"
+            texts = [" ".join(random.choice(WORDS, random.integers(3, 11))) for _ in range(count)]
+            images = [_jpeg(random) for _ in range(random.integers(1, MAX_FRAMES + 1))]
+            manifest.append(
+                {"video_id": name, "uri": name, "key": name, "split": split, "captions": texts, "questions": []}
+            )
+            frames.append(
+                {
+                    "video_id": name,
+                    "key": name,
+                    "frames": images,
+                    "frame_index": list(range(len(images))),
+                    "time_s": [float(place) for place in range(len(images))],
+                }
+            )
+    storage.write_table(f"manifest/{MANIFEST_FILE}", pa.Table.from_pylist(manifest, schema=MANIFEST))
+    for start in range(0, len(frames), 5):
+        pool.commit(frames[start : start + 5])
+    storage.write_table(f"frames/{INDEX_FILE}", pool.index(["video_id"]))
+    return storage
+
+
+def _jpeg(random: np.random.Generator) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(random.integers(256, size=(IMAGE_PX, IMAGE_PX + 8, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def retrieval_task(data: Storage, model: RetrievalConfig, captions: Sequence[int], **training: Any) -> RetrievalTask:
+    """Returns the training of ``model`` on the data that ``write_split_data`` made."""
+    config = RetrievalTrainingConfig(
+        **{
+            "epochs": 2,
+            "batch_size": 4,
+            "augmentation": AugmentationConfig(operations=2),
+            "optimizer": OptimizerConfig(lr=1e-3, clip_lr_factor=1.0),
+            **training,
+        }
+    )
+    return RetrievalTask(
+        model_config=model,
+        training=config,
+        seed=3,
+        manifest=data.folder("manifest"),
+        frames=data.folder("frames"),
+        frames_pool=data.folder("pool"),
+        estimator=None,
+        loader_processes=0,
+        steps_per_epoch=[
+            len(epoch_batches(captions, batch_size=config.batch_size, seed=3, epoch=epoch))
+            for epoch in range(config.epochs)
+        ],
+    )
