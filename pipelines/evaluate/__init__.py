@@ -1,0 +1,1 @@
+"""Evaluation on Ray: features once per text and video, similarities in tiles."""

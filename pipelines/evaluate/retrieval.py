@@ -1,0 +1,189 @@
+"""Retrieval evaluation on Ray: R@1/5/10/50, median and mean rank, both ways, with intervals.
+
+Videos and texts are spread over actors; each is encoded once and merged once. The similarity
+matrix is then computed in tiles, also on the actors. Nothing is padded, dropped or done twice.
+
+Protocol: every caption is a text-to-video query; video-to-text counts the best-ranked caption of
+the video. No post-processing of the similarities.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from hbi_models.configs import RetrievalConfig
+from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
+from pipelines.configs import ActorResources, EvaluationConfig
+from pipelines.data.splits import SplitView
+from pipelines.evaluate.encoding import Levels, encode_texts, encode_videos
+from pipelines.progress import Progress
+from pipelines.ray_session import actors_that_fit
+from pipelines.records import RANKS
+from pipelines.stages import StageContext
+from pipelines.train.initial_weights import load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+RANKS_FILE = "ranks.parquet"
+DIRECTIONS = ("text_to_video", "video_to_text")
+
+
+class RetrievalScorerActor:
+    """Holds the model: encodes texts and videos, and computes tiles of similarities."""
+
+    def __init__(self, checkpoint: str, config: RetrievalConfig, view: SplitView, settings: EvaluationConfig) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with TemporaryDirectory() as scratch:
+            self._model = load_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
+        self._view, self._batch_size, self._level_rates = view, settings.batch_size, settings.level_rates
+
+    @torch.inference_mode()
+    def videos(self, positions: Sequence[int]) -> Levels:
+        """Levels of the videos at ``positions``."""
+        return encode_videos(self._model, self._view.store, positions, device=self._device, batch_size=self._batch_size)
+
+    @torch.inference_mode()
+    def texts(self, captions: Sequence[str]) -> Levels:
+        """Levels of ``captions``."""
+        return encode_texts(self._model, captions, device=self._device, batch_size=self._batch_size)
+
+    @torch.inference_mode()
+    def tile(self, texts: Levels, videos: Levels) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Similarities of a block of texts with a block of videos."""
+        scores = self._model.similarity(self._here(texts), self._here(videos), self._level_rates)
+        return scores.float().cpu().numpy()
+
+    def _here(self, levels: Levels) -> Levels:
+        return tuple(level.map(lambda tensor: tensor.to(self._device)) for level in levels)
+
+
+def similarity_matrix(
+    view: SplitView,
+    captions: Sequence[str],
+    *,
+    checkpoint: str,
+    config: RetrievalConfig,
+    settings: EvaluationConfig,
+    resources: ActorResources,
+) -> torch.Tensor:
+    """Scores of all ``captions`` with all videos of ``view``, [texts, videos] in float32."""
+    gpus, most = actors_that_fit(resources)
+    video_blocks = _blocks(len(view), settings.tile)
+    text_blocks = _blocks(len(captions), settings.tile)
+    count = min(most, max(len(video_blocks), len(text_blocks)))
+    # A call that dies with its actor is made again on the restarted one.
+    actor = ray.remote(num_cpus=resources.cpus_per_actor, num_gpus=gpus, max_restarts=3, max_task_retries=3)(
+        RetrievalScorerActor
+    )
+    actors = [actor.remote(checkpoint, config, view, settings) for _ in range(count)]
+    # Features stay in the object store: a tile fetches the two blocks that it needs.
+    videos = [actors[i % count].videos.remote(list(block)) for i, block in enumerate(video_blocks)]
+    texts = [actors[i % count].texts.remote([captions[text] for text in block]) for i, block in enumerate(text_blocks)]
+    blocks = [*video_blocks, *text_blocks]
+    with Progress("evaluation", total=len(view) + len(captions), unit="texts and videos") as progress:
+        for block in _as_finished([*videos, *texts]):
+            progress.advance(len(blocks[block]))
+    matrix = torch.empty(len(captions), len(view))
+    tiles = [(row, column) for row in range(len(text_blocks)) for column in range(len(video_blocks))]
+    scores = [actors[i % count].tile.remote(texts[row], videos[column]) for i, (row, column) in enumerate(tiles)]
+    with Progress("evaluation", total=len(tiles), unit="tiles") as progress:
+        for tile in _as_finished(scores):
+            rows, columns = text_blocks[tiles[tile][0]], video_blocks[tiles[tile][1]]
+            matrix[rows.start : rows.stop, columns.start : columns.stop] = torch.tensor(ray.get(scores[tile]))
+            progress.advance()
+    for member in actors:
+        ray.kill(member)
+    return matrix
+
+
+def _blocks(count: int, size: int) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _as_finished(references: Sequence[Any]) -> Iterator[int]:
+    """Positions of ``references`` in the order in which they become ready.
+
+    Raises:
+        ray.exceptions.RayError: a call failed.
+    """
+    positions = {reference: position for position, reference in enumerate(references)}
+    waiting = list(references)
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1)
+        for reference in ready:
+            yield positions[reference]
+
+
+def evaluate_retrieval(
+    context: StageContext,
+    view: SplitView,
+    *,
+    checkpoint: str,
+    config: RetrievalConfig,
+    settings: EvaluationConfig,
+    resources: ActorResources,
+    seed: int,
+) -> dict[str, float]:
+    """Writes ``metrics.json`` and ``ranks.parquet`` and returns the metrics by ``direction/name``.
+
+    Raises:
+        ValueError: the split holds no video with frames and captions.
+    """
+    captions, video_of_text, caption_numbers = view.texts_of(range(len(view)))
+    if not captions:
+        raise ValueError(
+            f"the split {settings.split!r} holds {len(view)} videos and no caption; choose evaluation.split among "
+            "those that the manifest lists"
+        )
+    matrix = similarity_matrix(
+        view, captions, checkpoint=checkpoint, config=config, settings=settings, resources=resources
+    )
+    owners = torch.tensor(video_of_text)
+    ranks = {
+        "text_to_video": text_to_video_ranks(matrix, owners),
+        "video_to_text": video_to_text_ranks(matrix, owners),
+    }
+    document: dict[str, Any] = {
+        "split": settings.split,
+        "checkpoint": checkpoint,
+        "seed": seed,
+        "texts": len(captions),
+        "videos": len(view),
+        "protocol": "every caption is a query; video to text by the best-ranked caption; no post-processing",
+    }
+    flat: dict[str, float] = {"texts": float(len(captions)), "videos": float(len(view))}
+    for direction in DIRECTIONS:
+        metrics = RetrievalMetrics.from_ranks(ranks[direction]).as_dict()
+        intervals = bootstrap_intervals(
+            ranks[direction],
+            generator=torch.Generator().manual_seed(seed),
+            num_resamples=settings.bootstrap_samples,
+        )
+        document[direction] = {name: {"value": value, **asdict(intervals[name])} for name, value in metrics.items()}
+        flat |= {f"{direction}/{name}": value for name, value in metrics.items()}
+    ids = view.store.video_ids
+    table = pa.table(
+        {
+            "direction": ["text_to_video"] * len(captions) + ["video_to_text"] * len(ids),
+            "video_id": [ids[video] for video in video_of_text] + ids,
+            "caption_index": [*caption_numbers, *[None] * len(ids)],
+            "rank": torch.cat([ranks[direction].double() for direction in DIRECTIONS]).numpy(),
+        },
+        schema=RANKS,
+    )
+    context.output.write_table(RANKS_FILE, table)
+    context.output.write_json(METRICS_FILE, document)
+    context.tracker.log_metrics(flat)
+    context.tracker.log_document(METRICS_FILE, document)
+    return flat
