@@ -1,0 +1,17 @@
+"""The stage ``labels`` alone: ``python -m jobs.labels --config RECIPE``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs.pipeline import run_stages
+from jobs.settings import run_job
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    return run_stages("Labels the pairs of the training and validation splits.", arguments, only="labels")
+
+
+if __name__ == "__main__":
+    run_job(main)

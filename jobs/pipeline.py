@@ -1,0 +1,90 @@
+"""What all jobs over the stage graph share: plan, run, print."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jobs.settings import read_recipe, recipe_parser, set_up_logging
+from pipelines.configs import Recipe
+from pipelines.graph import make_graph
+from pipelines.run import run_plan
+from pipelines.stages import Graph
+from pipelines.storage import Storage, absolute_uri
+from pipelines.tables import metrics_table, outcome_table, plan_table
+from pipelines.tracking import ui_command
+
+
+def run_stages(
+    description: str,
+    arguments: Sequence[str] | None = None,
+    *,
+    only: str | None = None,
+    make: Callable[[Recipe], Graph] = make_graph,
+) -> int:
+    """Parses the command line and runs the recipe's stages, or the stage ``only`` from finished ones."""
+    parser = recipe_parser(description)
+    parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
+    if only is None:
+        parser.add_argument("--from_stage", type=str | None, help="First stage to run; earlier ones must be done.")
+        parser.add_argument("--until_stage", type=str | None, help="Last stage to run.")
+        parser.add_argument("--force", type=list[str], default=[], help="Stages to run again although they are done.")
+    else:
+        parser.add_argument("--force", action="store_true", help="Run the stage again although it is done.")
+    recipe, options = read_recipe(parser, arguments)
+    if not options["plan"]:
+        start_log(recipe, only or "run")
+    return execute(
+        make(recipe),
+        recipe,
+        plan_only=options["plan"],
+        from_stage=options.get("from_stage") or only,
+        until_stage=options.get("until_stage") or only,
+        force=([only] if options["force"] else []) if only else options["force"],
+    )
+
+
+def execute(
+    graph: Graph,
+    recipe: Recipe,
+    *,
+    plan_only: bool = False,
+    from_stage: str | None = None,
+    until_stage: str | None = None,
+    force: Sequence[str] = (),
+) -> int:
+    """Plans, runs and prints; returns the exit code."""
+    steps = graph.plan(from_stage=from_stage, until_stage=until_stage, force=force)
+    print(f"Workspace {graph.workspace.uri}\n\n{plan_table(steps)}\n", flush=True)
+    if plan_only:
+        return 0
+    if all(step.state == "done" for step in steps):
+        print("Nothing to do: every stage is finished.\n", flush=True)
+    outcomes = run_plan(graph, steps, recipe)
+    print(f"\n{outcome_table(outcomes)}\n")
+    last = outcomes[-1]
+    if last.step.stage.name == "evaluation":
+        document = last.artifact.storage.read_json("metrics.json")
+        print(
+            f"{document['texts']:,} texts, {document['videos']:,} videos, split {document['split']}, seed "
+            f"{document['seed']}; 95% bootstrap intervals over queries"
+        )
+        print(f"{metrics_table(document)}\n")
+    print(f"Artifacts: {last.artifact.storage.uri}")
+    folder = log_folder(recipe.workspace)
+    if folder is not None:
+        print(f"Logs:      {folder}")
+    print(f"MLflow:    {ui_command(graph.workspace)}")
+    return 0
+
+
+def log_folder(workspace: str) -> Path | None:
+    """Where log files go: the workspace, if it is a folder of this machine."""
+    storage = Storage(absolute_uri(workspace))
+    return Path(storage.path("logs")) if storage.is_local else None
+
+
+def start_log(recipe: Recipe, name: str) -> None:
+    """Logs to standard error, and to a file of this run in the workspace."""
+    set_up_logging(log_folder(recipe.workspace), name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")

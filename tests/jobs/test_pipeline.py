@@ -1,0 +1,450 @@
+"""The whole graph, run once as a user runs it, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hbi_models.axes import TextBatch, VideoBatch
+from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.clip.preprocessing import normalize_pixels
+from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.retrieval import RetrievalModel
+from hbi_models.similarity import token_cosines
+from pipelines.configs import ActorResources, Recipe
+from pipelines.data.frames_stage import frames_pool
+from pipelines.data.labels import LabelSettings, make_label_model
+from pipelines.data.labels_stage import labels_pool
+from pipelines.data.splits import SplitView
+from pipelines.graph import make_evaluation_graph, make_graph
+from pipelines.stages import Artifact, Outcome
+from pipelines.storage import Storage
+from pipelines.train.checkpoints import WEIGHTS, load_model
+from pipelines.train.layout import HISTORY, MODEL
+from pipelines.train.loop import LoopSettings, TrainingLoop
+from pipelines.train.retrieval import RetrievalTask
+from tests.jobs.killing import kill_when
+from tests.jobs.recipes import actions, command, read, run, run_command, write_recipe
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("shapes", "manifest", "frames", "labels", "estimator", "retrieval", "evaluation")
+TRAIN_VIDEOS, VALIDATION_VIDEOS, TEST_VIDEOS, CAPTIONS = 18, 6, 8, 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of the pipeline."""
+
+    recipe_file: Path
+    recipe: Recipe
+    done: subprocess.CompletedProcess[str]
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        graph = make_graph(self.recipe)
+        found = {name: graph.artifact(name) for name in STAGES}
+        return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+    def view(self, split: Any) -> SplitView:
+        manifest, frames = self.artifacts["manifest"].storage, self.artifacts["frames"].storage
+        return SplitView(manifest, frames, frames_pool(Storage(self.recipe.workspace), self.recipe).storage, split)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("pipeline")
+    path = write_recipe(
+        folder,
+        data={
+            "validation_videos": VALIDATION_VIDEOS,
+            "shapes": {
+                "train_videos": TRAIN_VIDEOS + VALIDATION_VIDEOS,
+                "test_videos": TEST_VIDEOS,
+                "captions_per_video": CAPTIONS,
+                "image_size_px": 32,
+                "duration_s": 2.0,
+            },
+        },
+    )
+    run = Run(path, read(path), run_command(command(path), timeout_s=400))
+    assert run.done.returncode == 0, run.done.stderr[-5000:]
+    return run
+
+
+def test_every_stage_leaves_its_artifact(finished: Run) -> None:
+    counts = {name: artifact.counts for name, artifact in finished.artifacts.items()}
+    assert tuple(counts) == STAGES
+    videos = TRAIN_VIDEOS + VALIDATION_VIDEOS + TEST_VIDEOS
+    assert {name: counts[name]["rows"] for name in STAGES} == {
+        "shapes": videos,
+        "manifest": videos,
+        "frames": videos,
+        "labels": (TRAIN_VIDEOS + VALIDATION_VIDEOS) * CAPTIONS,
+        "estimator": TRAIN_VIDEOS * CAPTIONS,
+        "retrieval": TRAIN_VIDEOS,
+        "evaluation": TEST_VIDEOS,
+    }
+    assert {values["errors"] for values in counts.values()} == {0}
+    assert counts["retrieval"]["steps"] == TRAIN_VIDEOS * CAPTIONS // 8
+
+
+def test_the_terminal_shows_plan_outcome_and_metrics(finished: Run) -> None:
+    out = finished.done.stdout
+    assert [out.count(f"\n{stage} ") for stage in STAGES] == [2] * len(STAGES)
+    assert "never run" in out
+    assert f"{TEST_VIDEOS} texts, {TEST_VIDEOS} videos, split test" in out
+    assert "text → video" in out
+    assert f"Artifacts: {finished.artifacts['evaluation'].storage.uri}" in out
+    assert "mlflow ui --host 127.0.0.1" in out
+    assert "Traceback" not in finished.done.stderr
+    logs = list((Path(finished.recipe.workspace) / "logs").iterdir())
+    assert len(logs) == 1
+    assert "retrieval: done in" in logs[0].read_text()
+
+
+def test_everything_lies_in_the_workspace(finished: Run) -> None:
+    folders = {path.name for path in Path(finished.recipe.workspace).iterdir()}
+    assert folders == {*STAGES, "shards", "logs", "mlflow.db", "mlartifacts"}
+    assert {path.name for path in finished.recipe_file.parent.iterdir()} == {
+        "recipe.yaml",
+        "tiny-clip.json",
+        "workspace",
+    }
+
+
+def test_a_second_run_does_nothing_and_starts_neither_ray_nor_mlflow(finished: Run) -> None:
+    code = (
+        "import sys; from jobs.run import main\n"
+        f"code = main(['--config', {str(finished.recipe_file)!r}])\n"
+        "print('LOADED', [name for name in ('ray', 'mlflow', 'torch') if name in sys.modules])\n"
+        "sys.exit(code)"
+    )
+    started = time.monotonic()
+    done = run_command([sys.executable, "-c", code], timeout_s=100)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to do: every stage is finished." in done.stdout
+    assert "LOADED []" in done.stdout
+    assert done.stdout.count(" skipped ") == len(STAGES)
+    assert time.monotonic() - started < 20, "takes about two seconds on a quiet machine"
+
+
+def test_a_plan_runs_nothing(finished: Run) -> None:
+    options = ["--labels.kind", "published", "--retrieval.optimizer.lr", "5e-4"]
+    done = run_command(command(finished.recipe_file, "--plan", *options), timeout_s=100)
+    states = {line.split()[0]: line.split()[2] for line in done.stdout.splitlines() if line.startswith(STAGES)}
+    assert states == dict.fromkeys(STAGES[:3], "done") | dict.fromkeys(STAGES[3:], "missing")
+    for reason in ("kind exact → published", "a new labels", "optimizer.lr 0.001 → 0.0005", "a new retrieval"):
+        assert f"invalidated by {reason}\n" in done.stdout
+
+
+def test_labels_are_the_exact_interaction_of_what_is_stored_with_them(finished: Run) -> None:
+    scale = finished.recipe.model.game.similarity_scale
+    rows = label_rows(finished)
+    assert len(rows) == (TRAIN_VIDEOS + VALIDATION_VIDEOS) * CAPTIONS
+    for row in rows:
+        shape = (1, row["num_words"], row["num_frames"])
+        words, frames = (torch.tensor([row[f"{name}_logits"]], dtype=torch.float64) for name in ("word", "frame"))
+        similarity = torch.tensor(row["similarity"], dtype=torch.float64).reshape(shape)
+        expected = exact_interaction(
+            scale * similarity,
+            words,
+            frames,
+            torch.ones_like(words, dtype=torch.bool),
+            torch.ones_like(frames, dtype=torch.bool),
+        )
+        # The stage computes in float32: its rounding, relative to the largest similarity of 1000.
+        torch.testing.assert_close(
+            torch.tensor(row["interaction"]).reshape(shape), expected.float(), rtol=0, atol=1e-5 * scale
+        )
+
+
+def test_labels_are_made_of_the_features_of_the_model_as_initialised(finished: Run) -> None:
+    model = make_label_model(LabelSettings(finished.recipe.model, finished.recipe.labels, finished.recipe.seed))
+    view = finished.view("train")
+    rows = {(row["video_id"], row["caption_index"]): row for row in label_rows(finished)}
+    for video in (0, 5, 11):
+        for number, caption in enumerate(view.captions(video)):
+            row = rows[view.store.video_ids[video], number]
+            text, clip = (levels[0] for levels in encode_alone(model, view, video, caption))
+            assert (row["num_words"], row["num_frames"]) == (int(text.mask.sum()), int(clip.mask.sum()))
+            cosines = token_cosines(text, clip)[0, : row["num_words"], : row["num_frames"]]
+            # Encoded alone instead of in a batch: rounding of float32.
+            torch.testing.assert_close(torch.tensor(row["similarity"]), cosines.flatten(), rtol=0, atol=1e-5)
+
+
+def test_metrics_follow_from_the_ranks(finished: Run) -> None:
+    storage = finished.artifacts["evaluation"].storage
+    table, document = storage.read_table("ranks.parquet"), storage.read_json("metrics.json")
+    ranks = {
+        direction: np.array([row["rank"] for row in table.to_pylist() if row["direction"] == direction])
+        for direction in ("text_to_video", "video_to_text")
+    }
+    assert {direction: len(values) for direction, values in ranks.items()} == dict.fromkeys(ranks, TEST_VIDEOS)
+    for direction, values in ranks.items():
+        metrics = document[direction]
+        for k in (1, 5, 10, 50):
+            assert metrics[f"recall_at_{k}"]["value"] == pytest.approx(100 * np.mean(values <= k))
+        assert metrics["median_rank"]["value"] == np.median(values)
+        assert metrics["mean_rank"]["value"] == pytest.approx(values.mean())
+        for metric in metrics.values():
+            assert metric["low"] <= metric["value"] <= metric["high"]
+
+
+def test_ranks_are_those_of_items_that_are_encoded_and_compared_one_by_one(finished: Run) -> None:
+    model, view = trained_model(finished), finished.view("test")
+    items = [encode_alone(model, view, video, view.captions(video)[0]) for video in range(len(view))]
+    with torch.inference_mode():
+        scores = torch.tensor([[model.similarity(text, clip).item() for _, clip in items] for text, _ in items])
+    storage = finished.artifacts["evaluation"].storage
+    for row in storage.read_table("ranks.parquet").to_pylist():
+        item = view.store.video_ids.index(row["video_id"])
+        candidates = scores[item] if row["direction"] == "text_to_video" else scores[:, item]
+        own = candidates[item]
+        # Other batch sizes round differently: what is closer than that may stand on either side.
+        surely, possibly = int((candidates > own + 1e-5).sum()), int((candidates > own - 1e-5).sum())
+        assert 1 + surely <= row["rank"] <= possibly
+
+
+def test_other_tiles_batches_and_actors_give_the_same_ranks(finished: Run, ray_local: Any) -> None:
+    before = ranks_by_query(finished.artifacts["evaluation"])
+    other = replace(
+        finished.recipe,
+        evaluation=replace(finished.recipe.evaluation, tile=3, batch_size=2),
+        resources=replace(finished.recipe.resources, evaluation=ActorResources(max_actors=2)),
+    )
+    outcomes = run(other, force=["evaluation"])
+    assert actions(outcomes) == dict.fromkeys(STAGES[:-1], "skipped") | {"evaluation": "done"}
+    assert ranks_by_query(outcomes["evaluation"].artifact) == before
+
+
+def test_a_checkpoint_is_evaluated_without_training(finished: Run, ray_local: Any) -> None:
+    trained = finished.artifacts
+    checkpoint = trained["retrieval"].storage.folder(MODEL).uri
+    outcomes = run(finished.recipe, make_evaluation_graph(finished.recipe, checkpoint))
+    assert actions(outcomes) == dict.fromkeys(STAGES[:3], "skipped") | {"evaluation": "done"}
+    evaluated = outcomes["evaluation"].artifact
+    assert evaluated.fingerprint != trained["evaluation"].fingerprint
+    assert evaluated.storage.read_json("metrics.json") == trained["evaluation"].storage.read_json("metrics.json")
+    assert ranks_by_query(evaluated) == ranks_by_query(trained["evaluation"])
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A training with another setting, killed on the way and run again."""
+
+    recipe: Recipe
+    reached: int
+    """The last step that the killed run told of."""
+    outcomes: Mapping[str, Outcome]
+
+
+@pytest.fixture(scope="module")
+def retrained(finished: Run, ray_local: Any) -> Retrained:
+    options = ["--retrieval.epochs", "12", "--retrieval.checkpoint.every_steps", "3"]
+    options += ["--resources.retrieval.workers", "1", "--tracking.log_model", "false"]
+    recipe = read(finished.recipe_file, *options)
+    output = make_graph(recipe).output("retrieval")
+    snapshot = "train/checkpoint_manager_snapshot.json"
+
+    def has_checkpoint_and_curve() -> bool:
+        if not output.exists(HISTORY) or not output.exists(snapshot):
+            return False
+        return bool(json.loads(output.read_bytes(snapshot))["checkpoint_results"])
+
+    kill_when(command(finished.recipe_file, *options), has_checkpoint_and_curve)
+    return Retrained(recipe, max(losses(output)), run(recipe))
+
+
+def test_a_changed_training_setting_trains_and_evaluates_again_and_nothing_else(retrained: Retrained) -> None:
+    assert actions(retrained.outcomes) == dict.fromkeys(STAGES[:5], "skipped") | dict.fromkeys(STAGES[5:], "done")
+    assert retrained.outcomes["evaluation"].step.reason == "invalidated by a new retrieval"
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(finished: Run, retrained: Retrained) -> None:
+    step = retrained.outcomes["retrieval"].step
+    assert (step.state, step.reason) == ("partial", f"stopped at step {retrained.reached:,}")
+    client, _, children = mlflow_runs(finished, latest=True)
+    points = client.get_metric_history(children["retrieval"].info.run_id, "train/loss")
+    assert min(point.step for point in points) > 1
+
+
+def test_a_killed_training_ends_as_an_uninterrupted_one(finished: Run, retrained: Retrained) -> None:
+    artifact, expected = retrained.outcomes["retrieval"].artifact, Best()
+    task = retrieval_task_of(finished, retrained.recipe)
+    loop = TrainingLoop(task, device=torch.device("cpu"), reporter=expected, settings=LoopSettings(log_every_steps=1))
+    loop.run()
+    assert retrained.reached < loop.total_steps == artifact.counts["steps"]
+    # Points that were on their way to the driver when it was killed are lost; steps are not.
+    found = losses(artifact.storage)
+    assert len(found) > 0.5 * loop.total_steps
+    # The same operations in another process, whose kernels may depend on the alignment of memory.
+    assert found == pytest.approx({step: expected.losses[step] for step in found}, rel=1e-4)
+    model = load_model(artifact.storage.folder(MODEL), Path())
+    for name, value in expected.weights.items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=1e-5, msg=name)
+
+
+def test_the_teacher_of_the_trained_model_is_the_trained_estimator(finished: Run) -> None:
+    folder = finished.artifacts["estimator"].storage.folder(MODEL)
+    estimator = load_file(folder.path(WEIGHTS))
+    teacher = trained_model(finished).teacher
+    assert teacher is not None
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, estimator[name]), name
+
+
+def test_curves_are_kept_beside_the_model(finished: Run) -> None:
+    for stage in ("estimator", "retrieval"):
+        artifact = finished.artifacts[stage]
+        points = [json.loads(line) for line in artifact.storage.read_bytes(HISTORY).splitlines()]
+        assert list(losses(artifact.storage)) == list(range(1, int(artifact.counts["steps"]) + 1))
+        assert sum("validation/score" in point for point in points) == 1
+
+
+def test_mlflow_holds_a_run_per_pipeline_run_and_a_nested_one_per_stage(finished: Run) -> None:
+    client, parent, children = mlflow_runs(finished)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["retrieval.batch_size"] == "8"
+    assert parent.data.tags["version.torch"] == torch.__version__.split("+")[0]
+    recalled = finished.artifacts["evaluation"].counts["text_to_video/recall_at_1"]
+    assert parent.data.metrics["evaluation/text_to_video/recall_at_1"] == pytest.approx(recalled)
+    assert set(children) == set(STAGES)
+    for name, child in children.items():
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["fingerprint"] == finished.artifacts[name].fingerprint
+        assert child.data.metrics["count/rows"] == finished.artifacts[name].counts["rows"]
+        assert "artifact.json" in [item.path for item in client.list_artifacts(child.info.run_id)]
+
+
+def test_mlflow_holds_settings_curves_and_results_of_the_training(finished: Run) -> None:
+    client, _, children = mlflow_runs(finished)
+    run = children["retrieval"]
+    assert run.data.params["optimizer.lr"] == "0.001"
+    assert run.data.params["model.merging.heads"] == "4"
+    steps = int(finished.artifacts["retrieval"].counts["steps"])
+    for name in ("train/loss", "train/entity_nce", "train/gradient_norm", "learning_rate/head_decay"):
+        assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == list(range(1, steps + 1))
+    assert run.data.metrics["throughput/pairs_per_s"] > 0
+    assert 0 <= run.data.metrics["validation/text_to_video/recall_at_10"] <= 100
+    evaluation = children["evaluation"].data.metrics
+    assert evaluation["text_to_video/mean_rank"] >= 1
+    assert "metrics.json" in [item.path for item in client.list_artifacts(children["evaluation"].info.run_id)]
+
+
+def test_the_model_that_mlflow_holds_scores_captions_and_clips(finished: Run) -> None:
+    import mlflow
+
+    client, _, children = mlflow_runs(finished)
+    run = children["retrieval"].info
+    models = client.search_logged_models([run.experiment_id])
+    (logged,) = (model for model in models if model.source_run_id == run.run_id)
+    scorer = mlflow.pytorch.load_model(f"models:/{logged.model_id}")
+    view, model = finished.view("test"), trained_model(finished)
+    captions = [view.captions(video)[0] for video in range(3)]
+    token_ids, mask = map(torch.from_numpy, CaptionTokenizer(finished.recipe.model.max_words)(captions))
+    clips = view.store.batch(range(3), image_size_px=32, max_frames=finished.recipe.model.max_frames)
+    with torch.inference_mode():
+        scores = scorer(token_ids, mask, clips.frames, clips.mask)
+        texts = model.encode_text(TextBatch(token_ids, mask))
+        videos = model.encode_video(VideoBatch(normalize_pixels(clips.frames), clips.mask))
+        assert torch.equal(scores, model.similarity(texts, videos))
+    # The signature describes these very tensors.
+    signature = mlflow.models.get_model_info(f"models:/{logged.model_id}").signature
+    given = {"token_ids": token_ids, "word_mask": mask, "frames": clips.frames, "frame_mask": clips.mask}
+    for spec in signature.inputs.inputs:
+        array = given.pop(spec.name).numpy()
+        assert array.dtype == spec.type
+        assert array.shape[1:] == tuple(spec.shape)[1:]
+    assert not given
+
+
+@dataclass
+class Best:
+    """Keeps the losses, and the weights with the best score; of equal ones the last."""
+
+    losses: dict[int, float] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    score: float = -1.0
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        if "train/loss" in metrics:
+            self.losses[step] = metrics["train/loss"]
+
+    def checkpoint(self, folder: Path | None, score: float) -> None:
+        assert folder is not None
+        if score >= self.score:
+            self.score, self.weights = score, load_file(folder / WEIGHTS)
+
+
+def losses(output: Storage) -> dict[int, float]:
+    """The training loss of each step that the history holds."""
+    points = [json.loads(line) for line in output.read_bytes(HISTORY).splitlines()]
+    return {point["step"]: point["train/loss"] for point in points if "train/loss" in point}
+
+
+def retrieval_task_of(finished: Run, recipe: Recipe) -> RetrievalTask:
+    """The training that the stage does, to be done in this process."""
+    view, batch_size = finished.view("train"), recipe.retrieval.batch_size
+    return RetrievalTask(
+        model_config=recipe.model,
+        training=recipe.retrieval,
+        seed=recipe.seed,
+        manifest=finished.artifacts["manifest"].storage,
+        frames=finished.artifacts["frames"].storage,
+        frames_pool=frames_pool(Storage(recipe.workspace), recipe).storage,
+        estimator=finished.artifacts["estimator"].storage.folder(MODEL),
+        loader_processes=0,
+        steps_per_epoch=[len(view) * CAPTIONS // batch_size] * recipe.retrieval.epochs,
+    )
+
+
+def mlflow_runs(finished: Run, *, latest: bool = False) -> tuple[Any, Any, Mapping[str, Any]]:
+    """The client, the parent run of the first pipeline run or of the latest, and its children by stage."""
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{finished.recipe.workspace}/mlflow.db")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("hbi")
+    assert experiment is not None
+    assert experiment.artifact_location == f"file://{finished.recipe.workspace}/mlartifacts"
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    parent = [run for run in runs if "mlflow.parentRunId" not in run.data.tags][-1 if latest else 0]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return client, parent, {run.data.tags["stage"]: run for run in children}
+
+
+def label_rows(finished: Run) -> list[dict[str, Any]]:
+    pool = labels_pool(Storage(finished.recipe.workspace), finished.recipe)
+    return [row for shard in pool.storage.files() for row in pool.storage.read_table(shard).to_pylist()]
+
+
+def trained_model(finished: Run) -> RetrievalModel:
+    return load_model(finished.artifacts["retrieval"].storage.folder(MODEL), Path())
+
+
+def encode_alone(model: RetrievalModel, view: SplitView, video: int, caption: str) -> tuple[Any, Any]:
+    """The levels of one caption and of one video, each in a batch of its own."""
+    token_ids, mask = map(torch.from_numpy, CaptionTokenizer(model.config.max_words)([caption]))
+    clip = view.store.batch([video], image_size_px=32, max_frames=model.config.max_frames)
+    with torch.inference_mode():
+        return (
+            model.encode_text(TextBatch(token_ids, mask)),
+            model.encode_video(VideoBatch(normalize_pixels(clip.frames), clip.mask)),
+        )
+
+
+def ranks_by_query(artifact: Artifact) -> dict[tuple[str, str, int | None], float]:
+    rows = artifact.storage.read_table("ranks.parquet").to_pylist()
+    return {(row["direction"], row["video_id"], row["caption_index"]): row["rank"] for row in rows}

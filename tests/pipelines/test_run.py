@@ -1,0 +1,100 @@
+"""Runs of small stages: what MLflow and the workspace hold when they end, and when they do not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.configs import Recipe
+from pipelines.run import run_plan
+from pipelines.stages import Graph, Stage, StageContext, StageTracker
+from pipelines.storage import Storage
+from pipelines.tracking import tracking_uri, ui_command
+
+
+def graph(workspace: Path, last: Callable[[StageContext], Mapping[str, float]]) -> Graph:
+    def first(context: StageContext) -> Mapping[str, float]:
+        context.tracker.log_batch([(step, {"loss": 1.0 / step}) for step in range(1, 2001)])
+        context.tracker.log_document("notes.json", {"a": [1, 2]})
+        return {"rows": 2, "errors": 0}
+
+    return Graph(
+        Storage(str(workspace)),
+        [
+            Stage(name="first", version=1, settings={"rate": {"low": 1, "high": None}}, inputs=(), run=first),
+            Stage(name="last", version=1, settings={"text": "x" * 10_000}, inputs=("first",), run=last),
+        ],
+    )
+
+
+def runs(workspace: Path) -> dict[str, Any]:
+    """MLflow's runs by name; a stage that ran twice has its latest here."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
+    (experiment,) = (found for found in client.search_experiments() if found.name == "hbi")
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    return {run.info.run_name: run for run in found}
+
+
+def test_a_run_that_fails_is_recorded_as_failed_and_can_be_repeated(tmp_path: Path, ray_local: Any) -> None:
+    workspace = tmp_path / "workspace"
+    recipe = Recipe(workspace=str(workspace))
+
+    def fail(context: StageContext) -> Mapping[str, float]:
+        raise RuntimeError("no more memory")
+
+    broken = graph(workspace, fail)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        run_plan(broken, broken.plan(), recipe)
+    recorded = runs(workspace)
+    assert {name: run.info.status for name, run in recorded.items()} == {
+        "pipeline": "FAILED",
+        "first": "FINISHED",
+        "last": "FAILED",
+    }
+
+    def interrupt(context: StageContext) -> Mapping[str, float]:
+        raise KeyboardInterrupt
+
+    broken = graph(workspace, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(broken, broken.plan(), recipe)
+    assert runs(workspace)["last"].info.status == runs(workspace)["pipeline"].info.status == "KILLED"
+
+    mended = graph(workspace, lambda context: {"rows": 1, "errors": 0, "recall": 12.5})
+    outcomes = run_plan(mended, mended.plan(), recipe)
+    assert [outcome.action for outcome in outcomes] == ["skipped", "done"]
+    recorded = runs(workspace)
+    assert recorded["pipeline"].info.status == "FINISHED"
+    assert recorded["pipeline"].data.metrics == {"last/rows": 1, "last/errors": 0, "last/recall": 12.5}
+    assert recorded["last"].data.params["text"] == "x" * 500, "MLflow takes no longer ones"
+    assert recorded["first"].data.params == {"rate.low": "1", "rate.high": "None"}
+    assert recorded["first"].data.metrics["loss"] == 1 / 2000
+    assert f"sqlite:///{workspace}/mlflow.db" in ui_command(Storage(str(workspace)))
+    # The database belongs to the workspace, not to the process.
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_where_nothing_is_to_be_done_nothing_is_recorded(tmp_path: Path) -> None:
+    finished = graph(tmp_path, lambda context: {"rows": 1})
+    for step in finished.plan():
+        finished.execute(step, tracker=StageTracker(), config={})
+    outcomes = run_plan(finished, finished.plan(), Recipe(workspace=str(tmp_path)))
+    assert [outcome.action for outcome in outcomes] == ["skipped", "skipped"]
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_runs_go_to_the_server_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_bucket: str
+) -> None:
+    storage = Storage(str(tmp_path / "workspace"))
+    assert tracking_uri(storage) == f"sqlite:///{tmp_path}/workspace/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(Storage(f"{s3_bucket}/workspace")) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(storage) == "http://127.0.0.1:5000"
