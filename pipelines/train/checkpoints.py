@@ -60,16 +60,20 @@ def read_description(folder: Path) -> tuple[str, Mapping[str, Any]]:
     return str(document["kind"]), document["config"]
 
 
-def load_weights(folder: Path, model: nn.Module, *, optional: str = "\0") -> None:
-    """Fills ``model`` from ``folder``, strictly but for names that start with ``optional``.
+def load_weights(folder: Path, model: nn.Module, *, optional: str | None = None) -> None:
+    """Fills ``model`` from ``folder``, strictly but for names that start with ``optional``, if given.
 
     Raises:
         ValueError: names or shapes differ; the message lists them.
     """
     weights = load_file(folder / WEIGHTS)
     own = model.state_dict()
-    problems = [f"missing {name}" for name in own if name not in weights and not name.startswith(optional)]
-    problems += [f"left over {name}" for name in weights if name not in own and not name.startswith(optional)]
+
+    def required(name: str) -> bool:
+        return optional is None or not name.startswith(optional)
+
+    problems = [f"missing {name}" for name in own if name not in weights and required(name)]
+    problems += [f"left over {name}" for name in weights if name not in own and required(name)]
     shared = {name: weight for name, weight in weights.items() if name in own}
     problems += [
         f"{name} is {tuple(weight.shape)}, needed {tuple(own[name].shape)}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipelines.data.splits import SplitView
 from pipelines.records import ERRORS_FILE, INDEX_FILE
 from pipelines.stages import Artifact
 from pipelines.storage import Storage
-from tests.jobs.recipes import read, run, write_recipe
+from tests.jobs.recipes import actions, read, run, write_recipe
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES
 
 pytestmark = pytest.mark.slow
@@ -163,3 +164,16 @@ def test_too_many_errors_stop_the_job_and_cost_no_work(labelled: Run, tmp_path: 
     outcomes = run(lenient, until_stage="frames")
     assert outcomes["frames"].step.reason == "8 of 8 videos are done"
     assert {name: Path(pool.path(name)).stat().st_mtime_ns for name in pool.files()} == written
+
+
+def test_bad_videos_are_tried_again_and_good_ones_are_kept(labelled: Run) -> None:
+    recipe = replace(labelled.recipe, frames=replace(labelled.recipe.frames, retry_errors=True))
+    pool = frames_pool(Storage(recipe.workspace), recipe)
+    before = {name: pool.storage.read_bytes(name) for name in pool.storage.files()}
+    outcomes = run(recipe, until_stage="frames", force=["frames"])
+    assert actions(outcomes) == {"manifest": "skipped", "frames": "done"}
+    assert {name: pool.storage.read_bytes(name) for name in before} == before
+    rows = pool.index(["video_id", "error_reason"]).to_pylist()
+    tries = Counter(row["video_id"] for row in rows)
+    assert {tries[name] for name in labelled.good} == {1} and {tries[name] for name in BAD} == {2}
+    assert outcomes["frames"].artifact.counts["errors"] == len(BAD)
