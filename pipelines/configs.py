@@ -62,13 +62,13 @@ class ShapesConfig:
 class DataConfig:
     """Which videos and captions: a data set in its published layout, or the user's own."""
 
-    dataset: Literal["msrvtt", "captions_file"] = "msrvtt"
-    """``msrvtt``: MSR-VTT's published annotation files. ``captions_file``: a CSV or JSONL with
-    a column ``path`` or ``uri``, a column ``caption``, and optionally ``split``, ``video_id``,
-    ``start_s``, ``end_s``."""
+    dataset: Literal["msrvtt", "msrvtt_qa", "captions_file"] = "msrvtt"
+    """A published data set, from its annotation files (docs/datasets.md), or ``captions_file``: a
+    CSV or JSONL with a column ``path`` or ``uri``, a column ``caption``, and optionally
+    ``split``, ``video_id``, ``start_s``, ``end_s``."""
 
     annotations: str | None = None
-    """Folder of the annotation files (msrvtt) or the file (captions_file)."""
+    """Folder of the annotation files, or the file (captions_file)."""
 
     videos: str | None = None
     """Folder or URI of the video files; relative paths of a captions file start here."""

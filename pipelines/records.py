@@ -13,7 +13,11 @@ INDEX_FILE = "index.parquet"
 """Where the rows of an artifact lie: their key, shard and row in the shard."""
 ERRORS_FILE = "errors.parquet"
 
-QUESTION = pa.struct([("question", pa.string()), ("answer", pa.string()), ("type", pa.string())])
+QUESTION = pa.struct(
+    [("question", pa.string()), ("answer", pa.string()), ("type", pa.string()), ("split", pa.string())]
+)
+"""``type`` is the question word (what, who, how, when, where) or the data set's own; ``split`` is
+the question's, which may differ from its video's: MSR-VTT-QA has lists of its own."""
 
 MANIFEST = pa.schema(
     [

@@ -12,11 +12,16 @@ from pipelines.data.video_files import VideoFile
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a video and its answer; ``kind`` is what, who, how, when or where."""
+    """A question about a video and its answer; ``kind`` is what, who, how, when or where.
+
+    ``split`` is the question's own: MSR-VTT-QA splits the videos in another way than the
+    retrieval lists do.
+    """
 
     question: str
     answer: str
     kind: str
+    split: Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

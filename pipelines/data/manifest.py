@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipelines.configs import DataConfig
 from pipelines.data.annotations import AnnotatedVideo, Annotations, count_by_split, examples
 from pipelines.data.captions_file import read_captions_file
-from pipelines.data.msrvtt import annotation_files, read_msrvtt
+from pipelines.data.datasets import ADAPTERS
 from pipelines.data.video_files import VideoFile, list_videos, video_key
 from pipelines.records import ERRORS, MANIFEST
 from pipelines.storage import Storage, resolve
@@ -83,7 +83,7 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
             digest.update(repr((entry.uri, entry.file)).encode())
         return digest.hexdigest()
     folder = Storage(annotations)
-    required, optional = annotation_files(config.msrvtt_train_list)
+    required, optional = ADAPTERS[config.dataset].files(config)
     present = set(folder.files())
     for name in (*required, *optional):
         content = folder.read_bytes(name) if name in present else b""
@@ -93,11 +93,12 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
 
 
 def _require(config: DataConfig, annotations: str | None, videos: str | None) -> tuple[str, str | None]:
+    adapter = ADAPTERS.get(config.dataset)
     if annotations is None:
-        what = "the folder of MSR-VTT's annotation files" if config.dataset == "msrvtt" else "a CSV or JSONL file"
+        what = "a CSV or JSONL file" if adapter is None else f"the folder of {adapter.title}'s annotation files"
         raise ValueError(f"data.annotations is not set; data.dataset {config.dataset} needs {what}")
-    if videos is None and config.dataset == "msrvtt":
-        raise ValueError("data.videos is not set; data.dataset msrvtt needs the folder of the videos")
+    if videos is None and adapter is not None:
+        raise ValueError(f"data.videos is not set; data.dataset {config.dataset} needs the folder of the videos")
     return annotations, videos
 
 
@@ -105,12 +106,7 @@ def _read(config: DataConfig, annotations: str | None, videos: str | None) -> An
     annotations, videos = _require(config, annotations, videos)
     if config.dataset == "captions_file" or videos is None:
         return read_captions_file(annotations, videos)
-    return read_msrvtt(
-        Storage(annotations),
-        list_videos(videos),
-        train_list=config.msrvtt_train_list,
-        check_counts=config.shapes is None,
-    )
+    return ADAPTERS[config.dataset].read(Storage(annotations), list_videos(videos), config)
 
 
 def _refuse_missing(entries: Sequence[AnnotatedVideo], config: DataConfig) -> None:
@@ -159,8 +155,8 @@ def _manifest_row(entry: AnnotatedVideo, file: VideoFile) -> dict[str, object]:
         "split": entry.split,
         "captions": list(entry.captions),
         "questions": [
-            {"question": question.question, "answer": question.answer, "type": question.kind}
-            for question in entry.questions
+            {"question": item.question, "answer": item.answer, "type": item.kind, "split": item.split}
+            for item in entry.questions
         ],
     }
 

@@ -61,7 +61,7 @@ def manifest_stage(data: DataConfig) -> Stage:
             logger.warning("manifest: %s", warning)
         context.output.write_table(MANIFEST_FILE, manifest.table)
         context.output.write_table(ERRORS_FILE, manifest.errors)
-        captions = pc.list_value_length(manifest.table.column("captions"))
+        captions, questions = (pc.list_value_length(manifest.table.column(name)) for name in ("captions", "questions"))
         splits = {
             f"videos_{count['values']}": count["counts"]
             for count in pc.value_counts(manifest.table.column("split")).to_pylist()
@@ -70,6 +70,7 @@ def manifest_stage(data: DataConfig) -> Stage:
             "rows": len(manifest.table),
             "errors": len(manifest.errors),
             "captions": pc.sum(captions).as_py() or 0,
+            "questions": pc.sum(questions).as_py() or 0,
             **splits,
         }
 
@@ -78,4 +79,4 @@ def manifest_stage(data: DataConfig) -> Stage:
         from pipelines.data.manifest import manifest_digest
 
         settings["digest"] = manifest_digest(data)
-    return Stage(name="manifest", version=1, settings=settings, inputs=("shapes",) if generated else (), run=run)
+    return Stage(name="manifest", version=2, settings=settings, inputs=("shapes",) if generated else (), run=run)

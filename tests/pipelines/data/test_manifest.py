@@ -172,7 +172,7 @@ def test_questions_are_attached_and_their_own_split_is_warned_of(msrvtt: DataCon
     (Path(msrvtt.annotations) / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
     manifest = build_manifest(msrvtt)
     rows: dict[str, Any] = {row["video_id"]: row for row in manifest.table.to_pylist()}
-    assert rows["video1"]["questions"] == [{"question": "what is it", "answer": "cat", "type": "what"}]
+    assert rows["video1"]["questions"] == [{"question": "what is it", "answer": "cat", "type": "what", "split": "test"}]
     assert rows["video2"]["questions"] == []
     assert any("1 training videos of the retrieval lists are test videos" in warning for warning in manifest.warnings)
 
