@@ -88,8 +88,6 @@ def map_shards(
     """
     if not shards:
         return
-    if not shards:
-        return
     import ray.data
 
     options: dict[str, Any] = {"num_cpus": cpus, "batch_size": None, "batch_format": "pyarrow"}

@@ -21,6 +21,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from pipelines.locks import Lock, held
 from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,9 @@ class Stage:
     """Does the work in ``context.output`` and returns counts; safe to run again at any point."""
     partial: Callable[[Mapping[str, Artifact], Storage], str | None] = lambda inputs, output: None
     """Says how much an interrupted run left, e.g. ``812 of 1,000 videos``; None = nothing."""
+    writes: str | None = None
+    """Name of what it writes outside its own folder. Stages of several runs that write the same thing,
+    or have the same fingerprint, take turns."""
 
 
 @dataclass(frozen=True)
@@ -242,13 +246,23 @@ class Graph:
     def execute(self, step: Step, *, tracker: StageTracker, config: Any) -> Outcome:
         """Runs ``step`` unless it is done, and commits its artifact.
 
+        Where another run works on the same stage it waits for that run, and then takes what it made.
+
         Raises:
-            RuntimeError: an input is missing.
+            RuntimeError: an input is missing, or another process took the stage over.
         """
-        stage, output = step.stage, self.output(step.stage.name)
-        found = self.artifact(stage.name)
+        found = self.artifact(step.stage.name)
         if step.state == "done" and found is not None:
             return Outcome(step, "skipped", 0.0, found)
+        with held(self.workspace, step.stage.writes or f"{step.stage.name}-{step.fingerprint}") as lock:
+            found = self.artifact(step.stage.name)
+            if step.state in ("missing", "partial") and found is not None:
+                logger.info("%s: another run has finished it meanwhile", step.stage.name)
+                return Outcome(step, "skipped", 0.0, found)
+            return self._run(step, lock, tracker=tracker, config=config)
+
+    def _run(self, step: Step, lock: Lock, *, tracker: StageTracker, config: Any) -> Outcome:
+        stage, output = step.stage, self.output(step.stage.name)
         if step.state in ("forced", "outdated"):
             output.delete("")
         inputs: dict[str, Artifact] = {}
@@ -273,6 +287,7 @@ class Graph:
             "config": plain(config),
             "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+        lock.check()
         output.write_json(ARTIFACT, document)
         return Outcome(step, "done", seconds, Artifact(stage.name, step.fingerprint, output, document))
 

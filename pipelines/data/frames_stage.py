@@ -19,7 +19,11 @@ from pipelines.storage import Storage
 
 def frames_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     """Where frame shards lie: one pool per way of decoding, whatever the manifest."""
-    return ShardPool(workspace.folder("shards", f"frames-{digest(frames_settings(recipe))}"), FRAMES)
+    return ShardPool(workspace.folder("shards", _pool_name(recipe)), FRAMES)
+
+
+def _pool_name(recipe: Recipe) -> str:
+    return f"frames-{digest(frames_settings(recipe))}"
 
 
 def frames_settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -62,7 +66,13 @@ def frames_stage(recipe: Recipe) -> Stage:
         return _commit_frames(context, manifest, pool, config.max_error_fraction)
 
     return Stage(
-        name="frames", version=1, settings=frames_settings(recipe), inputs=("manifest",), run=run, partial=partial
+        name="frames",
+        version=1,
+        settings=frames_settings(recipe),
+        inputs=("manifest",),
+        run=run,
+        partial=partial,
+        writes=_pool_name(recipe),
     )
 
 

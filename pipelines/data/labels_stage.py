@@ -20,8 +20,11 @@ from pipelines.storage import Storage
 
 def labels_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     """Where label shards lie: one pool per kind of label, model and way of decoding."""
-    name = digest({"labels": _labels_settings(recipe), "frames": frames_settings(recipe)})
-    return ShardPool(workspace.folder("shards", f"labels-{name}"), LABELS)
+    return ShardPool(workspace.folder("shards", _pool_name(recipe)), LABELS)
+
+
+def _pool_name(recipe: Recipe) -> str:
+    return f"labels-{digest({'labels': _labels_settings(recipe), 'frames': frames_settings(recipe)})}"
 
 
 def _labels_settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -72,7 +75,14 @@ def labels_stage(recipe: Recipe) -> Stage:
         train = pc.sum(pc.equal(found.column("split"), "train")).as_py() or 0
         return {"rows": len(found), "errors": 0, "videos": len(rows), "train_pairs": train}
 
-    return Stage(name="labels", version=1, settings=_labels_settings(recipe), inputs=("manifest", "frames"), run=run)
+    return Stage(
+        name="labels",
+        version=1,
+        settings=_labels_settings(recipe),
+        inputs=("manifest", "frames"),
+        run=run,
+        writes=_pool_name(recipe),
+    )
 
 
 def _wanted(context: StageContext, captions_per_video: int | None) -> list[dict[str, Any]]:
