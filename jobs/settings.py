@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from pipelines.configs import Recipe
 
@@ -38,6 +39,21 @@ def read_recipe(parser: ArgumentParser, arguments: Sequence[str] | None) -> tupl
     values = parser.instantiate(parsed)
     names = Recipe.__dataclass_fields__
     return Recipe(**{name: values[name] for name in names}), values
+
+
+def recipe_from_document(document: Mapping[str, Any]) -> Recipe:
+    """The recipe whose settings are ``document``, checked as on the command line.
+
+    Raises:
+        ValueError: a setting is unknown or not allowed.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    try:
+        values = parser.instantiate(parser.parse_object(dict(document)))
+    except ArgumentError as error:
+        raise ValueError(f"the settings are not a recipe of this version: {error}") from error
+    return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__})
 
 
 def set_up_logging(folder: Path | None, *, name: str) -> Path | None:

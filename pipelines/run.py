@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pipelines.configs import Recipe
 from pipelines.progress import format_seconds
+from pipelines.runs import record_run
 from pipelines.stages import Graph, Outcome, Step
 
 logger = logging.getLogger(__name__)
@@ -14,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcome]:
     """Executes ``steps``; where all are done, neither Ray nor MLflow is started."""
+    record_run(graph, recipe)
     if all(step.state == "done" for step in steps):
         return [_skip(graph, step) for step in steps]
     from pipelines.ray_session import ray_session

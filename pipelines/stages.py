@@ -165,6 +165,10 @@ class Graph:
         """The folder of the stage ``name``."""
         return self.workspace.folder(name, self.fingerprints[name])
 
+    def lock_name(self, stage: Stage) -> str:
+        """What a run holds while it works on ``stage``."""
+        return stage.writes or f"{stage.name}-{self.fingerprints[stage.name]}"
+
     def artifact(self, name: str) -> Artifact | None:
         """The finished artifact of the stage ``name``, if there is one."""
         output = self.output(name)
@@ -254,7 +258,7 @@ class Graph:
         found = self.artifact(step.stage.name)
         if step.state == "done" and found is not None:
             return Outcome(step, "skipped", 0.0, found)
-        with held(self.workspace, step.stage.writes or f"{step.stage.name}-{step.fingerprint}") as lock:
+        with held(self.workspace, self.lock_name(step.stage)) as lock:
             found = self.artifact(step.stage.name)
             if step.state in ("missing", "partial") and found is not None:
                 logger.info("%s: another run has finished it meanwhile", step.stage.name)

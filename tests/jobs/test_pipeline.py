@@ -116,7 +116,7 @@ def test_the_terminal_shows_plan_outcome_and_metrics(finished: Run) -> None:
 
 def test_everything_lies_in_the_workspace(finished: Run) -> None:
     folders = {path.name for path in Path(finished.recipe.workspace).iterdir()}
-    assert folders == {*STAGES, "shards", "logs", "mlflow.db", "mlartifacts"}
+    assert folders == {*STAGES, "shards", "runs", "locks", "logs", "mlflow.db", "mlartifacts"}
     assert {path.name for path in finished.recipe_file.parent.iterdir()} == {
         "recipe.yaml",
         "tiny-clip.json",
