@@ -9,6 +9,7 @@ Axis words in shape annotations, everywhere in this project:
 ``words``, ``frames``   tokens of a text / of a video at any level of the hierarchy
 ``tokens``              words or frames, in code that serves both
 ``clusters``            merged tokens
+``answers``             entries of the answer vocabulary
 ``dim``                 channels of a token
 ``heads``               attention heads
 ``height``, ``width``   pixels
@@ -99,4 +100,28 @@ class PairFeatures:
             texts=tuple(level.map(function) for level in self.texts),
             videos=tuple(level.map(function) for level in self.videos),
             interactions=tuple(interaction.map(function) for interaction in self.interactions),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredPairs:
+    """All that the loss of question answering needs to know about questions and their videos.
+
+    Like ``PairFeatures``, each row is computed from its own pair alone, and a distributed step
+    gathers every tensor along the first axis with ``map``.
+    """
+
+    pairs: PairFeatures
+    """The question is the text of its pair."""
+    logits: tuple[Float[Tensor, "pairs answers"], ...]
+    """One per level, entity first."""
+    labels: Int[Tensor, " pairs"]
+    """Right answers; -1 where the answer is not in the vocabulary."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AnsweredPairs:
+        """Returns the pairs with ``function`` applied to each tensor, always in the same order."""
+        return AnsweredPairs(
+            pairs=self.pairs.map(function),
+            logits=tuple(function(logits) for logits in self.logits),
+            labels=function(self.labels),
         )

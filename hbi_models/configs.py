@@ -38,6 +38,10 @@ class ClipConfig:
     freeze_patch_embedding: bool = True
     """Keep the patch convolution fixed (published). Set to false when training from scratch."""
 
+    freeze_embeddings: bool = False
+    """Keep the other layers below the blocks fixed, too: class, token and position embeddings, and
+    the layer norm in front of the image blocks (published for question answering)."""
+
     gradient_checkpointing: bool = False
     """Recompute the towers' activations in the backward pass: less memory, about 30% more time."""
 
@@ -117,6 +121,14 @@ class Quirks:
     """Take the second term of the interaction loss over the batch axis (a ``.T`` on three
     axes), and let padding take part in its softmaxes."""
 
+    padded_interaction: bool = False
+    """In question answering, let padding enter the interaction loss with whatever the networks
+    predict there (in retrieval it is set to 0)."""
+
+    padded_answer_weights: bool = False
+    """In the answer heads, let padded words and frames take part in the softmax of the token
+    weights before they are dropped: weights of real tokens then sum to less than 1."""
+
     @classmethod
     def published(cls) -> Quirks:
         """Every quirk on."""
@@ -126,6 +138,8 @@ class Quirks:
             surplus_clusters=True,
             zero_floor=True,
             batch_axis_kl=True,
+            padded_interaction=True,
+            padded_answer_weights=True,
         )
 
 
@@ -150,10 +164,11 @@ class GameConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the parts of the retrieval loss (published README: kl 2, skl 1)."""
+    """Weights of the parts of the loss (published README: kl 2, skl 1)."""
 
     kl: float = 2.0
-    """Weight of the distillation of the entity similarities into the action and event ones."""
+    """Weight of the distillation of the entity level into the action and event levels: of its
+    similarities in retrieval, of its answers in question answering."""
 
     skl: float = 1.0
     """Weight of the interaction loss (predictor against teacher)."""
@@ -187,6 +202,66 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         require(self.max_words >= 3, f"max_words is {self.max_words}; a caption needs start, one piece and end: 3")
         require(self.max_frames >= 1, f"max_frames is {self.max_frames}; it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerHeadConfig:
+    """The classifier that each level of the question answering model has."""
+
+    projection: int = 2048
+    """Channels to which the pooled question and the pooled video are projected (published: 2048)."""
+
+    hidden: int = 8192
+    """Channels of the hidden layer over both of them (published: 8192)."""
+
+    dropout: float = 0.1
+    """Probability with which a projected channel is dropped in training (published: .1)."""
+
+    def __post_init__(self) -> None:
+        require(self.projection >= 1, f"head.projection is {self.projection}; it must be 1 or more")
+        require(self.hidden >= 1, f"head.hidden is {self.hidden}; it must be 1 or more")
+        require(0 <= self.dropout < 1, f"head.dropout is {self.dropout}; it must lie in [0, 1)")
+
+
+def published_video_qa_encoder() -> RetrievalConfig:
+    """Returns the published settings of the retrieval model inside of the question answering model.
+
+    They differ from those of retrieval in CLIP's architecture and what of it is frozen, in the
+    number of words, and in the rates of the second merges, which leave one token at the event level.
+    """
+    return RetrievalConfig(
+        clip=ClipConfig(architecture="ViT-B-16-quickgelu", freeze_embeddings=True),
+        merging=MergingConfig(text_rates=(0.25, 0.125), video_rates=(0.25, 0.25)),
+        max_words=32,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoQAConfig:
+    """The video question answering model: a retrieval model, and an answer head per level."""
+
+    encoder: RetrievalConfig = field(default_factory=published_video_qa_encoder)
+    """The retrieval model whose levels the heads read. Its quirks and the weights of its loss hold
+    for the whole model; its ``level_rates`` have no effect on answers."""
+
+    head: AnswerHeadConfig = field(default_factory=AnswerHeadConfig)
+
+    num_answers: int = 1500
+    """Size of the answer vocabulary, which the heads choose from (published: 1500)."""
+
+    pair_loss_weight: float = 0.5
+    """Weight of the contrastive and interaction losses, beside the cross-entropy (published: .5)."""
+
+    level_rates: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    """Weights of the entity, action and event logits in an answer (published: .4, .4, .2)."""
+
+    def __post_init__(self) -> None:
+        require(self.num_answers >= 2, f"num_answers is {self.num_answers}; there must be 2 or more to choose from")
+        require(self.pair_loss_weight >= 0, f"pair_loss_weight is {self.pair_loss_weight}; it must not be negative")
+        require(
+            all(rate >= 0 for rate in self.level_rates) and any(self.level_rates),
+            f"level_rates is {self.level_rates}; no rate may be negative, and at least one must be positive",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""The retrieval loss, as functions of tensors that are already gathered from all workers.
+"""The losses of retrieval and question answering, of tensors that are already gathered from all workers.
 
 Contrastive, interaction and distillation losses are those of arXiv 2303.14369, weighted as in
-its published code. Where that code departs from its own intention there is a setting,
-``Quirks.batch_axis_kl``; see ``interaction_loss``.
+its published code. Where that code departs from its own intention there are settings,
+``Quirks.batch_axis_kl`` and ``Quirks.padded_interaction``; see ``interaction_loss``.
 """
 
 from __future__ import annotations
@@ -12,24 +12,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hbi_models.axes import Interaction, PairFeatures
-from hbi_models.configs import LEVELS, LossConfig, Quirks
+from hbi_models.axes import AnsweredPairs, Interaction, PairFeatures
+from hbi_models.configs import LEVELS, LossConfig, Quirks, VideoQAConfig
 from hbi_models.similarity import level_similarity
 
 
 @dataclass(frozen=True, slots=True)
-class RetrievalLoss:
-    """The loss to minimise, and its parts by name.
-
-    Parts, for each level: ``{level}_nce_t2v``, ``{level}_nce_v2t`` and their mean
-    ``{level}_nce``; with an interaction loss ``{level}_interaction_frames``,
-    ``{level}_interaction_words`` and their sum ``{level}_interaction``; ``{level}``, the
-    weighted sum of the two. For action and event: ``distill_t2v_{level}`` and
-    ``distill_v2t_{level}``; ``distill``, the sum of all four.
-    """
+class TrainingLoss:
+    """The loss to minimise, and its parts by name."""
 
     total: Float[Tensor, ""]
     parts: dict[str, Tensor]
@@ -37,15 +30,78 @@ class RetrievalLoss:
 
 def retrieval_loss(
     features: PairFeatures, logit_scale: Float[Tensor, ""], *, config: LossConfig, quirks: Quirks
-) -> RetrievalLoss:
+) -> TrainingLoss:
     """Returns the loss of a whole batch of pairs: contrastive, interaction, distillation.
+
+    Its parts are those of ``pair_losses``, where ``{level}`` is the weighted sum of a level's
+    contrastive and interaction losses, and for action and event ``distill_t2v_{level}`` and
+    ``distill_v2t_{level}``; ``distill``, the sum of all four.
 
     ``logit_scale`` is the logarithm of the factor that multiplies similarities, as in CLIP.
     """
-    similarities = {
+    similarities = level_similarities(features, quirks)
+    parts = pair_losses(features, similarities, logit_scale, config=config, quirks=quirks)
+    entity, *merged_levels = LEVELS
+    distillation = {}
+    for level in merged_levels:
+        student, target = similarities[level], similarities[entity]
+        distillation[f"distill_t2v_{level}"] = kl_divergence(student, target)
+        distillation[f"distill_v2t_{level}"] = kl_divergence(student.t(), target.t())
+    return sum_of_parts(parts, distillation, config)
+
+
+def video_qa_loss(answered: AnsweredPairs, logit_scale: Float[Tensor, ""], *, config: VideoQAConfig) -> TrainingLoss:
+    """Returns the loss of a whole batch of questions: contrastive, interaction, answers, distillation.
+
+    Its parts are those of ``pair_losses``; for each level ``{level}_ce``, the cross-entropy of
+    its answers, and ``{level}``, the sum of that and ``config.pair_loss_weight`` times the
+    contrastive and interaction losses; for action and event ``distill_{level}``, the divergence
+    of their answers from the entity level's; ``distill``, the sum of both.
+
+    ``logit_scale`` is the logarithm of the factor that multiplies similarities, as in CLIP.
+    """
+    loss, quirks = config.encoder.loss, config.encoder.quirks
+    similarities = level_similarities(answered.pairs, quirks)
+    parts = pair_losses(
+        answered.pairs,
+        similarities,
+        logit_scale,
+        config=loss,
+        quirks=quirks,
+        padded_interaction=quirks.padded_interaction,
+    )
+    logits = dict(zip(LEVELS, answered.logits, strict=True))
+    for level in LEVELS:
+        parts[f"{level}_ce"] = answer_loss(logits[level], answered.labels)
+        parts[level] = config.pair_loss_weight * parts[level] + parts[f"{level}_ce"]
+    entity, *merged_levels = LEVELS
+    distillation = {f"distill_{level}": kl_divergence(logits[level], logits[entity]) for level in merged_levels}
+    return sum_of_parts(parts, distillation, loss)
+
+
+def level_similarities(features: PairFeatures, quirks: Quirks) -> dict[str, Float[Tensor, "texts videos"]]:
+    """Returns the similarity of every text with every video at each level, by the level's name."""
+    return {
         level: level_similarity(texts, videos, zero_floor=quirks.zero_floor)
         for level, texts, videos in zip(LEVELS, features.texts, features.videos, strict=True)
     }
+
+
+def pair_losses(
+    features: PairFeatures,
+    similarities: dict[str, Float[Tensor, "texts videos"]],
+    logit_scale: Float[Tensor, ""],
+    *,
+    config: LossConfig,
+    quirks: Quirks,
+    padded_interaction: bool = False,
+) -> dict[str, Tensor]:
+    """Returns what matching pairs teach at each level, by name.
+
+    For each level: ``{level}_nce_t2v``, ``{level}_nce_v2t`` and their mean ``{level}_nce``; with
+    an interaction loss ``{level}_interaction_frames``, ``{level}_interaction_words`` and their
+    sum ``{level}_interaction``; ``{level}``, the weighted sum of the two.
+    """
     parts: dict[str, Tensor] = {}
     for index, (level, similarity) in enumerate(similarities.items()):
         logits = logit_scale.exp() * similarity
@@ -54,26 +110,33 @@ def retrieval_loss(
         parts[f"{level}_nce"] = (parts[f"{level}_nce_t2v"] + parts[f"{level}_nce_v2t"]) / 2
         parts[level] = parts[f"{level}_nce"]
         if features.interactions:
+            masks = features.texts[index].mask, features.videos[index].mask
             over_frames, over_words = interaction_loss(
                 features.interactions[index],
-                features.texts[index].mask,
-                features.videos[index].mask,
+                *(torch.ones_like(mask) if padded_interaction else mask for mask in masks),
                 batch_axis_kl=quirks.batch_axis_kl,
             )
             parts[f"{level}_interaction_frames"] = over_frames
             parts[f"{level}_interaction_words"] = over_words
             parts[f"{level}_interaction"] = over_frames + over_words
             parts[level] = parts[level] + config.skl * parts[f"{level}_interaction"]
-    entity, *merged_levels = LEVELS
-    distillation = {}
-    for level in merged_levels:
-        student, target = similarities[level], similarities[entity]
-        distillation[f"distill_t2v_{level}"] = kl_divergence(student, target)
-        distillation[f"distill_v2t_{level}"] = kl_divergence(student.t(), target.t())
-    parts |= distillation
-    parts["distill"] = torch.stack(list(distillation.values())).sum()
-    total = torch.stack([parts[level] for level in LEVELS]).sum() + config.kl * parts["distill"]
-    return RetrievalLoss(total, parts)
+    return parts
+
+
+def sum_of_parts(parts: dict[str, Tensor], distillation: dict[str, Tensor], config: LossConfig) -> TrainingLoss:
+    """Returns the sum of the levels' losses and the weighted distillation, with all parts and ``distill``."""
+    distilled = torch.stack(list(distillation.values())).sum()
+    total = torch.stack([parts[level] for level in LEVELS]).sum() + config.kl * distilled
+    return TrainingLoss(total, {**parts, **distillation, "distill": distilled})
+
+
+def answer_loss(logits: Float[Tensor, "pairs answers"], labels: Int[Tensor, " pairs"]) -> Float[Tensor, ""]:
+    """Returns the mean cross-entropy of the questions with an answer; 0 without any.
+
+    A label of -1 is a question whose answer is not in the vocabulary: there is nothing to learn.
+    """
+    losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    return losses / (labels >= 0).sum().clamp(min=1)
 
 
 def contrastive_loss(logits: Float[Tensor, "queries candidates"]) -> Float[Tensor, ""]:

@@ -46,6 +46,32 @@ class RetrievalMetrics:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerMetrics:
+    """In percent, questions whose right answer is the first, and among the first five, of the vocabulary."""
+
+    accuracy: float
+    top_5_accuracy: float
+
+    @classmethod
+    def from_ranks(cls, ranks: Float[Tensor, " questions"]) -> AnswerMetrics:
+        """Returns the metrics of questions whose right answers have these ranks (``answer_ranks``).
+
+        A question whose answer is not in the vocabulary counts as wrong. The published figures are
+        over answerable questions alone: give ``ranks[ranks.isfinite()]`` for those.
+
+        Raises:
+            ValueError: there is no question.
+        """
+        require(len(ranks) > 0, "there are no ranks; accuracies need one question or more")
+        accuracy, top_5_accuracy = (100 * (ranks <= k).double().mean().item() for k in (1, 5))
+        return cls(accuracy=accuracy, top_5_accuracy=top_5_accuracy)
+
+    def as_dict(self) -> dict[str, float]:
+        """Returns the metrics under their field names."""
+        return asdict(self)
+
+
 @dataclass(frozen=True, slots=True)
 class ConfidenceInterval:
     """Bounds of a metric, in the metric's own units."""
@@ -101,10 +127,11 @@ def bootstrap_intervals(
     ranks: Float[Tensor, " queries"],
     *,
     generator: torch.Generator,
+    metrics: type[RetrievalMetrics | AnswerMetrics] = RetrievalMetrics,
     num_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> dict[str, ConfidenceInterval]:
-    """Returns a percentile bootstrap interval of each metric, over resampled queries.
+    """Returns a percentile bootstrap interval of each of the ``metrics``, over resampled queries.
 
     The interval describes the sampling of queries, with the gallery and the model fixed (Efron and
     Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13). ``generator`` lives on the
@@ -115,11 +142,11 @@ def bootstrap_intervals(
     """
     require(num_resamples >= 1, f"num_resamples is {num_resamples}; it must be 1 or more")
     require(0 < confidence < 1, f"confidence is {confidence}; it must lie in (0, 1)")
-    require(len(ranks) > 0, "there are no ranks; retrieval metrics need one query or more")
+    require(len(ranks) > 0, "there are no ranks; metrics need one query or more")
     resamples = []
     for _ in range(num_resamples):
         drawn = torch.randint(len(ranks), (len(ranks),), generator=generator, device=ranks.device)
-        resamples.append(RetrievalMetrics.from_ranks(ranks[drawn]).as_dict())
+        resamples.append(metrics.from_ranks(ranks[drawn]).as_dict())
     tail = (1 - confidence) / 2
     quantiles = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     intervals = {}
@@ -129,44 +156,37 @@ def bootstrap_intervals(
     return intervals
 
 
-def top_k_accuracy(logits: Float[Tensor, "items answers"], labels: Int[Tensor, " items"], *, k: int) -> float:
-    """Returns the percentage of questions whose answer is among the k best.
+def answer_ranks(
+    logits: Float[Tensor, "questions answers"], labels: Int[Tensor, " questions"]
+) -> Float[Tensor, " questions"]:
+    """Returns the rank of each question's right answer among all answers, from 1.
 
-    A label of -1 is a question whose answer is not in the vocabulary; it counts as wrong. For the
-    accuracy over answerable questions alone (published), leave those out.
+    A label of -1 is a question whose answer is not in the vocabulary; its rank is infinite.
 
     Raises:
-        ValueError: a logit is NaN, there is no question, or a label is neither -1 nor an answer.
+        ValueError: a logit is NaN, or a label is neither -1 nor an answer.
     """
-    num_items, num_answers = logits.shape
-    require(num_items > 0, "there are no questions; accuracy needs one or more")
-    require(1 <= k <= num_answers, f"k is {k}; it must lie between 1 and the number of answers, {num_answers}")
-    require(
-        bool(((labels >= -1) & (labels < num_answers)).all()),
-        f"labels run from {int(labels.min())} to {int(labels.max())}; they must be answers 0 to {num_answers - 1}, "
-        "or -1 where the answer is not in the vocabulary",
-    )
-    answerable = labels >= 0
-    _check_scores(logits)
-    ranks = text_to_video_ranks(logits[answerable], labels[answerable])
-    return 100 * int((ranks <= k).sum()) / num_items
+    num_answers = logits.shape[1]
+    if not ((labels >= -1) & (labels < num_answers)).all():
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; they must be answers 0 to {num_answers - 1}, "
+            "or -1 where the answer is not in the vocabulary"
+        )
+    ranks = text_to_video_ranks(logits, labels.clamp(min=0))
+    return ranks.masked_fill(labels < 0, torch.inf)
 
 
 def _check(similarity: Tensor, video_of_text: Tensor) -> None:
     num_texts, num_videos = similarity.shape
-    require(
-        num_texts == 0 or bool(((video_of_text >= 0) & (video_of_text < num_videos)).all()),
-        f"video_of_text must hold columns of the {num_texts} x {num_videos} score matrix, 0 to {num_videos - 1}; "
-        f"it runs from {int(video_of_text.min())} to {int(video_of_text.max())}",
-    )
-    _check_scores(similarity)
-
-
-def _check_scores(scores: Tensor) -> None:
-    invalid = scores.isnan()
+    if not ((video_of_text >= 0) & (video_of_text < num_videos)).all():
+        raise ValueError(
+            f"video_of_text must hold columns of the {num_texts} x {num_videos} score matrix, 0 to {num_videos - 1}; "
+            f"it runs from {int(video_of_text.min())} to {int(video_of_text.max())}"
+        )
+    invalid = similarity.isnan()
     if invalid.any():
         row, column = invalid.nonzero()[0].tolist()
         raise ValueError(
-            f"{int(invalid.sum())} of {scores.numel()} scores are NaN, the first in row {row}, column {column}; "
+            f"{int(invalid.sum())} of {similarity.numel()} scores are NaN, the first in row {row}, column {column}; "
             "NaN has no rank: leave out items without features, or look for a diverged model"
         )

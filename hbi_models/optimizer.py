@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hbi_models.configs import OptimizerConfig, require
 
-CLIP_PREFIX = "clip."
+CLIP_MODULE = "clip"
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on the log of its inverse temperature (Radford et al., 2021, section 2.5)."""
@@ -29,9 +29,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Returns the optimizer's groups: CLIP or not, decayed or not; empty groups are left out.
 
-    Parameters under ``clip.`` get ``config.lr * config.clip_lr_factor``. Parameters with ``bias``
-    in their name are not decayed; everything else is, the gains of layer norms and the logit
-    scale included (published). Frozen parameters are in no group.
+    Parameters of a module called ``clip``, wherever it is, get ``config.lr * config.clip_lr_factor``.
+    Parameters with ``bias`` in their name are not decayed; everything else is, the gains of layer
+    norms and the logit scale included (published). Frozen parameters are in no group.
 
     Raises:
         ValueError: no parameter requires a gradient.
@@ -47,7 +47,7 @@ def parameter_groups(
             }
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            groups[name.startswith(CLIP_PREFIX), "bias" not in name]["params"].append(parameter)
+            groups[CLIP_MODULE in name.split("."), "bias" not in name]["params"].append(parameter)
     filled = [group for group in groups.values() if group["params"]]
     require(bool(filled), "the model has no parameter that requires a gradient; there is nothing to optimise")
     return filled

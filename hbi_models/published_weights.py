@@ -39,6 +39,14 @@ MERGE_MODULES = {
     "block{}.attn.proj.": "block.projection.",
 }
 
+HEAD_MODULES = {
+    "classifier{}.": "classifier.",
+    "t_weight{}.": "text_importance.",
+    "v_weight{}.": "video_importance.",
+    "t_proj{}.": "text_projection.",
+    "v_proj{}.": "video_projection.",
+}
+
 # A batch normalisation that no published forward pass calls, and CLIP's causal mask.
 DEAD_NAME = re.compile(r"(^|\.)bn\.(weight|bias|running_mean|running_var|num_batches_tracked)$|(^|\.)attn_mask$")
 
@@ -63,6 +71,14 @@ def retrieval_prefixes() -> dict[str, str]:
     return prefixes | {f"banzhafteacher.{theirs}": f"teacher.{ours}" for theirs, ours in ESTIMATOR_NAMES.items()}
 
 
+def video_qa_prefixes() -> dict[str, str]:
+    """Returns the published beginnings of the question answering model's names, and ours."""
+    prefixes = {theirs: f"encoder.{ours}" for theirs, ours in retrieval_prefixes().items()}
+    for level, suffix in LEVEL_SUFFIXES.items():
+        prefixes |= {theirs.format(suffix): f"answer_heads.{level}.{ours}" for theirs, ours in HEAD_MODULES.items()}
+    return prefixes
+
+
 def retrieval_from_published(published: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     """Returns a published retrieval checkpoint under our names.
 
@@ -74,9 +90,7 @@ def retrieval_from_published(published: Mapping[str, Tensor], expected: Collecti
     Raises:
         ValueError: Tensors are missing, or left over.
     """
-    if not any(name.startswith("teacher.") for name in expected):
-        published = {name: value for name, value in published.items() if not name.startswith("banzhafteacher.")}
-    return renamed(published, retrieval_prefixes(), expected)
+    return renamed(without_surplus_teacher(published, expected), retrieval_prefixes(), expected)
 
 
 def retrieval_to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,11 +99,29 @@ def retrieval_to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: A tensor has no published name.
     """
-    published = exported(ours, retrieval_prefixes())
-    networks = [name.removesuffix("Q") for name in published if re.fullmatch(r"banzhaf\w+\.Q", name)]
-    for network in networks:
-        published |= unused_batch_norm(network, published[f"{network}cnn1.bias"])
-    return published
+    return with_unused_batch_norms(exported(ours, retrieval_prefixes()))
+
+
+def video_qa_from_published(published: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """Returns a published question answering checkpoint under our names.
+
+    Args:
+        published: The published state dict.
+        expected: Names that the model wants, as for ``retrieval_from_published``.
+
+    Raises:
+        ValueError: Tensors are missing, or left over.
+    """
+    return renamed(without_surplus_teacher(published, expected), video_qa_prefixes(), expected)
+
+
+def video_qa_to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns our question answering model's state dict under published names, unused entries included.
+
+    Raises:
+        ValueError: A tensor has no published name.
+    """
+    return with_unused_batch_norms(exported(ours, video_qa_prefixes()))
 
 
 def estimator_from_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -130,7 +162,7 @@ def renamed(
         raise ValueError(
             f"the published checkpoint does not fit the model: {len(missing)} tensors of the model are missing "
             f"{missing}, {len(left_over)} of the checkpoint are left over {left_over}; build the model with the "
-            "checkpoint's CLIP architecture, number of temporal layers and teacher"
+            "checkpoint's kind, CLIP architecture, number of temporal layers and teacher"
         )
     return {ours: published[theirs] for theirs, ours in names.items() if ours is not None}
 
@@ -142,9 +174,25 @@ def exported(ours: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[st
     unknown = sorted(name for name, published in names.items() if published is None)
     if unknown:
         raise ValueError(
-            f"no published name is known for {unknown}; only the retrieval model and the estimator have them"
+            f"no published name is known for {unknown}; only the models for retrieval and question answering and the "
+            "estimator have them"
         )
     return {str(names[name]): value for name, value in ours.items()}
+
+
+def without_surplus_teacher(published: Mapping[str, Tensor], expected: Collection[str]) -> Mapping[str, Tensor]:
+    """Returns a published checkpoint, without its teacher where no expected name belongs to one."""
+    if any("teacher" in name.split(".") for name in expected):
+        return published
+    return {name: value for name, value in published.items() if not name.startswith("banzhafteacher.")}
+
+
+def with_unused_batch_norms(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a model's published tensors and the batch normalisation of each of its estimator networks."""
+    networks = [name.removesuffix("Q") for name in published if re.fullmatch(r"banzhaf\w+\.Q", name)]
+    for network in networks:
+        published = published | unused_batch_norm(network, published[f"{network}cnn1.bias"])
+    return published
 
 
 def unused_batch_norm(prefix: str, like: Tensor) -> dict[str, Tensor]:

@@ -53,8 +53,9 @@ class RetrievalModel(nn.Module):
             num_positions=max(self.clip.context_length, config.max_frames),
             quick_gelu=self.clip.uses_quick_gelu,
         )
-        self.text_importance = nn.ModuleDict({level: importance_network(dim) for level in LEVELS})
-        self.video_importance = nn.ModuleDict({level: importance_network(dim) for level in LEVELS})
+        # Published: 512-1024-1.
+        self.text_importance = nn.ModuleDict({level: importance_network(dim, 2 * dim) for level in LEVELS})
+        self.video_importance = nn.ModuleDict({level: importance_network(dim, 2 * dim) for level in LEVELS})
         for module in (self.temporal, self.text_importance, self.video_importance):
             module.apply(init_published)
         if config.temporal.init_from_clip_text:
@@ -161,7 +162,7 @@ def build_hierarchy(
     for level in LEVELS:
         if level in merges:
             tokens = merges[level](tokens, generator)
-        logits = rearrange(importance[level](tokens.features).float(), "items tokens 1 -> items tokens")
+        logits = importance_logits(importance[level], tokens.features)
         levels.append(TokenLevel(tokens.features, tokens.mask, logits))
     return tuple(levels)
 
@@ -180,9 +181,15 @@ def make_merges(dim: int, max_tokens: int, rates: tuple[float, float], config: R
     return merges
 
 
-def importance_network(dim: int) -> nn.Sequential:
-    """Returns the network that gives a token its importance logit (published: 512-1024-1)."""
-    return nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 1))
+def importance_network(dim: int, hidden: int) -> nn.Sequential:
+    """Returns the network that gives a token its importance logit."""
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
+def importance_logits(network: nn.Module, features: Float[Tensor, "items tokens dim"]) -> Float[Tensor, "items tokens"]:
+    """Returns the importance logit of every token, in float32."""
+    logits: Tensor = network(features)
+    return rearrange(logits.float(), "items tokens 1 -> items tokens")
 
 
 def init_published(module: nn.Module) -> None:

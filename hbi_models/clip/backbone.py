@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD
 from hbi_models.configs import require
 
+IMAGE_EMBEDDINGS = ("class_embedding", "positional_embedding", "ln_pre", "cls_token", "pos_embed", "norm_pre")
+"""What open_clip's and timm's image transformers call their layers between patches and blocks."""
+
 
 class ClipBackbone(nn.Module):
     """The towers of an open_clip model, under the parameter names of OpenAI's release.
@@ -117,6 +120,17 @@ class ClipBackbone(nn.Module):
                 "embedding; set it to false"
             )
         layer.requires_grad_(False)
+
+    def freeze_embeddings(self) -> None:
+        """Stops training of token, class and position embeddings and of the norm in front of image blocks.
+
+        A convolutional image tower has none of these; only the words' embeddings are frozen then.
+        """
+        tower = getattr(self.visual, "trunk", self.visual)
+        image = (getattr(tower, name, None) for name in IMAGE_EMBEDDINGS)
+        for layer in (self.token_embedding, self.positional_embedding, *image):
+            if layer is not None:
+                layer.requires_grad_(False)
 
     def checkpoint_gradients(self) -> None:
         """Makes both towers recompute their activations in the backward pass."""

@@ -53,6 +53,8 @@ def load_clip(config: ClipConfig) -> ClipBackbone:
             load_weights(backbone, state, config)
     if config.freeze_patch_embedding:
         backbone.freeze_patch_embedding()
+    if config.freeze_embeddings:
+        backbone.freeze_embeddings()
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients()
     return backbone

@@ -99,15 +99,44 @@ def test_only_the_patch_convolution_is_frozen() -> None:
     assert frozen == {"visual.conv1.weight"}
 
 
-def test_checkpointed_gradients_equal_the_others() -> None:
+def test_embeddings_are_frozen_below_the_blocks() -> None:
+    backbone = build_clip(TINY_CLIP)
+    backbone.freeze_embeddings()
+    frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
+    assert frozen == {
+        "token_embedding.weight",
+        "positional_embedding",
+        "visual.class_embedding",
+        "visual.positional_embedding",
+        "visual.ln_pre.weight",
+        "visual.ln_pre.bias",
+    }
+
+
+def test_embeddings_of_other_image_towers_are_frozen_too() -> None:
+    timm = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+    backbone = build_clip({**TINY_CLIP, "vision_cfg": timm})
+    backbone.freeze_embeddings()
+    frozen = {name for name, parameter in backbone.visual.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"trunk.cls_token", "trunk.pos_embed"}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpointed_gradients_equal_the_others(frozen: bool) -> None:
     gradients = []
     for checkpoints in (False, True):
         torch.manual_seed(0)
         backbone = build_clip(TINY_CLIP)
+        if frozen:
+            backbone.freeze_patch_embedding()
+            backbone.freeze_embeddings()
         if checkpoints:
             backbone.checkpoint_gradients()
         token_ids, mask = captions([4, 6], max_words=12)
         pixels = torch.randn(2, 3, IMAGE_PX, IMAGE_PX)
         (backbone.encode_words(token_ids, mask)[mask].sum() + backbone.encode_frames(pixels).sum()).backward()
-        gradients.append({name: parameter.grad for name, parameter in backbone.named_parameters()})
+        gradients.append({name: p.grad for name, p in backbone.named_parameters() if p.requires_grad})
+    gradients[0].pop("logit_scale")
+    gradients[1].pop("logit_scale")
+    assert all(gradient is not None for gradient in gradients[0].values())
     torch.testing.assert_close(gradients[1], gradients[0])

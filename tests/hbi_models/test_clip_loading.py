@@ -123,8 +123,10 @@ def test_settings_that_open_clip_does_not_know_are_refused(tmp_path: Path) -> No
         load_clip(ClipConfig(architecture=str(tmp_path / "empty.json"), pretrained=None))
 
 
-def test_the_patch_embedding_is_frozen_on_request(tmp_path: Path) -> None:
+def test_embeddings_are_frozen_on_request(tmp_path: Path) -> None:
     path = write_architecture(tmp_path)
     for freeze in (True, False):
         backbone = load_clip(ClipConfig(architecture=path, pretrained=None, freeze_patch_embedding=freeze))
         assert backbone.visual.conv1.weight.requires_grad is not freeze
+        backbone = load_clip(ClipConfig(architecture=path, pretrained=None, freeze_embeddings=freeze))
+        assert backbone.token_embedding.weight.requires_grad is not freeze

@@ -10,10 +10,11 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
 from hbi_models.metrics import (
+    AnswerMetrics,
     RetrievalMetrics,
+    answer_ranks,
     bootstrap_intervals,
     text_to_video_ranks,
-    top_k_accuracy,
     video_to_text_ranks,
 )
 
@@ -136,17 +137,64 @@ def test_bootstrap_is_a_function_of_the_generator() -> None:
     assert first["mean_rank"].low < ranks.mean().item() < first["mean_rank"].high
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_answer_accuracy_equals_torchmetrics_and_unanswerable_questions_are_wrong(k: int) -> None:
-    logits = scores(texts=40, videos=6)
-    labels = torch.randint(6, (40,), generator=torch.Generator().manual_seed(2))
-    expected = 100 * multiclass_accuracy(logits, labels, num_classes=6, top_k=k, average="micro").item()
-    assert top_k_accuracy(logits, labels, k=k) == pytest.approx(expected)
+def questions(seed: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns logits of nine answers to forty questions, and labels of which the first ten are not answerable."""
+    labels = torch.randint(9, (40,), generator=torch.Generator().manual_seed(seed))
     labels[:10] = -1
-    among_answerable = top_k_accuracy(logits[10:], labels[10:], k=k)
-    assert top_k_accuracy(logits, labels, k=k) == pytest.approx(0.75 * among_answerable)
+    return scores(texts=40, videos=9), labels
+
+
+def test_answer_accuracies_equal_torchmetrics_and_unanswerable_questions_are_wrong() -> None:
+    logits, labels = questions()
+    ranks = answer_ranks(logits, labels)
+    answerable = {
+        name: 100 * multiclass_accuracy(logits[10:], labels[10:], num_classes=9, top_k=k, average="micro").item()
+        for name, k in (("accuracy", 1), ("top_5_accuracy", 5))
+    }
+    assert AnswerMetrics.from_ranks(ranks[ranks.isfinite()]).as_dict() == pytest.approx(answerable)
+    among_all = {name: 0.75 * accuracy for name, accuracy in answerable.items()}
+    assert AnswerMetrics.from_ranks(ranks).as_dict() == pytest.approx(among_all)
+
+
+def test_tied_answers_are_right_only_where_they_all_fit() -> None:
+    logits = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    assert answer_ranks(logits, torch.tensor([0, 2])).tolist() == [1.5, 3.5]
+
+
+def test_questions_without_any_answer_in_the_vocabulary_have_accuracy_zero() -> None:
+    ranks = answer_ranks(scores(texts=3, videos=2), torch.full((3,), -1))
+    assert ranks.tolist() == [torch.inf] * 3
+    assert AnswerMetrics.from_ranks(ranks) == AnswerMetrics(accuracy=0.0, top_5_accuracy=0.0)
+
+
+def test_fewer_answers_than_five_are_all_among_the_first_five() -> None:
+    ranks = answer_ranks(torch.eye(3), torch.tensor([1, 2, 2]))
+    assert AnswerMetrics.from_ranks(ranks).as_dict() == pytest.approx({"accuracy": 100 / 3, "top_5_accuracy": 100})
+
+
+def test_no_question_has_no_accuracy() -> None:
+    ranks = answer_ranks(torch.zeros(0, 6), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="one question or more"):
+        AnswerMetrics.from_ranks(ranks)
 
 
 def test_answers_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match="labels run from 0 to 6"):
-        top_k_accuracy(scores(texts=2, videos=6), torch.tensor([0, 6]), k=1)
+        answer_ranks(scores(texts=2, videos=6), torch.tensor([0, 6]))
+
+
+def test_nan_answers_are_refused_for_unanswerable_questions_too() -> None:
+    logits, labels = questions()
+    logits[0, 1] = torch.nan
+    with pytest.raises(ValueError, match="row 0, column 1"):
+        answer_ranks(logits, labels)
+
+
+def test_accuracies_have_intervals_like_recalls() -> None:
+    ranks = answer_ranks(*questions())
+    intervals = bootstrap_intervals(
+        ranks, generator=torch.Generator().manual_seed(0), metrics=AnswerMetrics, num_resamples=100
+    )
+    expected = AnswerMetrics.from_ranks(ranks).as_dict()
+    assert intervals.keys() == expected.keys()
+    assert all(intervals[name].low < value < intervals[name].high for name, value in expected.items())

@@ -58,6 +58,18 @@ def test_groups_separate_clip_from_heads_and_biases_from_weights() -> None:
     assert not any(parameter is model.frozen for group in groups.values() for parameter in group["params"])
 
 
+def test_clip_is_found_inside_of_other_modules_and_by_its_whole_name() -> None:
+    names = ["clip.proj", "encoder.clip.visual.conv1.bias", "encoder.temporalclip.weight", "clipped.weight"]
+    parameters = {name: nn.Parameter(torch.zeros(1)) for name in names}
+    groups = parameter_groups(parameters.items(), OptimizerConfig())
+    members = {group["name"]: [id(parameter) for parameter in group["params"]] for group in groups}
+    assert members == {
+        "clip_decay": [id(parameters[names[0]])],
+        "clip_no_decay": [id(parameters[names[1]])],
+        "head_decay": [id(parameters[name]) for name in names[2:]],
+    }
+
+
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to optimise"):
         make_optimizer(SmallModel().requires_grad_(False), OptimizerConfig(), total_steps=10)

@@ -15,9 +15,12 @@ from hbi_models.published_weights import (
     estimator_to_published,
     retrieval_from_published,
     retrieval_to_published,
+    video_qa_from_published,
+    video_qa_to_published,
 )
 from hbi_models.retrieval import RetrievalModel
-from tests.hbi_models.tiny_model import tiny_config
+from hbi_models.video_qa import VideoQAModel
+from tests.hbi_models.tiny_model import tiny_config, tiny_video_qa_config
 from tests.parity.conftest import PARITY_DIR, Golden
 from tests.parity.published_model import published_model
 
@@ -60,6 +63,45 @@ def test_unused_entries_are_exported_as_initialised() -> None:
 @pytest.fixture(name="model")
 def tiny_model(tmp_path: Path) -> RetrievalModel:
     return RetrievalModel(tiny_config(tmp_path, game=GameConfig(teacher="estimator", estimator_channels=4)))
+
+
+@pytest.fixture(name="video_qa_model")
+def tiny_video_qa_model(tmp_path: Path) -> VideoQAModel:
+    return VideoQAModel(
+        tiny_video_qa_config(tmp_path, encoder={"game": GameConfig(teacher="estimator", estimator_channels=4)})
+    )
+
+
+def test_a_question_answering_model_survives_the_round_trip(golden: Golden, video_qa_model: VideoQAModel) -> None:
+    ours = video_qa_model.state_dict()
+    published = video_qa_to_published(ours)
+    # The golden towers have two blocks each and a deeper temporal encoder than the tiny model.
+    blocks = {name for name in golden.json("keys_vqa") if ".resblocks.1." in name}
+    assert published.keys() == (golden.json("keys_vqa").keys() - blocks) | {
+        name for name in blocks if name.startswith("clip.transformer.")
+    }
+    again = video_qa_from_published(published, ours.keys())
+    assert again.keys() == ours.keys()
+    assert all(torch.equal(again[name], value) for name, value in ours.items())
+
+
+def test_a_question_answering_checkpoint_must_fit(video_qa_model: VideoQAModel) -> None:
+    ours = video_qa_model.state_dict()
+    published = video_qa_to_published(ours)
+    published["classifier2.0.weight"] = published.pop("v_weight1.0.bias")
+    missing, left_over = r"answer_heads\.event\.video_importance\.0\.bias", r"classifier2\.0\.weight"
+    with pytest.raises(ValueError, match=rf"missing \['{missing}'\].*left over \['{left_over}'\]"):
+        video_qa_from_published(published, ours.keys())
+
+
+def test_the_teacher_of_a_question_answering_model_is_left_out(video_qa_model: VideoQAModel, tmp_path: Path) -> None:
+    published = video_qa_to_published(video_qa_model.state_dict())
+    student = VideoQAModel(tiny_video_qa_config(tmp_path))
+    assert student.encoder.teacher is None
+    student.load_state_dict(video_qa_from_published(published, student.state_dict().keys()))
+    assert torch.equal(
+        student.answer_heads["event"].classifier[2].weight, video_qa_model.answer_heads["event"].classifier[2].weight
+    )
 
 
 def test_unused_published_buffers_are_ignored(model: RetrievalModel) -> None:

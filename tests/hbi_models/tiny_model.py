@@ -1,4 +1,4 @@
-"""A retrieval model small enough for any test, and random batches for it."""
+"""Models of retrieval and question answering small enough for any test, and random batches for them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from typing import Any
 import torch
 
 from hbi_models.axes import TextBatch, VideoBatch
-from hbi_models.configs import ClipConfig, GameConfig, MergingConfig, RetrievalConfig, TemporalConfig
+from hbi_models.configs import (
+    AnswerHeadConfig,
+    ClipConfig,
+    GameConfig,
+    MergingConfig,
+    RetrievalConfig,
+    TemporalConfig,
+    VideoQAConfig,
+)
 
 IMAGE_PX = 16
 MAX_WORDS = 12
 MAX_FRAMES = 6
 DIM = 32
+NUM_ANSWERS = 7
 
 TINY_CLIP: dict[str, Any] = {
     "embed_dim": DIM,
@@ -42,6 +51,16 @@ def tiny_config(folder: Path, **settings: Any) -> RetrievalConfig:
         "max_frames": MAX_FRAMES,
     }
     return RetrievalConfig(**{**defaults, **settings})
+
+
+def tiny_video_qa_config(folder: Path, *, encoder: dict[str, Any] | None = None, **settings: Any) -> VideoQAConfig:
+    """Returns settings of the tiny question answering model, without dropout; keywords replace defaults."""
+    defaults = {
+        "encoder": tiny_config(folder, **(encoder or {})),
+        "head": AnswerHeadConfig(projection=16, hidden=24, dropout=0.0),
+        "num_answers": NUM_ANSWERS,
+    }
+    return VideoQAConfig(**{**defaults, **settings})
 
 
 def length_mask(lengths: list[int], max_tokens: int) -> torch.Tensor:

@@ -11,13 +11,20 @@ import torch
 
 from hbi_models.axes import PairFeatures, TokenFeatures
 from hbi_models.configs import LEVELS
-from hbi_models.losses import RetrievalLoss, retrieval_loss
-from hbi_models.published_weights import our_name, retrieval_prefixes
+from hbi_models.losses import TrainingLoss, retrieval_loss
+from hbi_models.published_weights import retrieval_prefixes
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.similarity import level_similarity, token_cosines, token_weights
 from hbi_models.token_merging import merge_tokens
 from tests.parity.conftest import Golden
-from tests.parity.published_model import GRADIENTS, LOSSES, assert_features_equal, batches, published_model
+from tests.parity.published_model import (
+    LOSSES,
+    assert_features_equal,
+    batches,
+    check_gradients,
+    check_level_losses,
+    published_model,
+)
 
 
 def token_features(arrays: Mapping[str, np.ndarray]) -> tuple[TokenFeatures, TokenFeatures]:
@@ -110,50 +117,22 @@ def test_merges_give_the_published_clusters(golden: Golden, tmp_path: Path, case
             tokens = merge(tokens)
 
 
-def check_losses(loss: RetrievalLoss, arrays: Mapping[str, np.ndarray]) -> None:
+def check_losses(loss: TrainingLoss, arrays: Mapping[str, np.ndarray]) -> None:
     """Compares the total and every part with its published value."""
+    names = check_level_losses(loss, arrays)
     expected = {"distill": float(arrays["distill_sum"])}
     expected |= {level: float(arrays[f"loss_{level}"]) for level in LEVELS[1:]}
-    for level in LEVELS:
-        for ours, theirs in (
-            ("nce_t2v", "nce_t2v"),
-            ("nce_v2t", "nce_v2t"),
-            ("nce", "nce"),
-            ("interaction_frames", "s_kl"),
-            ("interaction_words", "s_kl_T"),
-            ("interaction", "s_loss"),
-        ):
-            expected[f"{level}_{ours}"] = float(arrays[f"{level}_{theirs}"])
-        if level != "entity":
-            for direction in ("t2v", "v2t"):
-                expected[f"distill_{direction}_{level}"] = float(arrays[f"distill_{direction}_{level}"])
+    expected |= {
+        f"distill_{direction}_{level}": float(arrays[f"distill_{direction}_{level}"])
+        for direction in ("t2v", "v2t")
+        for level in LEVELS[1:]
+    }
+    assert {name: loss.parts[name].item() for name in expected} == pytest.approx(expected, **LOSSES)
     assert loss.total.item() == pytest.approx(float(arrays["loss_total"]), **LOSSES)
-    assert {name: part.item() for name, part in loss.parts.items() if name in expected} == pytest.approx(
-        expected, **LOSSES
-    )
-    assert loss.parts.keys() == expected.keys() | {"entity"}
+    assert loss.parts.keys() == names | expected.keys() | {"entity"}
 
 
-def check_gradients(model: RetrievalModel, arrays: Mapping[str, np.ndarray]) -> None:
-    """Compares norms, the stored full gradients, and which parameters have none."""
-    prefixes = retrieval_prefixes()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    norms = dict(zip(arrays["grad_names"].tolist(), arrays["grad_norms"].tolist(), strict=True))
-    with_gradient = {our_name(name, prefixes) for name in norms}
-    assert {name for name, gradient in gradients.items() if gradient is not None} == with_gradient
-    without = {our_name(name, prefixes) for name in arrays["nograd_names"].tolist() if ".bn." not in name}
-    assert {name for name, gradient in gradients.items() if gradient is None} == without
-    actual = {name: gradients[our_name(name, prefixes)].norm(dtype=torch.float64).item() for name in norms}
-    assert actual == pytest.approx(norms, **GRADIENTS)
-    for key in arrays:
-        if key.startswith("grad::"):
-            gradient = gradients[our_name(key.removeprefix("grad::"), prefixes)]
-            # Single entries, many nearly 0, carry the rounding of the largest one.
-            tolerance = 1e-4 * float(np.abs(arrays[key]).max())
-            torch.testing.assert_close(gradient, torch.from_numpy(arrays[key]), rtol=1e-3, atol=tolerance)
-
-
-def loss_of(model: RetrievalModel, features: PairFeatures) -> RetrievalLoss:
+def loss_of(model: RetrievalModel, features: PairFeatures) -> TrainingLoss:
     return retrieval_loss(features, model.clip.logit_scale, config=model.config.loss, quirks=model.config.quirks)
 
 
@@ -163,7 +142,7 @@ def test_losses_and_gradients_equal_the_published_ones(golden: Golden, tmp_path:
     loss = loss_of(model, model(*batches(inputs)))
     loss.total.backward()
     check_losses(loss, arrays)
-    check_gradients(model, arrays)
+    check_gradients(model, arrays, retrieval_prefixes())
 
 
 def test_losses_and_gradients_of_the_heads_equal_the_published_ones(golden: Golden, tmp_path: Path) -> None:
@@ -173,7 +152,7 @@ def test_losses_and_gradients_of_the_heads_equal_the_published_ones(golden: Gold
     loss = loss_of(model, model.relate(model.text_hierarchy(words), model.video_hierarchy(frames)))
     loss.total.backward()
     check_losses(loss, arrays)
-    check_gradients(model, arrays)
+    check_gradients(model, arrays, retrieval_prefixes())
     for tokens, name in ((words, "grad_text_feat"), (frames, "grad_video_feat")):
         tolerance = 1e-4 * float(np.abs(arrays[name]).max())
         torch.testing.assert_close(tokens.features.grad, torch.from_numpy(arrays[name]), rtol=1e-3, atol=tolerance)

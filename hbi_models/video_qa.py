@@ -1,0 +1,129 @@
+"""Video question answering: a classifier over answers on top of every level of the retrieval model.
+
+    question ── levels ──► pooled by learned weights ── projected ──┐
+                                                                    ├──► hidden layer ──► answers
+    video ───── levels ──► pooled by learned weights ── projected ──┘
+
+There is one such head per level. Answers are the levels' logits, mixed; in training each level
+answers on its own, and the levels also learn what retrieval teaches them, with the question as
+the text of its video. ``losses.video_qa_loss`` puts the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hbi_models.axes import AnsweredPairs, TextBatch, TokenLevel, VideoBatch
+from hbi_models.configs import LEVELS, AnswerHeadConfig, VideoQAConfig, require
+from hbi_models.retrieval import RetrievalModel, importance_logits, importance_network, init_published
+from hbi_models.similarity import token_weights
+
+
+class VideoQAModel(nn.Module):
+    """Answers questions about videos out of a fixed vocabulary of answers.
+
+    ``encoder`` is a retrieval model in full: weights of a trained one fit into it, and its
+    ``teacher`` starts random where the settings ask for one.
+
+    Raises:
+        ValueError: The settings do not fit the CLIP architecture.
+    """
+
+    def __init__(self, config: VideoQAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = RetrievalModel(config.encoder)
+        self.answer_heads = nn.ModuleDict(
+            {
+                level: AnswerHead(
+                    self.encoder.clip.embedding_dim,
+                    config.num_answers,
+                    config=config.head,
+                    padded_weights=config.encoder.quirks.padded_answer_weights,
+                )
+                for level in LEVELS
+            }
+        )
+        self.answer_heads.apply(init_published)
+
+    def forward(
+        self,
+        questions: TextBatch,
+        videos: VideoBatch,
+        labels: Int[Tensor, " pairs"],
+        generator: torch.Generator | None = None,
+    ) -> AnsweredPairs:
+        """Returns what the loss needs: question i is about video i, and its answer is ``labels[i]``.
+
+        The labels pass through, so that they are gathered together with their pairs; -1 stands for
+        an answer that is not in the vocabulary. ``generator`` draws the tie-break noise of the
+        clustering, where the settings ask for it.
+        """
+        pairs = self.encoder(questions, videos, generator)
+        logits = (
+            self.answer_heads[level](question, video)
+            for level, question, video in zip(LEVELS, pairs.texts, pairs.videos, strict=True)
+        )
+        return AnsweredPairs(pairs, tuple(logits), labels)
+
+    def answer_logits(
+        self, questions: Sequence[TokenLevel], videos: Sequence[TokenLevel], rates: Sequence[float] | None = None
+    ) -> Float[Tensor, "pairs answers"]:
+        """Returns the logit of every answer to every question about its video, all levels mixed.
+
+        ``questions`` and ``videos`` are what the encoder's ``encode_text`` and ``encode_video``
+        return. ``rates`` weigh the levels; by default they are the settings' ``level_rates``.
+
+        Raises:
+            ValueError: There is not one rate per level, or every rate is 0.
+        """
+        rates = self.config.level_rates if rates is None else rates
+        require(
+            len(rates) == len(LEVELS) and any(rates),
+            f"the rates of the levels are {tuple(rates)}; there must be {len(LEVELS)}, at least one different from 0",
+        )
+        mixed = [
+            rate * self.answer_heads[level](question, video)
+            for level, rate, question, video in zip(LEVELS, rates, questions, videos, strict=True)
+            if rate
+        ]
+        return torch.stack(mixed).sum(dim=0)
+
+
+class AnswerHead(nn.Module):
+    """Answers at one level, from the weighted means of a question's words and a video's frames."""
+
+    def __init__(self, dim: int, num_answers: int, *, config: AnswerHeadConfig, padded_weights: bool) -> None:
+        super().__init__()
+        # Published: 512-512-1.
+        self.text_importance = importance_network(dim, dim)
+        self.video_importance = importance_network(dim, dim)
+        self.text_projection = nn.Linear(dim, config.projection)
+        self.video_projection = nn.Linear(dim, config.projection)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Sequential(
+            nn.Linear(2 * config.projection, config.hidden), nn.ReLU(), nn.Linear(config.hidden, num_answers)
+        )
+        self.padded_weights = padded_weights
+
+    def forward(self, questions: TokenLevel, videos: TokenLevel) -> Float[Tensor, "pairs answers"]:
+        """Returns a logit for every answer, in float32."""
+        question = self.text_projection(self._pool(questions, self.text_importance))
+        video = self.video_projection(self._pool(videos, self.video_importance))
+        both = torch.cat([video, question], dim=-1)
+        logits: Tensor = self.classifier(self.dropout(both))
+        return logits.float()
+
+    def _pool(self, level: TokenLevel, importance: nn.Module) -> Float[Tensor, "items dim"]:
+        """Returns the weighted mean of each item's real tokens; 0 for an item without any."""
+        logits = importance_logits(importance, level.features)
+        if self.padded_weights:
+            weights = logits.softmax(dim=-1) * level.mask
+        else:
+            weights = token_weights(TokenLevel(level.features, level.mask, logits))
+        return einsum(weights, level.features, "items tokens, items tokens dim -> items dim")
