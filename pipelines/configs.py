@@ -7,13 +7,23 @@ the public implementation of HBI (arXiv 2303.14369).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from hbi_models.configs import OptimizerConfig, RetrievalConfig, require
+from hbi_models.configs import (
+    AnswerHeadConfig,
+    LossConfig,
+    MergingConfig,
+    OptimizerConfig,
+    RetrievalConfig,
+    VideoQAConfig,
+    require,
+)
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+Task = Literal["retrieval", "video_qa"]
 
 
 def require_counts(config: object, section: str, *names: str, least: int = 1) -> None:
@@ -62,7 +72,7 @@ class ShapesConfig:
 class DataConfig:
     """Which videos and captions: a data set in its published layout, or the user's own."""
 
-    dataset: Literal["msrvtt", "msrvtt_qa", "captions_file"] = "msrvtt"
+    dataset: Literal["msrvtt", "msrvtt_qa", "msvd", "activitynet", "didemo", "captions_file"] = "msrvtt"
     """A published data set, from its annotation files (docs/datasets.md), or ``captions_file``: a
     CSV or JSONL with a column ``path`` or ``uri``, a column ``caption``, and optionally
     ``split``, ``video_id``, ``start_s``, ``end_s``."""
@@ -71,7 +81,12 @@ class DataConfig:
     """Folder of the annotation files, or the file (captions_file)."""
 
     videos: str | None = None
-    """Folder or URI of the video files; relative paths of a captions file start here."""
+    """Folder or URI of the video files; relative paths of the user's own files start here."""
+
+    questions: str | None = None
+    """The user's own questions, in place of the data set's: a JSONL or CSV with columns ``video``
+    (id, path or URI), ``question``, ``answer``, and optionally ``type``, ``split``. With
+    ``captions_file`` and without ``annotations`` the videos are those that it names."""
 
     msrvtt_train_list: Literal["9k", "7k"] = "9k"
     """Which published training list of MSR-VTT."""
@@ -102,6 +117,21 @@ class DataConfig:
             self.shapes is None or self.dataset == "msrvtt",
             f"data.shapes writes MSR-VTT's layout; set data.dataset to msrvtt, not {self.dataset}",
         )
+
+    @property
+    def is_questions_alone(self) -> bool:
+        """Whether the videos are those of the user's own questions."""
+        return self.dataset == "captions_file" and self.annotations is None and self.questions is not None
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether videos have captions; questions are their texts otherwise."""
+        return self.dataset != "msrvtt_qa" and not self.is_questions_alone
+
+    @property
+    def may_have_questions(self) -> bool:
+        """Whether there is a place where questions can come from."""
+        return self.questions is not None or self.dataset in ("msrvtt", "msrvtt_qa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +186,10 @@ class FramesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
-    """Banzhaf-interaction labels of (caption, video) pairs, the estimator's training data."""
+    """Banzhaf-interaction labels of (caption, video) pairs, the estimator's training data.
+
+    Where the data has no captions, the questions of training and validation take their place.
+    """
 
     kind: Literal["exact", "published"] = "exact"
     """``exact``: the Banzhaf interaction in closed form. ``published``: the exact expectation
@@ -265,6 +298,83 @@ class RetrievalTrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswersConfig:
+    """The vocabulary that answers are chosen from."""
+
+    file: str | None = None
+    """A JSON file: an object from answer to class id, as ``train_ans2label.json`` of MSR-VTT-QA, or
+    a list in the order of the ids, as ``answers.json`` beside a model. Null = the data set's
+    own file where it has one, else the most frequent answers of the training questions."""
+
+    size: int | None = None
+    """Take so many of the most frequent answers of the training questions, whatever file there is;
+    null = 1,500 (published) where there is none."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "video_qa.answers", "size", least=2)
+        require(
+            self.file is None or self.size is None,
+            f"video_qa.answers.file is {self.file} and video_qa.answers.size is {self.size}; set one of them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoQATrainingConfig:
+    """The question answering model and its training; CLIP, temporal encoder and game are ``model``'s."""
+
+    max_words: int = 32
+    """Tokens of a question, start and end included; longer ones are cut (published: 32)."""
+
+    merging: MergingConfig = field(
+        default_factory=lambda: MergingConfig(text_rates=(0.25, 0.125), video_rates=(0.25, 0.25))
+    )
+    """Token merging (published for questions: .25, .125 for words and .25, .25 for frames)."""
+
+    head: AnswerHeadConfig = field(default_factory=AnswerHeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    pair_loss_weight: float = 0.5
+    """Weight of the contrastive and interaction losses, beside the cross-entropy (published: .5)."""
+
+    level_rates: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    """Weights of the entity, action and event logits in an answer (published: .4, .4, .2)."""
+
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 5
+    """An epoch shows every question once (published: 5)."""
+
+    batch_size: int = 32
+    """Questions per step over all workers (published: 32)."""
+
+    augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(enabled=False))
+    """Off by default (published)."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    from_retrieval: bool = False
+    """Start from the retrieval model that this recipe trains."""
+
+    init_checkpoint: str | None = None
+    """Folder of ours or file of the published implementation to start from: a question answering
+    model, or a retrieval model, which gives all but the answer heads."""
+
+    max_questions_per_video: int | None = None
+    """Questions about a video used per epoch; null = all (published)."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast on a GPU, float32 on a CPU."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "video_qa", "epochs", "batch_size", "max_questions_per_video")
+        require(
+            not self.from_retrieval or self.init_checkpoint is None,
+            f"video_qa.from_retrieval is true and video_qa.init_checkpoint is {self.init_checkpoint}; "
+            "a training starts from one of them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Retrieval evaluation."""
 
@@ -288,6 +398,41 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QAEvaluationConfig:
+    """Evaluation of question answering."""
+
+    split: Split = "test"
+    """Which questions, by their own split."""
+
+    level_rates: tuple[float, float, float] | None = None
+    """Weights of the entity, action and event logits; null = those of the checkpoint."""
+
+    batch_size: int = 64
+    """Videos encoded, or questions answered, at once."""
+
+    bootstrap_samples: int = 1000
+    """Resamples of the questions for the 95% intervals."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "qa_evaluation", "batch_size", "bootstrap_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResources:
+    """Machines for one stage of independent tasks without a model."""
+
+    max_tasks: int | None = None
+    """Most tasks at once; null = as many as fit on the cluster."""
+
+    cpus_per_task: float = 1.0
+    memory_gb_per_task: float | None = None
+    """Memory set aside for one task, so that no more start on a node than it has room for; null = none."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "resources", "max_tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainResources:
     """Machines for one training stage."""
 
@@ -296,7 +441,11 @@ class TrainResources:
 
     cpus_per_worker: float = 1.0
     gpus_per_worker: float | None = None
-    """Null = one where the cluster has at least one per worker, else none."""
+    """Null = one where the cluster has at least one per worker, else none. Name it where GPU nodes
+    are started on demand: they are then waited for."""
+
+    memory_gb_per_worker: float | None = None
+    """Memory set aside for one worker; null = none."""
 
     loader_processes: int = 0
     """Processes per worker that read, decode and augment; 0 = a thread inside the worker."""
@@ -313,15 +462,28 @@ class TrainResources:
 class ActorResources:
     """Machines for one stage that maps over data with a model in each actor."""
 
+    min_actors: int = 1
+    """Actors that the stage begins with, where there is work for so many."""
+
     max_actors: int | None = None
-    """Null = as many as fit on the cluster, at least one."""
+    """Null = as many as fit on the nodes that are there when the stage begins, at least one. Name it
+    where nodes are started on demand."""
 
     cpus_per_actor: float = 1.0
     gpus_per_actor: float | None = None
-    """Null = one where the cluster has one, else none."""
+    """Null = one where the cluster has one, else none. Name it where GPU nodes are started on demand:
+    they are then waited for."""
+
+    memory_gb_per_actor: float | None = None
+    """Memory set aside for one actor; null = none."""
 
     def __post_init__(self) -> None:
-        require_counts(self, "resources", "max_actors")
+        require_counts(self, "resources", "min_actors", "max_actors")
+        require(
+            self.max_actors is None or self.min_actors <= self.max_actors,
+            f"resources: min_actors is {self.min_actors} and max_actors is {self.max_actors}; the least must not be "
+            "above the most",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,11 +499,19 @@ class ResourcesConfig:
     local_object_store_gb: float = 0.5
     """Shared memory of a local Ray. Frames never pass through it, so it can be small."""
 
-    decode_cpus_per_task: float = 1.0
+    require_gpus: bool = False
+    """Refuse a cluster without GPUs for stages with a model, unless their number of GPUs is named;
+    false: such a stage then runs on CPUs, and the log says so."""
+
+    decode: TaskResources = field(default_factory=TaskResources)
+    """Of the stages that write and decode videos."""
+
     labels: ActorResources = field(default_factory=ActorResources)
     estimator: TrainResources = field(default_factory=TrainResources)
     retrieval: TrainResources = field(default_factory=TrainResources)
     evaluation: ActorResources = field(default_factory=ActorResources)
+    video_qa: TrainResources = field(default_factory=TrainResources)
+    qa_evaluation: ActorResources = field(default_factory=ActorResources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,6 +541,9 @@ class Recipe:
     seed: int = 42
     """Seed of initial weights, order of the data and augmentation (published: 42)."""
 
+    tasks: tuple[Task, ...] = ("retrieval",)
+    """What is trained and evaluated: ``retrieval``, ``video_qa`` or both."""
+
     data: DataConfig = field(default_factory=DataConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
     model: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -378,6 +551,8 @@ class Recipe:
     estimator: EstimatorTrainingConfig = field(default_factory=EstimatorTrainingConfig)
     retrieval: RetrievalTrainingConfig = field(default_factory=RetrievalTrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    video_qa: VideoQATrainingConfig = field(default_factory=VideoQATrainingConfig)
+    qa_evaluation: QAEvaluationConfig = field(default_factory=QAEvaluationConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -387,7 +562,11 @@ class Recipe:
             f"model.max_frames is {self.model.max_frames} and frames.max_frames is {self.frames.max_frames}; "
             "the model reads what the frames stage stores: set both to the same number",
         )
-        for stage, training in (("estimator", self.estimator), ("retrieval", self.retrieval)):
+        for stage, training in (
+            ("estimator", self.estimator),
+            ("retrieval", self.retrieval),
+            ("video_qa", self.video_qa),
+        ):
             workers = getattr(self.resources, stage).workers
             require(
                 training.batch_size % workers == 0,
@@ -398,6 +577,43 @@ class Recipe:
             self.model.game.teacher != "estimator" or self.estimator.enabled is not False,
             "model.game.teacher is estimator and estimator.enabled is false; leave estimator.enabled unset, or choose "
             "the teacher exact or none",
+        )
+
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
+        require(bool(self.tasks), "tasks is empty; choose retrieval, video_qa or both")
+        require(len(set(self.tasks)) == len(self.tasks), f"tasks is {list(self.tasks)}; name each task once")
+        require(
+            "retrieval" not in self.tasks or self.data.has_captions,
+            f"tasks holds retrieval, but data.dataset {self.data.dataset} gives questions without captions; set tasks "
+            "to [video_qa], or choose data with captions",
+        )
+        require(
+            "retrieval" in self.tasks or not ("video_qa" in self.tasks and self.video_qa.from_retrieval),
+            "video_qa.from_retrieval is true, but tasks does not hold retrieval; add it, or set "
+            "video_qa.init_checkpoint to a trained retrieval model",
+        )
+        if "video_qa" in self.tasks:
+            self.require_questions()
+
+    def require_questions(self) -> None:
+        """Raises ``ValueError`` where no question can come from."""
+        require(
+            self.data.may_have_questions,
+            f"data.dataset {self.data.dataset} has no questions to train or evaluate with; set data.questions to a "
+            "file of yours, or data.dataset to msrvtt_qa",
+        )
+
+    def video_qa_model(self, num_answers: int) -> VideoQAConfig:
+        """The question answering model for a vocabulary of ``num_answers`` answers."""
+        settings = self.video_qa
+        return VideoQAConfig(
+            encoder=replace(self.model, merging=settings.merging, loss=settings.loss, max_words=settings.max_words),
+            head=settings.head,
+            num_answers=num_answers,
+            pair_loss_weight=settings.pair_loss_weight,
+            level_rates=settings.level_rates,
         )
 
     @property

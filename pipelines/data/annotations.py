@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pipelines.configs import Split
 from pipelines.data.video_files import VideoFile
 
+OVERALL = "overall"
+"""Stands beside the types of questions in metrics, so that no type may be called so."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a video and its answer; ``kind`` is what, who, how, when or where.
+    """A question about a video and its answer; ``kind`` is its type: what, who, how, when, where or another.
 
     ``split`` is the question's own: MSR-VTT-QA splits the videos in another way than the
     retrieval lists do.
@@ -54,6 +57,14 @@ class Annotations:
 
     files: Sequence[str] = field(default=())
     """Addresses of the files that were read."""
+
+
+def clean_caption(text: str) -> str:
+    """``text`` in one line without outer spaces, and without characters that no file can hold.
+
+    JSON can spell half of a character beyond U+FFFF, as a caption cut off in the middle of an emoji has it.
+    """
+    return " ".join(text.encode("utf-8", "ignore").decode("utf-8").split())
 
 
 def count_by_split(videos: Iterable[AnnotatedVideo]) -> Counter[Split]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.configs import DataConfig
+from pipelines.data import activitynet, didemo, msvd
 from pipelines.data.annotations import Annotations
 from pipelines.data.msrvtt import annotation_files, read_msrvtt
 from pipelines.data.msrvtt_qa import ANSWERS_FILE, QUESTION_FILES, read_msrvtt_qa
@@ -40,6 +41,21 @@ ADAPTERS: Mapping[str, Adapter] = {
         title="MSR-VTT-QA",
         files=lambda config: (list(QUESTION_FILES.values()), [ANSWERS_FILE]),
         read=lambda annotations, videos, config: read_msrvtt_qa(annotations, videos),
+    ),
+    "msvd": Adapter(
+        title="MSVD",
+        files=lambda config: (msvd.ANNOTATION_FILES, ()),
+        read=lambda annotations, videos, config: msvd.read_msvd(annotations, videos),
+    ),
+    "activitynet": Adapter(
+        title="ActivityNet Captions",
+        files=lambda config: (activitynet.ANNOTATION_FILES, ()),
+        read=lambda annotations, videos, config: activitynet.read_activitynet(annotations, videos),
+    ),
+    "didemo": Adapter(
+        title="DiDeMo",
+        files=lambda config: (didemo.ANNOTATION_FILES, ()),
+        read=lambda annotations, videos, config: didemo.read_didemo(annotations, videos),
     ),
 }
 """By ``DataConfig.dataset``; ``captions_file`` is the user's own and has no folder of annotations."""

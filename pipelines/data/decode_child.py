@@ -31,9 +31,16 @@ from pipelines.data.decoders import (
     UnreadableVideoError,
     first_line,
     open_decoder,
+    probe_video,
 )
 from pipelines.data.messages import Message, receive, send
 from pipelines.data.sampling import sample_frames
+
+MAX_ASPECT_RATIO = 16
+"""Longer strips are refused: with a short side of 224 pixels, a frame of 16×10000 would have 94 MB."""
+
+_BYTES_PER_PIXEL = 12
+"""What a decoder needs at least: its own frames and their neighbours at 1.5 bytes, and one in RGB."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -133,14 +140,29 @@ def _serve(request: Message) -> Message:
     try:
         video = extract(source, ExtractSettings(**request.header["settings"]))
     except UnreadableVideoError as error:
-        return _failure("undecodable", error)
+        return _too_large() if _memory_is_short(source) else _failure("undecodable", error)
     except NoFramesError as error:
         return _failure("no_frames", error)
     except MemoryError:
-        return _failure("memory", MemoryError("decoding needs more memory than frames.max_memory_gb allows"))
+        return _too_large()
     header = asdict(video)
     images = header.pop("images")
     return Message({"video": header}, images)
+
+
+def _memory_is_short(source: str | bytes) -> bool:
+    """Whether frames of this size cannot be held: decoders call a failed allocation invalid data."""
+    try:
+        bytearray(_BYTES_PER_PIXEL * probe_video(source).pixels)
+    except UnreadableVideoError:
+        return False
+    except MemoryError:
+        return True
+    return False
+
+
+def _too_large() -> Message:
+    return _failure("memory", MemoryError("decoding needs more memory than frames.max_memory_gb allows"))
 
 
 def _failure(reason: str, error: Exception) -> Message:
@@ -191,6 +213,11 @@ def _extract_counted(decoder: Decoder, settings: ExtractSettings, num_frames: in
 
 def _resized(frames: Iterator[Frame], size_px: int) -> Iterator[tuple[Frame, Image.Image]]:
     for frame in frames:
+        height, width, _ = frame.image.shape
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            raise UnreadableVideoError(
+                f"frames of {width}×{height} pixels are longer than {MAX_ASPECT_RATIO} times their short side"
+            )
         yield frame, resize_short_side(Image.fromarray(frame.image), size_px)
 
 

@@ -7,6 +7,7 @@ crash would take the worker's other videos with it.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -17,10 +18,10 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pipelines.data.decode_child import ExtractedVideo, ExtractSettings
-from pipelines.data.messages import DeadlineError, Message, receive, send
+from pipelines.data.messages import DeadlineError, MalformedMessageError, Message, receive, send
 
 Reason = Literal["missing", "undecodable", "no_frames", "timeout", "crash", "memory"]
 
@@ -75,12 +76,17 @@ class DecodeProcess:
                     raise
                 # An earlier video may have damaged the process: a fresh one tells whose fault it was.
                 reply = self._ask(request)
-        if "reason" in reply.header:
-            if reply.header["reason"] == "memory":
+        reason: Reason | None = next((word for word in get_args(Reason) if word == reply.header.get("reason")), None)
+        if reason is not None:
+            if reason == "memory":
                 # What a failed allocation left behind in native code is unknown.
                 self.close()
-            raise ExtractionError(reply.header["reason"], reply.header["message"])
-        return ExtractedVideo(images=list(reply.blobs), **reply.header["video"])
+            raise ExtractionError(reason, str(reply.header.get("message")))
+        try:
+            return _checked_video(reply)
+        except (KeyError, TypeError, ValueError) as error:
+            self.close()
+            raise ExtractionError("crash", f"the decoding process answered with nonsense: {error}") from error
 
     def close(self) -> None:
         """Ends the process; the next video starts another."""
@@ -96,12 +102,15 @@ class DecodeProcess:
         deadline = time.monotonic() + self._timeout_s + (START_TIMEOUT_S if starting else 0)
         try:
             send(process.stdin.fileno(), request, deadline=deadline)
-            return receive(process.stdout.fileno(), deadline=deadline)
+            return receive(process.stdout.fileno(), deadline=deadline, max_blob_bytes=self._max_memory)
         except DeadlineError:
             self.close()
             raise ExtractionError(
                 "timeout", f"decoding took longer than frames.timeout_s = {self._timeout_s:g} s"
             ) from None
+        except MalformedMessageError as error:
+            self.close()
+            raise ExtractionError("crash", f"the decoding process answered with nonsense: {error}") from error
         except (EOFError, BrokenPipeError):
             code = process.wait()
             self.close()
@@ -138,6 +147,26 @@ class DecodeProcess:
         os.set_blocking(process.stdin.fileno(), False)
         self._process, self._finalizer = process, weakref.finalize(self, _end, process)
         return process
+
+
+def _checked_video(reply: Message) -> ExtractedVideo:
+    """The video in a reply, every field of which fits ``records.FRAMES``; otherwise ``TypeError`` or ``ValueError``.
+
+    A process that a damaged file has corrupted may answer anything, and the answers of a whole
+    shard are written together.
+    """
+    video = ExtractedVideo(images=list(reply.blobs), **reply.header["video"])
+    whole: list[Any] = [*video.frame_index, video.height_px, video.width_px, video.source_frames]
+    real: list[Any] = [*video.time_s, video.source_fps]
+    if any(type(number) is not int or not 0 <= number < 1 << 31 for number in whole):
+        raise ValueError("an index, a size or a count is out of range")
+    if any(type(number) not in (int, float) or not math.isfinite(number) for number in real):
+        raise ValueError("a time or a rate is not a finite number")
+    if not len(video.images) == len(video.frame_index) == len(video.time_s) > 0:
+        raise ValueError("there are not as many images as indices and times")
+    if video.decoder not in ("decord", "pyav"):
+        raise ValueError("the decoder is unknown")
+    return video
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,8 @@ decord 0.6 (its last release) is right for the common codecs in MP4, Matroska, W
 metadata included: there the two return the same pixels. Without saying so it returns wrong frames
 where the container has no dependable times (AVI, MPEG, WMV), for MPEG-4 Part 2 with B-frames, and
 where an edit list cuts frames off; AV1 it does not read. A look at the container, without decoding,
-finds these files, and PyAV reads them.
+finds these files, and PyAV reads them, as it does those with frames of a few narrow widths, which decord
+returns with the padding of their lines.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Probe:
     """The first of FFmpeg's names of the format."""
 
     codec: str
+    pixels: int
+    """Of a frame, before anything turns it."""
     edited: bool
     """An edit list shows other frames than the file holds."""
 
@@ -135,7 +138,8 @@ def probe_video(source: str | bytes) -> Probe:
         name = _format_name(container)
         # Only the MP4 family counts its frames in the header, and only it has edit lists.
         edited = name == "mov" and stream.frames > 0 and shown not in (0, stream.frames)
-        return Probe(container=name, codec=stream.codec.canonical_name, edited=edited)
+        pixels = stream.codec_context.width * stream.codec_context.height
+        return Probe(container=name, codec=stream.codec.canonical_name, pixels=pixels, edited=edited)
 
 
 class DecordDecoder:
@@ -161,6 +165,9 @@ class DecordDecoder:
             # One at a time: a batch of large frames would need many times the memory of the result.
             with _reading():
                 image: UInt8[np.ndarray, "height width 3"] = self._reader[index].asnumpy()
+            if image.shape[2] != 3:
+                # It divides the bytes of a line by the width: of narrow frames the padding becomes channels.
+                raise UnreadableVideoError(f"decord returns frames {image.shape[1]} pixels wide with their padding")
             yield Frame(index, time_s, image)
 
     def close(self) -> None:
@@ -291,6 +298,8 @@ def _open_container(source: str | bytes) -> Any:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     container = av.open(file, metadata_errors="ignore", options={"format_whitelist": CONTAINERS})
     for stream in container.streams.video:
+        if stream.codec_context is None:
+            raise UnreadableVideoError("the codec of the video is unknown")
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

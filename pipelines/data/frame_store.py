@@ -1,7 +1,8 @@
 """Random access to stored frames: any video's images from its shard, decoded to uint8.
 
 Every row of a shard is a row group of its own, so reading a video touches its bytes alone, on a
-disk or in an object store. A small number of open files is kept.
+disk or in an object store. A small number of open files is kept. Bytes that have changed since
+they were written are noticed by their checksum, and never become pixels.
 """
 
 from __future__ import annotations
@@ -24,9 +25,20 @@ from PIL import Image
 from torch import Tensor
 
 from hbi_models.clip.preprocessing import centre_crop
-from pipelines.storage import Storage
+from pipelines.records import FRAMES
+from pipelines.shards import ShardPool
+from pipelines.storage import UNREADABLE, DamagedFileError, Storage, StorageError
 
+MAX_STORED_PIXELS = 1 << 25
+"""Larger images are none of the frames stage's, and would take 100 MB each as pixels."""
+
+_STORED = pa.schema([FRAMES.field("frames")])
 _OPEN_SHARDS = 64
+_MEND = "Run the same command again: the frames of its videos, and of no others, are made anew"
+
+
+class LostFramesError(ValueError):
+    """Stored frames are missing or damaged; the message names the shard and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,7 @@ class FrameStore:
     """
 
     def __init__(self, pool: Storage, index: pa.Table, *, threads: int = 4) -> None:
-        self._pool = pool
+        self._pool = ShardPool(pool, FRAMES)
         self._shards: list[str] = index.column("shard").to_pylist()
         self._rows: list[int] = index.column("row").to_pylist()
         self.video_ids: list[str] = index.column("video_id").to_pylist()
@@ -64,38 +76,89 @@ class FrameStore:
         return len(self.video_ids)
 
     def encoded(self, video: int) -> list[bytes]:
-        """The compressed images of a video, in temporal order."""
+        """The compressed images of a video, in temporal order.
+
+        Raises:
+            LostFramesError: its shard is missing or damaged; a damaged one is set aside.
+            StorageError: the storage cannot be read.
+        """
         shard = self._shards[video]
+        try:
+            table = self._open(shard).read_row_group(self._rows[video], columns=["frames"])
+            (row,) = table.cast(_STORED).to_pylist()
+            return row["frames"]  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            raise LostFramesError(f"{self._pool.storage.place(shard)} is missing. {_MEND}") from None
+        except (*UNREADABLE, LookupError) as error:
+            raise self._explained(shard, error) from error
+
+    def _open(self, shard: str) -> pq.ParquetFile:
         file = self._files.get(shard)
         if file is None:
-            file = pq.ParquetFile(self._pool.filesystem.open_input_file(self._pool.path(shard)))
+            storage = self._pool.storage
+            source = storage.filesystem.open_input_file(storage.path(shard))
+            file = pq.ParquetFile(source, page_checksum_verification=True)
             self._files[shard] = file
             if len(self._files) > _OPEN_SHARDS:
                 self._files.popitem(last=False)
-        table = file.read_row_group(self._rows[video], columns=["frames"])
-        return table.column("frames")[0].as_py()  # type: ignore[no-any-return]
+        return file
+
+    def _explained(self, shard: str, error: Exception) -> Exception:
+        """What to raise where reading a shard failed; one that is damaged is set aside."""
+        self._files.pop(shard, None)
+        try:
+            self._pool.storage.require_whole_table(shard)
+        except FileNotFoundError:
+            return LostFramesError(f"{self._pool.storage.place(shard)} is missing. {_MEND}")
+        except DamagedFileError as damage:
+            self._pool.set_aside(shard, damage)
+            return LostFramesError(f"{damage}. It is set aside. {_MEND}")
+        if isinstance(error, OSError):
+            return StorageError(f"cannot read {self._pool.storage.place(shard)}: {error}")
+        return self._foreign(shard, "it has other rows than its index says")
+
+    def _foreign(self, shard: str, reason: str) -> LostFramesError:
+        """What to raise about a whole file that the frames stage did not write; it is set aside."""
+        message = f"{self._pool.storage.place(shard)} is not what the frames stage wrote: {reason}"
+        self._pool.set_aside(shard, LostFramesError(message))
+        return LostFramesError(f"{message}. It is set aside. {_MEND}")
 
     def decoded(self, video: int) -> list[UInt8[Tensor, "3 height width"]]:
-        """The images of a video as uint8, in temporal order."""
-        return decode_images(self.encoded(video))
+        """The images of a video as uint8, in temporal order; raises as :meth:`encoded`."""
+        return self._decoded(video, self.encoded(video))
+
+    def _decoded(self, video: int, encoded: Sequence[bytes]) -> list[UInt8[Tensor, "3 height width"]]:
+        try:
+            return decode_images(encoded)
+        except ValueError as error:
+            raise self._foreign(self._shards[video], f"{self.video_ids[video]}: {error}") from error
 
     def batch(self, videos: Sequence[int], *, image_size_px: int, max_frames: int) -> FrameBatch:
-        """Frames of ``videos``, centre-cropped to squares and padded to ``max_frames``."""
+        """Frames of ``videos``, centre-cropped to squares and padded to ``max_frames``; raises as :meth:`encoded`."""
         encoded = [self.encoded(video) for video in videos]
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._threads)
-        images = self._executor.map(decode_images, encoded)
+        images = self._executor.map(self._decoded, videos, encoded)
         return stack_frames(list(images), image_size_px=image_size_px, max_frames=max_frames)
 
 
 def decode_images(encoded: Sequence[bytes]) -> list[UInt8[Tensor, "3 height width"]]:
-    """JPEG or PNG images as uint8 tensors."""
+    """JPEG or PNG images as uint8 tensors.
+
+    Raises:
+        ValueError: one is something else, or larger than ``MAX_STORED_PIXELS``.
+    """
     return [_decode(image) for image in encoded]
 
 
 def _decode(encoded: bytes) -> UInt8[Tensor, "3 height width"]:
-    with Image.open(io.BytesIO(encoded)) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+            if image.width * image.height > MAX_STORED_PIXELS:
+                raise ValueError(f"it has {image.width} × {image.height} pixels, more than {MAX_STORED_PIXELS:,}")
+            pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"an image cannot be used: {error}") from error
     return rearrange(pixels, "height width rgb -> rgb height width").contiguous()
 
 

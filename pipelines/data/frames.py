@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from pipelines.configs import FramesConfig
 from pipelines.data.decode_child import ExtractedVideo, ExtractSettings
 from pipelines.data.decode_process import DecodeProcess, ExtractionError, Reason
 from pipelines.data.decoders import first_line
-from pipelines.storage import resolve
+from pipelines.storage import StorageError, is_forbidden, is_local, remedy, resolve, shown
 
 MAX_REMOTE_FRACTION = 0.25
 """Part of ``max_memory_gb`` that an object read from a store may take: it is held twice, here and in
@@ -28,7 +29,8 @@ def make_extract_frames(
     """A function from a row of ``records.MANIFEST`` to one row of ``records.FRAMES`` (1:1).
 
     It reads ``video_id``, ``uri``, ``key``, ``start_s`` and ``end_s``. It raises for no video: one that
-    cannot be used gives a row with ``error_reason`` and without frames.
+    cannot be used gives a row with ``error_reason`` and without frames. An object store that does not
+    answer is no video's fault, and raises ``StorageError``: a later run finds the videos as they are.
 
     Args:
         config: what to sample and how to store it.
@@ -68,8 +70,10 @@ def _open_source(uri: str, *, max_bytes: int) -> str | bytes:
         filesystem, path = resolve(uri)
         info = filesystem.get_file_info(path)
         if info.type != pafs.FileType.File:
-            raise ExtractionError("missing", f"no file at {uri}")
+            raise ExtractionError("missing", f"no file at {shown(uri)}")
         if isinstance(filesystem, pafs.LocalFileSystem):
+            # The decoders do not say why they cannot open a file.
+            Path(path).open("rb").close()
             return str(path)
         if info.size > max_bytes:
             raise ExtractionError(
@@ -79,8 +83,15 @@ def _open_source(uri: str, *, max_bytes: int) -> str | bytes:
             )
         with filesystem.open_input_file(path) as file:
             return bytes(file.read())
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ExtractionError("missing", f"cannot read {uri}: {first_line(error)}") from error
+    except OSError as error:
+        message = f"cannot read {shown(uri)}: {first_line(error)}"
+        if is_forbidden(error):
+            raise ExtractionError("missing", f"{message}; give permission, then set frames.retry_errors") from error
+        if is_local(uri) or isinstance(error, FileNotFoundError):
+            raise ExtractionError("missing", message) from error
+        raise StorageError(f"{message}. {remedy(error)}") from error
+    except (ValueError, pa.ArrowException) as error:
+        raise ExtractionError("missing", f"cannot read {shown(uri)}: {first_line(error)}") from error
 
 
 def _frames_row(row: Row, video: ExtractedVideo) -> dict[str, Any]:

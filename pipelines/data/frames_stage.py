@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.configs import FramesConfig, Recipe
 from pipelines.progress import Progress
 from pipelines.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE
-from pipelines.shards import SUMMARY, ShardPool, map_shards, split_shards
+from pipelines.shards import SUMMARY, ShardPool, Work, map_shards, newest_rows, split_shards
 from pipelines.stages import Artifact, Counts, Stage, StageContext, digest, plain
 from pipelines.storage import Storage
 
@@ -39,31 +39,34 @@ def frames_stage(recipe: Recipe) -> Stage:
     """Decodes every video of the manifest that is not in the pool yet."""
     config = recipe.frames
 
-    def missing(manifest: Artifact, pool: ShardPool) -> pa.Table:
+    def missing(manifest: Artifact, pool: ShardPool, since: int) -> pa.Table:
         rows = manifest.storage.read_table(MANIFEST_FILE, columns=["video_id", "uri", "key", "start_s", "end_s"])
-        index = pool.index(["error_reason"])
+        index = pool.index(["error_reason"], since=since)
         if config.retry_errors:
             index = index.filter(pc.is_null(index.column("error_reason")))
         return rows.filter(pc.invert(pc.is_in(rows.column("key"), index.column("key"))))
 
     def partial(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
         manifest, pool = inputs["manifest"], frames_pool(Storage(recipe.workspace), recipe)
-        total, left = int(manifest.counts["rows"]), len(missing(manifest, pool))
+        since, _ = pool.generations(output, forced=False)
+        total, left = int(manifest.counts["rows"]), len(missing(manifest, pool, since))
         return f"{total - left:,} of {total:,} videos are done" if left < total else None
 
     def run(context: StageContext) -> Counts:
         manifest, pool = context.inputs["manifest"], frames_pool(context.workspace, recipe)
-        if context.forced and not config.retry_errors:
-            pool.storage.delete("")
-        total, left = int(manifest.counts["rows"]), missing(manifest, pool)
+        since, generation = pool.generations(context.output, forced=context.forced and not config.retry_errors)
+        total, left = int(manifest.counts["rows"]), missing(manifest, pool, since)
+        work = Work()
         with Progress("frames", total=total, unit="videos", done=total - len(left)) as progress:
             for row in map_shards(
                 split_shards(left, config.videos_per_shard),
-                partial_function(_extract_shard, config, pool),
-                cpus=recipe.resources.decode_cpus_per_task,
+                partial_function(_extract_shard, config, pool, generation),
+                resources=recipe.resources.decode,
             ):
+                work.add(row)
                 progress.advance(row["rows"], f"{row['units'] / max(row['rows'], 1):.1f} frames each")
-        return _commit_frames(context, manifest, pool, config.max_error_fraction)
+        index = newest_rows(pool.index(["error_reason", "error_message", "decoder"], since=since))
+        return {**_commit_frames(context, manifest, index, config.max_error_fraction), **work.counts("frames")}
 
     return Stage(
         name="frames",
@@ -72,16 +75,17 @@ def frames_stage(recipe: Recipe) -> Stage:
         inputs=("manifest",),
         run=run,
         partial=partial,
+        lost=lambda artifact: frames_pool(Storage(recipe.workspace), recipe).lost_words(artifact.storage),
         writes=_pool_name(recipe),
     )
 
 
-def _extract_shard(config: FramesConfig, pool: ShardPool, videos: pa.Table) -> pa.Table:
+def _extract_shard(config: FramesConfig, pool: ShardPool, generation: int, videos: pa.Table) -> pa.Table:
     """Decodes the videos of one shard and commits it; returns one summary row."""
     from pipelines.data.frames import make_extract_frames
 
     rows = list(map(make_extract_frames(config), videos.to_pylist()))
-    size = pool.commit(rows)
+    size = pool.commit(rows, generation=generation)
     summary = {
         "rows": len(rows),
         "errors": sum(row["error_reason"] is not None for row in rows),
@@ -91,10 +95,9 @@ def _extract_shard(config: FramesConfig, pool: ShardPool, videos: pa.Table) -> p
     return pa.Table.from_pylist([summary], schema=SUMMARY)
 
 
-def _commit_frames(context: StageContext, manifest: Artifact, pool: ShardPool, max_error_fraction: float) -> Counts:
+def _commit_frames(context: StageContext, manifest: Artifact, index: pa.Table, max_error_fraction: float) -> Counts:
     """Writes the index of the manifest's frames and the table of its errors."""
     rows = manifest.storage.read_table(MANIFEST_FILE, columns=["video_id", "uri", "key", "split"])
-    index = _newest(pool.index(["error_reason", "error_message", "decoder"]))
     found = rows.join(index, "key", join_type="inner").sort_by("video_id")
     bad = pc.is_valid(found.column("error_reason"))
     failed = found.filter(bad)
@@ -117,15 +120,6 @@ def _commit_frames(context: StageContext, manifest: Artifact, pool: ShardPool, m
     for item in pc.value_counts(errors.column("reason")).to_pylist():
         counts[f"errors_{item['values']}"] = item["counts"]
     return counts
-
-
-def _newest(index: pa.Table) -> pa.Table:
-    """One row per key: a good one where there is one, for a retried video may be there twice."""
-    rank = pc.if_else(pc.is_null(index.column("error_reason")), 0, 1)
-    ordered = index.append_column("rank", rank).sort_by([("key", "ascending"), ("rank", "ascending")])
-    firsts = ordered.append_column("place", pa.array(range(len(ordered)), pa.int64()))
-    places = firsts.group_by("key").aggregate([("place", "min")]).column("place_min")
-    return ordered.take(places.sort()).drop_columns("rank") if len(ordered) else index
 
 
 def _refuse_many(errors: pa.Table, total: int, max_fraction: float) -> None:

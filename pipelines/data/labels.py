@@ -1,7 +1,8 @@
-"""Interaction labels: CLIP features and the closed-form game for (caption, video) pairs.
+"""Interaction labels: CLIP features and the closed-form game for (text, video) pairs.
 
-One actor holds the model; a call takes the videos of one shard, encodes each video and each of
-its captions once, plays the game of every pair, and commits the shard.
+Texts are captions, or questions where the data has no captions. One actor holds the model; a call
+takes the videos of one shard, encodes each video and each of its texts once, plays the game of
+every pair, and commits the shard.
 """
 
 from __future__ import annotations
@@ -27,19 +28,13 @@ from hbi_models.similarity import token_cosines, token_weights
 from pipelines.configs import LabelsConfig
 from pipelines.data.frame_store import FrameStore
 from pipelines.shards import SUMMARY, ShardPool
-from pipelines.stages import digest
 from pipelines.storage import Storage
 from pipelines.train.checkpoints import load_model
 
 
-def label_key(frames_key: str, captions: Sequence[str]) -> str:
-    """Content identity of the labels of a video: its frames and its captions."""
-    return digest([frames_key, list(captions)])
-
-
 @dataclass(frozen=True)
 class LabelSettings:
-    """All that the labels of a pair depend on, besides its frames and caption."""
+    """All that the labels of a pair depend on, besides its frames and text."""
 
     model: RetrievalConfig
     labels: LabelsConfig
@@ -62,19 +57,21 @@ class LabelShard:
         settings: model and kind of labels.
         frames_pool: folder of the frame shards.
         pool: where label shards go.
+        generation: the pool's generation that they belong to.
     """
 
-    def __init__(self, settings: LabelSettings, frames_pool: Storage, pool: ShardPool) -> None:
-        self._settings, self._frames_pool, self._pool = settings, frames_pool, pool
+    def __init__(self, settings: LabelSettings, frames_pool: Storage, pool: ShardPool, generation: int = 0) -> None:
+        self._settings, self._frames_pool = settings, frames_pool
+        self._pool, self._generation = pool, generation
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = make_label_model(settings).to(self._device)
         self._tokenizer = CaptionTokenizer(settings.model.max_words)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        """Reads ``video_id``, ``key``, ``shard``, ``row``, ``captions``; returns one summary row."""
+        """Reads ``video_id``, ``key``, ``shard``, ``row``, ``texts``; returns one summary row."""
         store = FrameStore(self._frames_pool, videos)
         rows = [row for batch in self._batches(len(videos)) for row in self._label(store, videos, batch)]
-        size = self._pool.commit(rows)
+        size = self._pool.commit(rows, generation=self._generation)
         return pa.Table.from_pylist(
             [{"rows": len(videos), "errors": 0, "units": len(rows), "bytes": size}], schema=SUMMARY
         )
@@ -85,18 +82,18 @@ class LabelShard:
 
     @torch.inference_mode()
     def _label(self, store: FrameStore, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
-        """Encodes the videos of ``batch`` once, then labels their captions batch by batch."""
+        """Encodes the videos of ``batch`` once, then labels their texts batch by batch."""
         levels = self._encode_videos(store, batch)
-        captions = [
-            (position, index, caption)
+        said = [
+            (position, index, text)
             for position, video in enumerate(batch)
-            for index, caption in enumerate(videos.column("captions")[video].as_py())
+            for index, text in enumerate(videos.column("texts")[video].as_py())
         ]
         keys, ids = videos.column("key").to_pylist(), videos.column("video_id").to_pylist()
         size = self._settings.labels.batch_size
-        for start in range(0, len(captions), size):
-            part = captions[start : start + size]
-            texts = self._encode_texts([caption for _, _, caption in part])
+        for start in range(0, len(said), size):
+            part = said[start : start + size]
+            texts = self._encode_texts([text for _, _, text in part])
             rows = torch.tensor([position for position, _, _ in part], device=self._device)
             frames = levels.map(lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
             cosines, interaction = token_cosines(texts, frames), self._interaction(texts, frames)
@@ -124,8 +121,8 @@ class LabelShard:
             )
         return levels[0]
 
-    def _encode_texts(self, captions: Sequence[str]) -> TokenLevel:
-        token_ids, mask = self._tokenizer(captions)
+    def _encode_texts(self, texts: Sequence[str]) -> TokenLevel:
+        token_ids, mask = self._tokenizer(texts)
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
             levels = self._model.encode_text(
                 TextBatch(torch.from_numpy(token_ids).to(self._device), torch.from_numpy(mask).to(self._device))

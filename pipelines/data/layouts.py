@@ -6,10 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pipelines.data.annotations import examples
-from pipelines.data.video_files import VideoFile, VideoFolder, check_video_id, join_uri
+from pipelines.data.line_files import MAX_LINE_CHARS
+from pipelines.data.video_files import VideoFile, VideoFolder, check_video_id, join_uri, video_stem
 from pipelines.storage import Storage
 
 Locate = Callable[[str], tuple[str, VideoFile | None]]
@@ -26,20 +28,21 @@ def require_files(annotations: Storage, names: Sequence[str], *, dataset: str) -
         )
 
 
-def locate_by_stem(videos: VideoFolder) -> Locate:
+def locate_by_stem(videos: VideoFolder, *, suffix: str = ".mp4") -> Locate:
     """A function that finds the one video file named like an id, whatever its suffix and folder.
 
-    It raises ``ValueError`` where there are several.
+    A file that is missing is expected with ``suffix``. The function raises ``ValueError`` where
+    there are several.
     """
     stems = videos.by_stem()
 
     def locate(video_id: str) -> tuple[str, VideoFile | None]:
-        files = stems.get(video_id, [])
+        files = stems.get(video_stem(video_id), [])
         if len(files) > 1:
             raise ValueError(
                 f"{videos.uri} holds several files of {video_id}: {examples(file.uri for file in files)}; keep one"
             )
-        return (files[0].uri, files[0]) if files else (join_uri(videos.uri, f"{video_id}.mp4"), None)
+        return (files[0].uri, files[0]) if files else (join_uri(videos.uri, f"{video_stem(video_id)}{suffix}"), None)
 
     return locate
 
@@ -72,6 +75,8 @@ def read_json_lines(annotations: Storage, name: str, fields: Iterable[str]) -> I
     """
     needed = set(fields)
     for number, line in enumerate(annotations.read_bytes(name).splitlines(), start=1):
+        if len(line) > MAX_LINE_CHARS:
+            raise ValueError(f"{annotations.uri}/{name}, line {number} has more than {MAX_LINE_CHARS:,} characters")
         try:
             record = json.loads(line)
             missing = needed - record.keys()
@@ -80,6 +85,50 @@ def read_json_lines(annotations: Storage, name: str, fields: Iterable[str]) -> I
         if missing:
             raise ValueError(f"{annotations.uri}/{name}, line {number} lacks {', '.join(sorted(missing))}")
         yield number, record
+
+
+def read_id_lines(annotations: Storage, name: str) -> list[str]:
+    """The video ids of a text file with one per line, without repetitions.
+
+    Raises:
+        ValueError: the file is no UTF-8 text, or an id is not allowed.
+    """
+    with reading(annotations, name, form="one video id per line"):
+        lines = annotations.read_bytes(name).decode("utf-8-sig").splitlines()
+    return [check_video_id(video_id, name) for video_id in dict.fromkeys(map(str.strip, lines)) if video_id]
+
+
+@contextmanager
+def reading(annotations: Storage, name: str, *, form: str) -> Iterator[None]:
+    """Turns what an unexpected content raises into a ``ValueError`` that names the file and its ``form``."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise ValueError(f"{annotations.uri}/{name}: {reason}; the published form is {form}") from error
+
+
+def listing_warnings(
+    list_name: str, listed: Iterable[str], annotation_name: str, described: Iterable[str]
+) -> list[str]:
+    """Sentences about listed videos without a caption, and described ones that are not listed."""
+    # Dictionaries are sets that keep their order.
+    in_list, in_annotations = dict.fromkeys(listed), dict.fromkeys(described)
+    without = [video for video in in_list if video not in in_annotations]
+    unlisted = [video for video in in_annotations if video not in in_list]
+    warnings = []
+    if without:
+        warnings.append(
+            f"{list_name}: {len(without):,} videos have no caption in {annotation_name} and are left out: "
+            f"{examples(without)}"
+        )
+    if unlisted:
+        warnings.append(
+            f"{annotation_name}: {len(unlisted):,} videos are not in {list_name} and are left out: "
+            # Nobody has checked these ids.
+            f"{examples(ascii(video)[:80] for video in unlisted)}"
+        )
+    return warnings
 
 
 def refuse_shared_videos(lists: Mapping[str, Iterable[str]]) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pipelines.configs import DataConfig
+from pipelines.configs import DataConfig, Split
 from pipelines.data.annotations import AnnotatedVideo, Annotations, count_by_split, examples
 from pipelines.data.captions_file import read_captions_file
 from pipelines.data.datasets import ADAPTERS
+from pipelines.data.questions_file import attach_questions, read_questions_file
 from pipelines.data.video_files import VideoFile, list_videos, video_key
 from pipelines.records import ERRORS, MANIFEST
-from pipelines.storage import Storage, resolve
+from pipelines.storage import Storage, content_digest
 
 STAGE = "manifest"
 """Name of the stage in the errors table."""
@@ -29,6 +30,9 @@ class Manifest:
 
     table: pa.Table
     errors: pa.Table
+    missing: Mapping[Split, int]
+    """Number of videos without a file in each split that has such."""
+
     warnings: Sequence[str]
 
 
@@ -49,11 +53,14 @@ def build_manifest(config: DataConfig, *, annotations: str | None = None, videos
     _refuse_missing(annotated.videos, config)
     warnings = list(annotated.warnings)
     entries = _carve_validation(annotated.videos, config.validation_videos, warnings)
+    entries = _validate_with_questions(entries)
     missing = [entry for entry in entries if entry.file is None]
+    missing_by_split = count_by_split(missing)
     if missing:
+        splits = ", ".join(f"{count:,} of {split}" for split, count in missing_by_split.items())
         warnings.append(
-            f"{len(missing):,} of {len(entries):,} videos are missing ({examples(entry.uri for entry in missing)}); "
-            "they are in the errors table"
+            f"{len(missing):,} of {len(entries):,} videos are missing, {splits} "
+            f"({examples(entry.uri for entry in missing)}); they are in the errors table"
         )
     if not any(entry.split == "train" and entry.file is not None for entry in entries):
         warnings.append("there is no training video")
@@ -62,6 +69,7 @@ def build_manifest(config: DataConfig, *, annotations: str | None = None, videos
             [_manifest_row(entry, entry.file) for entry in entries if entry.file is not None], schema=MANIFEST
         ),
         errors=pa.Table.from_pylist([_error_row(entry) for entry in missing], schema=ERRORS),
+        missing=missing_by_split,
         warnings=warnings,
     )
 
@@ -72,16 +80,18 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
     Raises:
         FileNotFoundError: annotations or the folder of videos are not there.
     """
-    annotations, videos = _require(config, annotations or config.annotations, videos or config.videos)
+    annotations, videos = annotations or config.annotations, videos or config.videos
     digest = hashlib.sha256()
-    if config.dataset == "captions_file" or videos is None:
-        filesystem, path = resolve(annotations)
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            digest.update(stream.read())
-        # Its lines may name files anywhere, so no listing of one folder covers them.
-        for entry in read_captions_file(annotations, videos).videos:
+    if config.questions is not None:
+        digest.update(content_digest(config.questions).encode())
+    if config.dataset == "captions_file":
+        if annotations is not None:
+            digest.update(content_digest(annotations).encode())
+        # Their lines may name files anywhere, so no listing of one folder covers them.
+        for entry in _read_own(config, annotations, videos).videos:
             digest.update(repr((entry.uri, entry.file)).encode())
         return digest.hexdigest()
+    annotations, videos = _require(config, annotations, videos)
     folder = Storage(annotations)
     required, optional = ADAPTERS[config.dataset].files(config)
     present = set(folder.files())
@@ -92,21 +102,38 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
     return digest.hexdigest()
 
 
-def _require(config: DataConfig, annotations: str | None, videos: str | None) -> tuple[str, str | None]:
-    adapter = ADAPTERS.get(config.dataset)
+def _read(config: DataConfig, annotations: str | None, videos: str | None) -> Annotations:
+    if config.dataset == "captions_file":
+        annotated = _read_own(config, annotations, videos)
+    else:
+        annotations, videos = _require(config, annotations, videos)
+        annotated = ADAPTERS[config.dataset].read(Storage(annotations), list_videos(videos), config)
+    if config.questions is None or config.is_questions_alone:
+        return annotated
+    return attach_questions(annotated, config.questions, videos)
+
+
+def _read_own(config: DataConfig, annotations: str | None, videos: str | None) -> Annotations:
+    """The videos of the user's own captions, or of the questions where there are no captions."""
+    if annotations is not None:
+        return read_captions_file(annotations, videos)
+    if config.questions is not None:
+        return read_questions_file(config.questions, videos)
+    raise ValueError(
+        "data.annotations is not set; data.dataset captions_file needs a CSV or JSONL file of captions there, or one "
+        "of questions in data.questions"
+    )
+
+
+def _require(config: DataConfig, annotations: str | None, videos: str | None) -> tuple[str, str]:
+    title = ADAPTERS[config.dataset].title
     if annotations is None:
-        what = "a CSV or JSONL file" if adapter is None else f"the folder of {adapter.title}'s annotation files"
-        raise ValueError(f"data.annotations is not set; data.dataset {config.dataset} needs {what}")
-    if videos is None and adapter is not None:
+        raise ValueError(
+            f"data.annotations is not set; data.dataset {config.dataset} needs the folder of {title}'s annotation files"
+        )
+    if videos is None:
         raise ValueError(f"data.videos is not set; data.dataset {config.dataset} needs the folder of the videos")
     return annotations, videos
-
-
-def _read(config: DataConfig, annotations: str | None, videos: str | None) -> Annotations:
-    annotations, videos = _require(config, annotations, videos)
-    if config.dataset == "captions_file" or videos is None:
-        return read_captions_file(annotations, videos)
-    return ADAPTERS[config.dataset].read(Storage(annotations), list_videos(videos), config)
 
 
 def _refuse_missing(entries: Sequence[AnnotatedVideo], config: DataConfig) -> None:
@@ -143,6 +170,24 @@ def _carve_validation(entries: Sequence[AnnotatedVideo], wanted: int, warnings: 
         if len(carved) + len(members) <= min(wanted, allowed):
             carved.update(entry.video_id for entry in members)
     return [replace(entry, split="val") if entry.video_id in carved else entry for entry in entries]
+
+
+def _validate_with_questions(entries: Sequence[AnnotatedVideo]) -> list[AnnotatedVideo]:
+    """Makes training questions about validation videos validation questions, where the data has none of its own."""
+    if any(question.split == "val" for entry in entries for question in entry.questions):
+        return list(entries)
+    return [
+        replace(
+            entry,
+            questions=[
+                replace(question, split="val") if question.split == "train" else question
+                for question in entry.questions
+            ],
+        )
+        if entry.split == "val"
+        else entry
+        for entry in entries
+    ]
 
 
 def _manifest_row(entry: AnnotatedVideo, file: VideoFile) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """Messages between the pipeline and its decoding process: a JSON header and blobs of bytes.
 
 Nothing is pickled, so that a process which damaged files have corrupted can send nothing that
-runs. Layout: two big-endian 64-bit lengths (header, rest), the header, the blobs back to back.
+runs; sizes are bounded, so that it cannot fill the memory either. Layout: two big-endian 64-bit
+lengths (header, rest), the header, the blobs back to back.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 _LENGTHS = struct.Struct(">QQ")
 _CHUNK = 1 << 20
+_MAX_HEADER_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,10 @@ class Message:
 
 class DeadlineError(Exception):
     """The other side did not read or write in time."""
+
+
+class MalformedMessageError(Exception):
+    """What came is no message."""
 
 
 def send(file: int, message: Message, *, deadline: float | None = None) -> None:
@@ -53,21 +60,31 @@ def send(file: int, message: Message, *, deadline: float | None = None) -> None:
             rest = rest[os.write(file, rest[:_CHUNK]) :]
 
 
-def receive(file: int, *, deadline: float | None = None) -> Message:
+def receive(file: int, *, deadline: float | None = None, max_blob_bytes: int | None = None) -> Message:
     """Reads one message from a file descriptor, see ``send``.
 
     Raises:
         DeadlineError: the deadline passed.
         EOFError: the other side is gone.
+        MalformedMessageError: it sent something else, or more than ``max_blob_bytes`` beside the header.
     """
     header_size, blobs_size = _LENGTHS.unpack(_read(file, _LENGTHS.size, deadline))
-    header = json.loads(_read(file, header_size, deadline))
+    if header_size > _MAX_HEADER_BYTES or (max_blob_bytes is not None and blobs_size > max_blob_bytes):
+        raise MalformedMessageError(f"a message of {header_size:,} and {blobs_size:,} bytes is announced")
+    try:
+        header = json.loads(_read(file, header_size, deadline))
+        sizes = header.pop("blob_sizes")
+    except (ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
+        raise MalformedMessageError("the header is not the expected JSON object") from error
+    if (
+        not isinstance(sizes, list)
+        or any(type(size) is not int or size < 0 for size in sizes)
+        or sum(sizes) != blobs_size
+    ):
+        raise MalformedMessageError("the sizes in the header are not those of the blobs")
     rest = _read(file, blobs_size, deadline)
-    blobs, start = [], 0
-    for size in header.pop("blob_sizes"):
-        blobs.append(rest[start : start + size])
-        start += size
-    return Message(header, blobs)
+    ends = list(accumulate(sizes))
+    return Message(header, [rest[end - size : end] for size, end in zip(sizes, ends, strict=True)])
 
 
 def _read(file: int, size: int, deadline: float | None) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from pipelines.configs import Split
-from pipelines.data.annotations import AnnotatedVideo, Annotations, Question, examples
+from pipelines.data.annotations import AnnotatedVideo, Annotations, Question, clean_caption, examples
 from pipelines.data.layouts import (
     Locate,
     count_warnings,
@@ -106,7 +106,7 @@ def _read_sentences(annotations: Storage, name: str) -> tuple[dict[str, list[str
     """Captions by video id, and the number of empty ones."""
     try:
         sentences = annotations.read_json(name)["sentences"]
-        pairs = [(str(sentence["video_id"]), str(sentence["caption"]).strip()) for sentence in sentences]
+        pairs = [(str(sentence["video_id"]), clean_caption(str(sentence["caption"]))) for sentence in sentences]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{annotations.uri}/{name} is not MSR-VTT's sentence file ({first_line(error)}); it needs "

@@ -13,6 +13,7 @@ from pipelines.progress import Progress
 from pipelines.records import ERRORS_FILE, MANIFEST_FILE
 from pipelines.shards import map_shards, split_shards
 from pipelines.stages import Counts, Stage, StageContext, plain
+from pipelines.storage import content_digest
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,7 @@ def shapes_stage(shapes: ShapesConfig, recipe: Recipe) -> Stage:
 
         numbers = pa.table({"number": list(range(total))})
         with Progress("shapes", total=total, unit="clips") as progress:
-            for row in map_shards(
-                split_shards(numbers, _CLIPS_PER_TASK), write, cpus=recipe.resources.decode_cpus_per_task
-            ):
+            for row in map_shards(split_shards(numbers, _CLIPS_PER_TASK), write, resources=recipe.resources.decode):
                 progress.advance(row["clips"])
         write_annotations(shapes, context.output)
         return {"rows": total, "errors": 0}
@@ -63,8 +62,12 @@ def manifest_stage(data: DataConfig) -> Stage:
         context.output.write_table(ERRORS_FILE, manifest.errors)
         captions, questions = (pc.list_value_length(manifest.table.column(name)) for name in ("captions", "questions"))
         splits = {
-            f"videos_{count['values']}": count["counts"]
-            for count in pc.value_counts(manifest.table.column("split")).to_pylist()
+            f"{name}_{count['values']}": count["counts"]
+            for name, column in (
+                ("videos", manifest.table.column("split")),
+                ("questions", _question_splits(manifest.table)),
+            )
+            for count in pc.value_counts(column).to_pylist()
         }
         return {
             "rows": len(manifest.table),
@@ -72,6 +75,7 @@ def manifest_stage(data: DataConfig) -> Stage:
             "captions": pc.sum(captions).as_py() or 0,
             "questions": pc.sum(questions).as_py() or 0,
             **splits,
+            **{f"missing_{split}": count for split, count in manifest.missing.items()},
         }
 
     settings = plain(replace(data, shapes=None))
@@ -79,4 +83,11 @@ def manifest_stage(data: DataConfig) -> Stage:
         from pipelines.data.manifest import manifest_digest
 
         settings["digest"] = manifest_digest(data)
-    return Stage(name="manifest", version=2, settings=settings, inputs=("shapes",) if generated else (), run=run)
+    elif data.questions is not None:
+        settings["digest"] = content_digest(data.questions)
+    return Stage(name="manifest", version=3, settings=settings, inputs=("shapes",) if generated else (), run=run)
+
+
+def _question_splits(table: pa.Table) -> pa.Array:
+    """The split of every question of a manifest."""
+    return pc.struct_field(pc.list_flatten(table.column("questions")), "split")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.configs import DataConfig
-from pipelines.data.captions_file import MAX_LINE_CHARS, read_captions_file
+from pipelines.data.captions_file import read_captions_file
+from pipelines.data.line_files import MAX_LINE_CHARS
 from pipelines.data.manifest import build_manifest, manifest_digest
 
 WriteFile = Callable[..., str]

@@ -122,6 +122,20 @@ def test_bad_files_become_rows_with_a_reason_and_one_line(
     assert all(row["frames"] == [] for row in rows.values())
 
 
+@pytest.mark.parametrize("width", [24, 48, 72])
+def test_narrow_frames_that_decord_returns_with_padding_go_to_pyav(
+    process: DecodeProcess, write_video: Any, width: int
+) -> None:
+    path = write_video("narrow.mp4", width=width)
+    row = make_extract_frames(FramesConfig(format="png", short_side_px=24), process=process)(manifest_row(path))
+    assert (row["error_reason"], row["decoder"], row["frame_index"]) == (None, "pyav", [0, 10])
+    assert [image.shape[2] for image in _decode(row["frames"])] == [3, 3]
+    assert [image.mean() for image in _decode(row["frames"])] == pytest.approx([0, 80], abs=3)
+    only_decord = make_extract_frames(FramesConfig(decoder="decord"), process=process)(manifest_row(path))
+    assert only_decord["error_reason"] == "undecodable"
+    assert f"{width} pixels wide" in only_decord["error_message"]
+
+
 def test_an_object_is_read_from_its_store(
     process: DecodeProcess, write_video: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,8 @@ def test_missing_videos_become_errors_up_to_the_limit(msrvtt: DataConfig) -> Non
     (error,) = manifest.errors.to_pylist()
     assert (error["video_id"], error["stage"], error["reason"]) == ("video3", "manifest", "missing")
     assert error["uri"].endswith("/videos/video3.mp4")
+    assert manifest.missing == {"train": 1}
+    assert any(warning.startswith("1 of 8 videos are missing, 1 of train (") for warning in manifest.warnings)
 
 
 def test_videos_are_found_by_stem_below_the_folder(msrvtt: DataConfig) -> None:

@@ -15,6 +15,7 @@ from pipelines.data.frames import make_extract_frames
 from pipelines.data.manifest import build_manifest, manifest_digest
 from pipelines.data.shapes import write_annotations, write_clips
 from pipelines.storage import Storage
+from tests.dataset_copies import write_didemo
 
 
 @pytest.fixture
@@ -73,3 +74,16 @@ def test_a_captions_file_in_a_bucket_finds_its_videos(bucket: Storage) -> None:
     digest = manifest_digest(config)
     bucket.write_bytes("videos/a b.mp4", b"longer")
     assert manifest_digest(config) != digest
+
+
+def test_ids_that_an_address_must_escape_find_their_video_in_a_bucket(
+    bucket: Storage, tmp_path: Path, write_video: Any, process: DecodeProcess
+) -> None:
+    video = "12345678@N00_1234567890_abcdef1234"
+    write_didemo(tmp_path / "set", {"test": {f"{video}.mov": ["a dog jumps"]}})
+    bucket.upload(tmp_path / "set", "annotations")
+    bucket.write_bytes(f"videos/{video}.mov.mp4", write_video("a.mp4").read_bytes())
+    config = DataConfig(dataset="didemo", annotations="s3://data/set/annotations", videos="s3://data/set/videos")
+    (row,) = build_manifest(config).table.to_pylist()
+    assert (row["video_id"], row["uri"]) == (video, f"s3://data/set/videos/{video.replace('@', '%40')}.mov.mp4")
+    assert make_extract_frames(FramesConfig(short_side_px=32), process=process)(row)["frame_index"] == [0, 10]
