@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe,
         plan_only=options["plan"],
         from_stage="evaluation" if checkpoint is None else None,
+        until_stage="evaluation",
         force=["evaluation"] if options["force"] else [],
     )
 

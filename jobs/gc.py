@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 
 from jobs.settings import run_job
-from pipelines.runs import folder_size, forget_run, leftovers, read_runs, remove
+from pipelines.runs import Leftover, folder_size, forget_run, leftovers, read_runs, remove
 from pipelines.storage import Storage
 from pipelines.tables import table
 
@@ -46,15 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not found:
         print("Nothing is left over: a run on record refers to every artifact.")
         return 0
-    rows = [[item.folder, f"{item.size_bytes / 1e6:,.1f}", item.finished_at or "never finished"] for item in found]
+    rows = [[item.folder, f"{item.size_bytes / 1e6:,.1f}", _state(item)] for item in found]
     print(f"No run refers to\n\n{table(['folder', 'MB', 'finished'], rows)}\n")
     total = sum(item.size_bytes for item in found)
     if options.remove:
-        remove(workspace, [item.folder for item in found])
+        remove(workspace, found)
         print(f"Removed {len(found):,} folders, {total / 1e6:,.1f} MB.")
     else:
         print(f"{len(found):,} folders, {total / 1e6:,.1f} MB; --remove removes them.")
     return 0
+
+
+def _state(item: Leftover) -> str:
+    return f"{len(item.shards):,} shards that were made anew" if item.shards else item.finished_at or "never finished"
 
 
 if __name__ == "__main__":

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
 from pipelines.configs import Recipe
 from pipelines.graph import make_graph
-from pipelines.run import run_plan
+from pipelines.run import results, run_plan
 from pipelines.stages import Graph
 from pipelines.storage import Storage, absolute_uri
-from pipelines.tables import metrics_table, outcome_table, plan_table
+from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table
 from pipelines.tracking import ui_command
 
 
@@ -63,20 +64,34 @@ def execute(
         print("Nothing to do: every stage is finished.\n", flush=True)
     outcomes = run_plan(graph, steps, recipe)
     print(f"\n{outcome_table(outcomes)}\n")
-    last = outcomes[-1]
-    if last.step.stage.name == "evaluation":
-        document = last.artifact.storage.read_json("metrics.json")
-        print(
-            f"{document['texts']:,} texts, {document['videos']:,} videos, split {document['split']}, seed "
-            f"{document['seed']}; 95% bootstrap intervals over queries"
-        )
-        print(f"{metrics_table(document)}\n")
-    print(f"Artifacts: {last.artifact.storage.uri}")
+    for outcome in results(outcomes):
+        artifact = outcome.artifact
+        if outcome.step.stage.name == "evaluation":
+            _print_retrieval(artifact.storage.read_json("metrics.json"))
+        if outcome.step.stage.name == "qa_evaluation":
+            _print_answers(artifact.storage.read_json("metrics.json"))
+        print(f"Artifacts: {artifact.storage.uri}")
     folder = log_folder(recipe.workspace)
     if folder is not None:
         print(f"Logs:      {folder}")
     print(f"MLflow:    {ui_command(graph.workspace)}")
     return 0
+
+
+def _print_retrieval(document: Mapping[str, Any]) -> None:
+    print(
+        f"{document['texts']:,} texts, {document['videos']:,} videos, split {document['split']}, seed "
+        f"{document['seed']}; 95% bootstrap intervals over queries"
+    )
+    print(f"{metrics_table(document)}\n")
+
+
+def _print_answers(document: Mapping[str, Any]) -> None:
+    print(
+        f"{document['questions']:,} questions about {document['videos']:,} videos, {document['vocabulary']:,} answers, "
+        f"split {document['split']}, seed {document['seed']}; 95% bootstrap intervals over questions"
+    )
+    print(f"{answers_table(document)}\n")
 
 
 def log_folder(workspace: str) -> Path | None:

@@ -6,11 +6,15 @@ Imports nothing heavy, so that ``--help`` and ``--print_config`` answer at once.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import FrameType, NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
@@ -35,10 +39,38 @@ def recipe_parser(description: str) -> ArgumentParser:
 
 def read_recipe(parser: ArgumentParser, arguments: Sequence[str] | None) -> tuple[Recipe, Namespace]:
     """The recipe, and the options that are not part of it."""
-    parsed = parser.parse_args(arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+    except (UnicodeDecodeError, RecursionError) as error:
+        parser.error(f"the recipe is no YAML text in UTF-8: {error}")
+    for misfit in _misfits(Recipe, parsed):
+        parser.error(misfit)
     values = parser.instantiate(parsed)
     names = Recipe.__dataclass_fields__
     return Recipe(**{name: values[name] for name in names}), values
+
+
+def _misfits(kind: type, values: Namespace, path: str = "") -> Iterator[str]:
+    """What the parser lets pass and then stumbles over: nulls and values where they do not belong."""
+    for name, hint in get_type_hints(kind).items():
+        value, place = values[name], f"{path}{name}"
+        choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        section = next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
+        if value is None:
+            if NoneType not in choices:
+                yield f"{place} is null; give it a value, or leave it out"
+        elif section is not None and isinstance(value, Namespace):
+            yield from _misfits(section, value, f"{place}.")
+        elif section is not None:
+            yield f"{place} is {str(value)[:40]!r}; a section with settings is needed"
+
+
+@cache
+def _document_parser() -> ArgumentParser:
+    # A search makes hundreds of recipes; the parser takes longer to build than a document to parse.
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    return parser
 
 
 def recipe_from_document(document: Mapping[str, Any]) -> Recipe:
@@ -47,12 +79,14 @@ def recipe_from_document(document: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: a setting is unknown or not allowed.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe)
+    parser = _document_parser()
     try:
-        values = parser.instantiate(parser.parse_object(dict(document)))
+        parsed = parser.parse_object(dict(document))
     except ArgumentError as error:
         raise ValueError(f"the settings are not a recipe of this version: {error}") from error
+    for misfit in _misfits(Recipe, parsed):
+        raise ValueError(f"the settings are not a recipe of this version: {misfit}")
+    values = parser.instantiate(parsed)
     return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__})
 
 
@@ -78,10 +112,14 @@ def set_up_logging(folder: Path | None, *, name: str) -> Path | None:
 
 
 def run_job(main: Callable[[], int]) -> None:
-    """Ends the process with the exit code of ``main``; a user's mistake is one line, not a traceback."""
+    """Ends the process with the exit code of ``main``; what a user can mend is one line, not a traceback.
+
+    SIGTERM, with which ``ray job stop``, Slurm and Kubernetes end a job, interrupts it like Ctrl-C.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main()
-    except (ValueError, FileNotFoundError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         logger.error("%s", error)
         _traceback.info("where it happened", exc_info=True)
         code = 2
@@ -91,3 +129,9 @@ def run_job(main: Callable[[], int]) -> None:
     with suppress(OSError):
         sys.stdout.flush()
     sys.exit(code)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    # A second one must not break off the clean-up that the first one begins.
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -21,7 +21,7 @@ from pipelines.locks import Owner, owners
 from pipelines.progress import format_seconds
 from pipelines.records import ERRORS_FILE
 from pipelines.runs import RunRecord, read_runs
-from pipelines.stages import ARTIFACT
+from pipelines.stages import ARTIFACT, read_document
 from pipelines.storage import Storage
 from pipelines.tables import table
 
@@ -82,7 +82,7 @@ def _states(workspace: Storage, record: RunRecord) -> dict[str, tuple[str, str]]
 
 
 def _stage(output: Storage, planned: tuple[str, str] | None, owner: Owner | None) -> dict[str, Any]:
-    finished = output.read_json(ARTIFACT) if output.exists(ARTIFACT) else None
+    finished = read_document(output) if output.exists(ARTIFACT) else None
     state, why = planned or (("done", "finished") if finished else ("not done", ""))
     if owner is not None and finished is None:
         state, why = "running", f"{owner}{f'; {why}' if why else ''}"

@@ -1,7 +1,13 @@
 """The stages of a recipe.
 
-    shapes ─► manifest ─► frames ─┬─► labels ─► estimator ─┐
-    (generated data only)         └────────────────────────┴─► retrieval ─► evaluation
+    shapes ─► manifest ─┬─► answers ────────────────────────────────────────┐
+    (generated only)    └─► frames ─┬─► labels ─► estimator ─┐              │
+                                    └────────────────────────┼─► retrieval ─┼─► evaluation
+                                                             │      ┆       │
+                                                             └──────┴───────┴─► video_qa ─► qa_evaluation
+
+The recipe's tasks say which of the two ends there are. The dotted line is there where question
+answering starts from the retrieval model.
 
 A stage's settings hold what its result depends on and nothing else: resources, tracking and the
 workspace's address are left out, so that moving to a larger cluster reruns nothing.
@@ -9,32 +15,42 @@ workspace's address are left out, so that moving to a larger cluster reruns noth
 
 from __future__ import annotations
 
-from pipelines.configs import Recipe
+from dataclasses import replace
+
+from pipelines.configs import AnswersConfig, Recipe
+from pipelines.data.answers import ANSWERS_JSON
+from pipelines.data.answers_stage import answers_stage
 from pipelines.data.frames_stage import frames_stage
 from pipelines.data.labels_stage import labels_stage
 from pipelines.data.stages import manifest_stage, shapes_stage
-from pipelines.evaluate.stages import evaluation_stage
+from pipelines.data.video_files import join_uri
+from pipelines.evaluate.stages import evaluation_stage, qa_evaluation_stage
 from pipelines.stages import Graph, Stage
 from pipelines.storage import Storage
-from pipelines.train.stages import estimator_stage, retrieval_stage
+from pipelines.train.model_folder import is_published_file, vocabulary_of
+from pipelines.train.stages import estimator_stage, retrieval_stage, video_qa_stage
 
 
 def make_graph(recipe: Recipe) -> Graph:
-    """The stages from raw videos to an evaluated retrieval model.
+    """The stages from raw videos to evaluated models.
 
     Raises:
         FileNotFoundError: annotations or videos are not there.
         ValueError: the recipe's data cannot be used.
     """
-    stages = _data_stages(recipe)
+    answering = "video_qa" in recipe.tasks
+    stages = _data_stages(recipe, answering=answering)
     if recipe.has_estimator:
         stages += [*([labels_stage(recipe)] if recipe.estimator.epochs else []), estimator_stage(recipe)]
-    stages += [retrieval_stage(recipe), evaluation_stage(recipe)]
+    if "retrieval" in recipe.tasks:
+        stages += [retrieval_stage(recipe), evaluation_stage(recipe)]
+    if answering:
+        stages += [video_qa_stage(recipe), qa_evaluation_stage(recipe)]
     return Graph(Storage(recipe.workspace), stages)
 
 
 def make_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
-    """The stages that evaluate ``checkpoint``, ours or a published one, without training.
+    """The stages that evaluate the retrieval model ``checkpoint``, ours or a published one, without training.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`make_graph`.
@@ -42,6 +58,25 @@ def make_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
     return Graph(Storage(recipe.workspace), [*_data_stages(recipe), evaluation_stage(recipe, checkpoint)])
 
 
-def _data_stages(recipe: Recipe) -> list[Stage]:
+def make_qa_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
+    """The stages that evaluate the question answering model ``checkpoint`` without training.
+
+    A model of ours brings its answers; those of a published one are the recipe's.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`make_graph`, or ``checkpoint`` is no such model.
+    """
+    if not is_published_file(checkpoint):
+        vocabulary_of(checkpoint)
+        answers = AnswersConfig(file=join_uri(checkpoint, ANSWERS_JSON))
+        recipe = replace(recipe, video_qa=replace(recipe.video_qa, answers=answers))
+    stages = [*_data_stages(recipe, answering=True), qa_evaluation_stage(recipe, checkpoint)]
+    return Graph(Storage(recipe.workspace), stages)
+
+
+def _data_stages(recipe: Recipe, *, answering: bool = False) -> list[Stage]:
     generated = [] if recipe.data.shapes is None else [shapes_stage(recipe.data.shapes, recipe)]
-    return [*generated, manifest_stage(recipe.data), frames_stage(recipe)]
+    manifest = manifest_stage(recipe.data)
+    # Before any video is decoded: questions that cannot be used are found at once.
+    answers = [answers_stage(recipe)] if answering else []
+    return [*generated, manifest, *answers, frames_stage(recipe)]

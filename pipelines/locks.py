@@ -110,7 +110,7 @@ class Lock:
 def held(workspace: Storage, name: str) -> Iterator[Lock]:
     """Holds ``name`` of ``workspace``, waiting until no other process does; says for whom it waits."""
     path = f"{FOLDER}/{name}/{uuid.uuid4().hex}.json"
-    content = json.dumps(asdict(_this_process())).encode()
+    content = json.dumps(asdict(this_process())).encode()
     poll_s, reminded = _FIRST_POLL_S, -_REMIND_S
     while True:
         workspace.write_bytes(path, content)
@@ -136,7 +136,7 @@ def owners(workspace: Storage) -> dict[str, Owner]:
     return {
         name: claims[0].owner
         for name in workspace.folders(FOLDER)
-        if (claims := [claim for claim in _claims(workspace, name) if _process_lives(claim.owner) is not False])
+        if (claims := [claim for claim in _claims(workspace, name) if process_lives(claim.owner) is not False])
     }
 
 
@@ -148,7 +148,7 @@ def _live_claims(workspace: Storage, name: str, *, own: str) -> list[Claim]:
     for claim in claims:
         if claim.path == own:
             continue
-        lives = _process_lives(claim.owner)
+        lives = process_lives(claim.owner)
         if lives is None:
             lives = now - claim.refreshed_ns < _STALE_S * 1e9
         if lives:
@@ -173,7 +173,8 @@ def _claims(workspace: Storage, name: str) -> list[Claim]:
 
 
 @cache
-def _this_process() -> Owner:
+def this_process() -> Owner:
+    """This process as an owner."""
     return Owner(
         user=_user(),
         host=socket.gethostname(),
@@ -192,7 +193,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _process_lives(owner: Owner) -> bool | None:
+def process_lives(owner: Owner) -> bool | None:
     """Whether the owner's process lives; None where this machine cannot know."""
     if not owner.process or owner.process.split("/")[0] != _machine():
         return None

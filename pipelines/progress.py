@@ -68,23 +68,19 @@ class Progress:
         if time.monotonic() - self._logged >= self._log_every_s:
             self._log()
 
-    def _log(self) -> None:
-        now = time.monotonic()
-        self._logged = now
-        rate = self._rate(now)
+    def line(self) -> str:
+        """``frames: 400/1,200 videos, 20/s, 40 s left`` with the last note."""
+        rate = self._rate(time.monotonic())
         left = (
             f", {format_seconds((self.total - self._done) / rate)} left" if rate > 0 and self._done < self.total else ""
         )
-        logger.info(
-            "%s: %s/%s %s, %.3g/s%s%s",
-            self.name,
-            f"{self._done:,}",
-            f"{self.total:,}",
-            self.unit,
-            rate,
-            left,
-            f", {self._note}" if self._note else "",
-        )
+        pace = f"{rate:.3g}/s" if rate >= 0.1 or rate == 0 else f"{60 * rate:.3g}/min"
+        note = f", {self._note}" if self._note else ""
+        return f"{self.name}: {self._done:,}/{self.total:,} {self.unit}, {pace}{left}{note}"
+
+    def _log(self) -> None:
+        self._logged = time.monotonic()
+        logger.info("%s", self.line())
 
     def _rate(self, now: float) -> float:
         """Units per second since the first ones came: workers start and models load only once."""

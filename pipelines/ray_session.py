@@ -9,11 +9,14 @@ import logging
 import os
 import secrets
 import shutil
-import tempfile
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from pipelines.configs import ActorResources, ResourcesConfig
+from pipelines.configs import ActorResources, ResourcesConfig, TrainResources
+from pipelines.ray_leftovers import keep_session_folder, make_session_folder, remove_dead_sessions
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,16 @@ _ENVIRONMENT = {
 }
 
 
+_LOCAL_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    # Ray's name for it speaks of other systems: without clusters, Ray takes 127.0.0.1 for this machine's
+    # address, and all of its servers listen there instead of on every network.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "OMP_NUM_THREADS": "1",
+}
+"""For a Ray that this process starts, on this machine alone."""
+
+
 def set_ray_environment() -> None:
     """Sets the switches that Ray reads when it is imported; what is set already stays."""
     for name, value in _ENVIRONMENT.items():
@@ -36,24 +49,24 @@ def set_ray_environment() -> None:
 
 
 @contextmanager
-def ray_session(resources: ResourcesConfig) -> Iterator[None]:
+def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Iterator[None]:
     """Connects to the configured or surrounding cluster, or starts a local Ray and stops it.
 
-    A local Ray listens with token authentication, its dashboard is off, and nothing is written
-    to the home directory.
+    A local Ray listens on loopback with token authentication, its dashboard is off, and nothing is
+    written to the home directory.
     """
     set_ray_environment()
     address = resources.ray_address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
     import ray
 
     if ray.is_initialized():
         yield
         return
-    with _connected(address) if address else _started_here(resources):
+    with _connected(address) if address else _started_here(resources, dashboard):
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -65,7 +78,8 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
 def _connected(address: str) -> Iterator[None]:
     import ray
 
-    ray.init(address=address, log_to_driver=False)
+    with _keeping_the_end():
+        ray.init(address=address, log_to_driver=False)
     logger.info("Ray: connected to %s", address)
     try:
         yield
@@ -74,19 +88,20 @@ def _connected(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _started_here(resources: ResourcesConfig) -> Iterator[None]:
+def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
     import ray
 
-    # Socket paths are limited to 107 bytes, so Ray's folder lies under the system's own.
-    folder = tempfile.mkdtemp(prefix="ray-")
-    ray.init(
-        num_cpus=resources.local_cpus,
-        include_dashboard=False,
-        object_store_memory=int(resources.local_object_store_gb * 2**30),
-        log_to_driver=False,
-        logging_level="warning",
-        _temp_dir=folder,
-    )
+    remove_dead_sessions()
+    folder = make_session_folder()
+    with _keeping_the_end():
+        ray.init(
+            num_cpus=resources.local_cpus,
+            include_dashboard=dashboard,
+            object_store_memory=int(resources.local_object_store_gb * 2**30),
+            log_to_driver=False,
+            logging_level="warning",
+            _temp_dir=str(folder),
+        )
     logger.info("Ray: started on this machine with %g CPUs", ray.cluster_resources().get("CPU", 0))
     finished = False
     try:
@@ -97,7 +112,28 @@ def _started_here(resources: ResourcesConfig) -> Iterator[None]:
         if finished:
             shutil.rmtree(folder, ignore_errors=True)
         else:
+            keep_session_folder(folder)
             logger.info("Ray: the logs of its workers are in %s", folder)
+
+
+@contextmanager
+def _keeping_the_end() -> Iterator[None]:
+    """Leaves SIGTERM as it was: Ray's own handler ends the process before a run can say that it was stopped."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if is_main and callable(handler):
+        signal.signal(signal.SIGTERM, handler)
+
+
+def ray_options(cpus: float, gpus: float, memory_gb: float | None) -> dict[str, Any]:
+    """What one task, actor or worker asks Ray for."""
+    options: dict[str, Any] = {"num_cpus": cpus}
+    if gpus:
+        options["num_gpus"] = gpus
+    if memory_gb is not None:
+        options["memory"] = int(memory_gb * 1e9)
+    return options
 
 
 def actors_that_fit(resources: ActorResources) -> tuple[float, int]:
@@ -107,20 +143,36 @@ def actors_that_fit(resources: ActorResources) -> tuple[float, int]:
         gpus = 1.0 if cluster_gpus() >= 1 else 0.0
     if resources.max_actors is not None:
         return gpus, resources.max_actors
-    limits = [cluster_gpus() / gpus] if gpus else []
-    limits += [cluster_cpus() / resources.cpus_per_actor] if resources.cpus_per_actor else []
-    return gpus, max(1, int(min(limits, default=1)))
+    wanted = ((cluster_gpus(), gpus), (cluster_cpus(), resources.cpus_per_actor))
+    limits = [there / each for there, each in wanted if each]
+    if resources.memory_gb_per_actor:
+        limits.append(cluster_memory_gb() / resources.memory_gb_per_actor)
+    return gpus, max(resources.min_actors, int(min(limits, default=1)))
+
+
+def worker_gpus(resources: TrainResources) -> float:
+    """GPUs of one training worker on the connected cluster."""
+    if resources.gpus_per_worker is not None:
+        return resources.gpus_per_worker
+    return 1.0 if cluster_gpus() >= resources.workers else 0.0
 
 
 def cluster_gpus() -> float:
     """GPUs of the connected cluster."""
-    import ray
-
-    return float(ray.cluster_resources().get("GPU", 0))
+    return _cluster("GPU", 0)
 
 
 def cluster_cpus() -> float:
     """CPUs of the connected cluster."""
+    return _cluster("CPU", 1)
+
+
+def cluster_memory_gb() -> float:
+    """Memory of the connected cluster that tasks may ask for, in GB."""
+    return _cluster("memory", 0) / 1e9
+
+
+def _cluster(resource: str, default: float) -> float:
     import ray
 
-    return float(ray.cluster_resources().get("CPU", 1))
+    return float(ray.cluster_resources().get(resource, default))

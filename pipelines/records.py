@@ -81,8 +81,9 @@ LABELS = pa.schema(
         pa.field("interaction", pa.list_(pa.float32()), nullable=False),
     ]
 )
-"""One row per (caption, video) pair: cosine of each real word and frame (row-major, words
-first), importance logits, and the interaction label of each cell."""
+"""One row per (text, video) pair: cosine of each real word and frame (row-major, words first),
+importance logits, and the interaction label of each cell. ``caption_index`` counts the video's
+captions, or its training and validation questions where the data has no captions."""
 
 RANKS = pa.schema(
     [
@@ -94,3 +95,20 @@ RANKS = pa.schema(
 )
 """One row per query: ``direction`` is ``text_to_video`` or ``video_to_text`` (then without a
 caption index); ranks start at 1."""
+
+ANSWERS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("rank", pa.float64()),
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("top_answers", pa.list_(pa.string()), nullable=False),
+        pa.field("top_probabilities", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""One row per evaluated question: ``answer`` is the right one, ``label`` its class id and ``rank``
+its place among all answers, from 1; both are absent where the vocabulary does not hold it. The
+best answers come with their probabilities, the best first."""

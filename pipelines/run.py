@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipelines.configs import Recipe
+from pipelines.placement import checked_nodes, require_lasting
 from pipelines.progress import format_seconds
 from pipelines.runs import record_run
 from pipelines.stages import Graph, Outcome, Step
+
+if TYPE_CHECKING:
+    from pipelines.tracking import PipelineTracker
 
 logger = logging.getLogger(__name__)
 
 
 def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcome]:
-    """Executes ``steps``; where all are done, neither Ray nor MLflow is started."""
+    """Executes ``steps``; where all are done, neither Ray nor MLflow is started.
+
+    Raises:
+        PlacementError: the nodes of the cluster do not see the folders of the run.
+    """
+    require_lasting(graph.workspace)
     record_run(graph, recipe)
     if all(step.state == "done" for step in steps):
         return [_skip(graph, step) for step in steps]
+    from pipelines.allotment import allot
     from pipelines.ray_session import ray_session
     from pipelines.tracking import PipelineTracker
 
     outcomes: list[Outcome] = []
-    with ray_session(recipe.resources):
+    with ray_session(recipe.resources), checked_nodes(graph, recipe):
+        allot([step.stage.name for step in steps if step.state != "done"], recipe.resources)
         tracker = PipelineTracker(graph.workspace, recipe.tracking, recipe)
         tracker.log_fingerprints(graph.fingerprints)
         try:
@@ -30,26 +42,39 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
                 if step.state == "done":
                     outcomes.append(_skip(graph, step))
                     continue
-                logger.info("%s: %s (%s), fingerprint %s", step.stage.name, step.state, step.reason, step.fingerprint)
-                stage_tracker = tracker.stage(step.stage.name, step.fingerprint, step.stage.settings)
-                try:
-                    outcome = graph.execute(step, tracker=stage_tracker, config=recipe)
-                except BaseException as error:
-                    stage_tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-                    raise
-                counts = {name: value for name, value in outcome.artifact.counts.items() if "/" not in name}
-                stage_tracker.log_metrics({f"count/{name}": value for name, value in counts.items()})
-                stage_tracker.log_document("artifact.json", outcome.artifact.document)
-                stage_tracker.finish("FINISHED")
-                logger.info("%s: done in %s", step.stage.name, format_seconds(outcome.seconds))
+                outcome = run_step(graph, step, tracker, recipe)
                 outcomes.append(outcome)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        final = outcomes[-1].artifact.counts
-        tracker.log_metrics({f"{outcomes[-1].step.stage.name}/{name}": value for name, value in final.items()})
+        for outcome in results(outcomes):
+            counts = outcome.artifact.counts
+            tracker.log_metrics({f"{outcome.step.stage.name}/{name}": value for name, value in counts.items()})
         tracker.finish("FINISHED")
         return outcomes
+
+
+def results(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The stages that no other one of the run needs: what the run was for."""
+    needed = {name for outcome in outcomes for name in outcome.step.stage.inputs}
+    return [outcome for outcome in outcomes if outcome.step.stage.name not in needed]
+
+
+def run_step(graph: Graph, step: Step, tracker: PipelineTracker, recipe: Recipe) -> Outcome:
+    """Executes one step that is not done, as a nested run of ``tracker``."""
+    logger.info("%s: %s (%s), fingerprint %s", step.stage.name, step.state, step.reason, step.fingerprint)
+    stage_tracker = tracker.stage(step.stage.name, step.fingerprint, step.stage.settings)
+    try:
+        outcome = graph.execute(step, tracker=stage_tracker, config=recipe)
+    except BaseException as error:
+        stage_tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    counts = {name: value for name, value in outcome.artifact.counts.items() if "/" not in name}
+    stage_tracker.log_metrics({f"count/{name}": value for name, value in counts.items()})
+    stage_tracker.log_document("artifact.json", outcome.artifact.document)
+    stage_tracker.finish("FINISHED")
+    logger.info("%s: done in %s", step.stage.name, format_seconds(outcome.seconds))
+    return outcome
 
 
 def _skip(graph: Graph, step: Step) -> Outcome:

@@ -6,16 +6,19 @@ that hold its results. Status reads it; what no record refers to may be removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.locks import FOLDER as LOCKS
 from pipelines.locks import owners
-from pipelines.stages import ARTIFACT, Graph, digest, plain
+from pipelines.records import INDEX_FILE
+from pipelines.shards import ShardPool, generation_of
+from pipelines.stages import ARTIFACT, Graph, Stage, digest, discard, plain, read_document
 from pipelines.storage import Storage
 
 RUNS = "runs"
@@ -45,18 +48,29 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that no record refers to."""
+    """A folder that no record refers to, or shards that a newer generation of a pool has replaced."""
 
     folder: str
     size_bytes: int
-    finished_at: str | None
+    finished_at: str | None = None
     """None if it was never finished."""
+    shards: tuple[str, ...] = ()
+    """Files of a pool that is needed; empty = all of the folder."""
 
 
-def record_run(graph: Graph, recipe: Any) -> str:
-    """Writes down that ``recipe`` is run in the graph's workspace; returns the id of the record."""
-    folders = [f"{stage.name}/{graph.fingerprints[stage.name]}" for stage in graph.stages]
-    folders += [f"{SHARDS}/{stage.writes}" for stage in graph.stages if stage.writes is not None]
+def folders_of(graph: Graph, stages: Iterable[Stage]) -> list[str]:
+    """Folders of the workspace that hold what ``stages`` of the graph make."""
+    stages = list(stages)
+    folders = [f"{stage.name}/{graph.fingerprints[stage.name]}" for stage in stages]
+    return folders + [f"{SHARDS}/{stage.writes}" for stage in stages if stage.writes is not None]
+
+
+def record_run(graph: Graph, recipe: Any, *, beside: Iterable[str] = ()) -> str:
+    """Writes down that ``recipe`` is run in the graph's workspace; returns the id of the record.
+
+    It keeps what the graph's stages make, and the folders ``beside`` that.
+    """
+    folders = sorted({*folders_of(graph, graph.stages), *beside})
     run_id = digest(graph.fingerprints)
     document = {
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -103,8 +117,9 @@ def forget_run(workspace: Storage, run_id: str) -> None:
 
 
 def leftovers(workspace: Storage) -> list[Leftover]:
-    """Artifacts and pools that no record refers to."""
-    needed = {folder for record in read_runs(workspace) for folder in record.folders}
+    """Artifacts and pools that no record refers to, and shards in the other pools that were made anew."""
+    records = read_runs(workspace)
+    needed = {folder for record in records for folder in record.folders}
     found = []
     for stage in workspace.folders():
         if stage in _KEPT or stage.startswith("."):
@@ -114,11 +129,40 @@ def leftovers(workspace: Storage) -> list[Leftover]:
             # A folder that is neither an artifact's nor a pool's is somebody else's.
             if folder not in needed and (stage == SHARDS or _is_digest(name)):
                 found.append(Leftover(folder, folder_size(workspace, folder), _finished_at(workspace, folder)))
+            elif stage == SHARDS and (
+                shards := _replaced(workspace.folder(folder), _pointed_at(workspace, records, name))
+            ):
+                sizes = _sizes(workspace, folder)
+                found.append(Leftover(folder, sum(sizes[shard] for shard in shards), shards=tuple(shards)))
     return found
 
 
-def remove(workspace: Storage, folders: Iterable[str]) -> None:
-    """Removes ``folders`` of the workspace.
+def _pointed_at(workspace: Storage, records: Sequence[RunRecord], pool: str) -> set[str]:
+    """Shards of ``pool`` that the artifacts on record point at."""
+    found: set[str] = set()
+    for record in records:
+        for stage in (stage for stage, lock in record.locks.items() if lock == pool):
+            output = workspace.folder(stage, record.stages[stage])
+            if output.exists(INDEX_FILE):
+                found.update(output.read_table(INDEX_FILE, columns=["shard"]).column("shard").unique().to_pylist())
+    return found
+
+
+def _replaced(pool: Storage, needed: set[str]) -> list[str]:
+    """Shards that are not ``needed`` and all of whose rows are there again in a newer generation."""
+    if not any(map(generation_of, pool.files(suffix=".parquet"))):
+        return []
+    index = ShardPool(pool, pa.schema([pa.field("key", pa.string(), nullable=False)])).index()
+    rows = list(zip(index.column("key").to_pylist(), index.column("shard").to_pylist(), strict=True))
+    newest: dict[str, int] = {}
+    for key, shard in rows:
+        newest[key] = max(newest.get(key, 0), generation_of(shard))
+    needed = needed | {shard for key, shard in rows if newest[key] == generation_of(shard)}
+    return [shard for shard in pool.files(suffix=".parquet") if shard not in needed]
+
+
+def remove(workspace: Storage, found: Iterable[Leftover]) -> None:
+    """Removes what was ``found`` to be left over in the workspace.
 
     Raises:
         ValueError: a run is at work in the workspace; nothing was removed.
@@ -129,20 +173,30 @@ def remove(workspace: Storage, folders: Iterable[str]) -> None:
         raise ValueError(
             f"{workspace.uri} is in use: {owner} is at work on {name}. Nothing was removed; try again when it is done"
         )
-    for folder in folders:
-        workspace.delete(folder)
+    for item in found:
+        if item.shards:
+            for shard in item.shards:
+                workspace.delete(f"{item.folder}/{shard}")
+        else:
+            discard(workspace.folder(item.folder))
 
 
 def folder_size(workspace: Storage, folder: str) -> int:
     """Bytes of all files below ``folder``."""
-    selector = pafs.FileSelector(workspace.path(folder), recursive=True, allow_not_found=True)
-    return sum(info.size or 0 for info in workspace.filesystem.get_file_info(selector))
+    return sum(_sizes(workspace, folder).values())
+
+
+def _sizes(workspace: Storage, folder: str) -> dict[str, int]:
+    """Bytes of every file below ``folder``, by its path there."""
+    root = workspace.path(folder)
+    infos = workspace.filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    return {info.path.removeprefix(f"{root}/"): info.size for info in infos if info.type == pafs.FileType.File}
 
 
 def _finished_at(workspace: Storage, folder: str) -> str | None:
     if not workspace.exists(f"{folder}/{ARTIFACT}"):
         return None
-    return str(workspace.read_json(f"{folder}/{ARTIFACT}")["finished_at"])
+    return str(read_document(workspace.folder(folder))["finished_at"])
 
 
 def _is_digest(name: str) -> bool:

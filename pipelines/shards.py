@@ -4,24 +4,51 @@ A pool is a folder of Parquet files. Every row has a ``key``, a digest of what i
 A shard is written in one commit under a name made from its keys, so a task that runs twice
 writes the same file twice. The pool of a stage is named by the stage's settings alone: new
 videos in the manifest find the work on the old ones done.
+
+A run that is asked to do its work again begins a new generation of the pool, a number at the end
+of its shards' names. Older shards stay as they are, because finished artifacts point into them; an
+index made later points at the newest row of each key. ``jobs.gc`` removes what is then left.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.storage import Storage
+from pipelines.configs import ActorResources, TaskResources
+from pipelines.placement import check_new_nodes
+from pipelines.ray_session import actors_that_fit, ray_options
+from pipelines.records import INDEX_FILE
+from pipelines.storage import DamagedFileError, Storage, StorageError
+
+logger = logging.getLogger(__name__)
 
 SUMMARY = pa.schema([("rows", pa.int64()), ("errors", pa.int64()), ("units", pa.int64()), ("bytes", pa.int64())])
 """What a task that wrote a shard tells the driver; ``units`` counts frames or pairs."""
 
+_GENERATION_FILE = "generation.json"
+"""In the folder of a stage that was asked to do its work again: the generation that this began."""
+
+_SHARD_NAME = re.compile(r"[0-9a-f]{24}(?:-(\d+))?\.parquet")
 _LISTING_THREADS = 16
+
+
+def generation_of(shard: str) -> int:
+    """The generation of a shard by its name; 0 is the first."""
+    match = _SHARD_NAME.fullmatch(shard)
+    return int(match[1] or 0) if match else 0
 
 
 @dataclass(frozen=True)
@@ -31,31 +58,101 @@ class ShardPool:
     storage: Storage
     schema: pa.Schema
 
-    def commit(self, rows: Sequence[dict[str, Any]]) -> int:
-        """Writes ``rows`` as one shard; returns its size in bytes."""
+    def commit(self, rows: Sequence[dict[str, Any]], *, generation: int = 0) -> int:
+        """Writes ``rows`` as one shard of ``generation``; returns its size in bytes."""
         table = pa.Table.from_pylist(list(rows), schema=self.schema)
         names = "\n".join(sorted(set(table.column("key").to_pylist())))
         name = hashlib.sha256(names.encode()).hexdigest()[:24]
-        return self.storage.write_table(f"{name}.parquet", table, row_group_size=1)
+        suffix = f"-{generation}" if generation else ""
+        return self.storage.write_table(f"{name}{suffix}.parquet", table, row_group_size=1)
 
-    def index(self, columns: Sequence[str] = ()) -> pa.Table:
-        """``key``, ``shard``, ``row`` and the given columns of every row in the pool.
+    def newest_generation(self) -> int:
+        """The highest generation in the pool."""
+        return max(map(generation_of, self.storage.files(suffix=".parquet")), default=0)
+
+    def generations(self, output: Storage, *, forced: bool) -> tuple[int, int]:
+        """The oldest generation whose rows count as done, and the one to write.
+
+        A forced run begins a new one. Its number is kept in ``output``, the stage's own folder, so
+        that a run which goes on after an interruption knows it, whether it is forced or not.
+        """
+        newest = self.newest_generation()
+        if forced and not output.exists(_GENERATION_FILE):
+            output.write_json(_GENERATION_FILE, newest + 1)
+        since = int(output.read_json(_GENERATION_FILE)) if output.exists(_GENERATION_FILE) else 0
+        return since, max(since, newest)
+
+    def index(self, columns: Sequence[str] = (), *, since: int = 0) -> pa.Table:
+        """``key``, ``shard``, ``row`` and the given columns of every row from the generation ``since`` on.
 
         Rows come in the order of the shards' names, whatever the order in which these were
-        written. A key that was made twice is there twice.
+        written. A key that was made twice is there twice; :func:`newest_rows` chooses. A file that
+        is no shard, or no whole one, is set aside: its rows are missing, and made again.
         """
         names = ["key", *columns]
+        fields = [*(self.schema.field(name) for name in names), ("shard", pa.string()), ("row", pa.int32())]
+        nothing = pa.schema(fields).empty_table()
 
         def read(shard: str) -> pa.Table:
-            table = self.storage.read_table(shard, columns=names)
+            try:
+                table = self._read(shard, names)
+            except FileNotFoundError:  # another process has set it aside since the listing
+                return nothing
+            except DamagedFileError as error:
+                self.set_aside(shard, error)
+                return nothing
             return table.append_column("shard", pa.array([shard] * len(table), pa.string())).append_column(
                 "row", pa.array(range(len(table)), pa.int32())
             )
 
+        shards = [shard for shard in self.storage.files(suffix=".parquet") if generation_of(shard) >= since]
         with ThreadPoolExecutor(_LISTING_THREADS) as threads:
-            tables = list(threads.map(read, self.storage.files(suffix=".parquet")))
-        fields = [*(self.schema.field(name) for name in names), ("shard", pa.string()), ("row", pa.int32())]
-        return pa.concat_tables([pa.schema(fields).empty_table(), *tables])
+            tables = list(threads.map(read, shards))
+        return pa.concat_tables([nothing, *tables])
+
+    def _read(self, shard: str, names: Sequence[str]) -> pa.Table:
+        table = self.storage.read_table(shard, columns=names)
+        wanted = [self.schema.field(name).type for name in names]
+        if table.schema.types != wanted or table.column("key").null_count:
+            raise DamagedFileError(f"{self.storage.place(shard)} has other columns than a shard of this pool")
+        return table
+
+    def set_aside(self, shard: str, error: Exception) -> None:
+        """Renames a shard that cannot be used, so that its rows count as missing, and says so."""
+        try:
+            aside = self.storage.set_aside(shard)
+        except FileNotFoundError:  # another process was faster
+            return
+        logger.warning("%s; it is set aside as %s, and its rows are made again", error, aside)
+
+    def lost(self, index: pa.Table) -> list[str]:
+        """The shards that ``index`` points into and that are not there any more, by name."""
+        return sorted(set(index.column("shard").unique().to_pylist()) - set(self.storage.files(suffix=".parquet")))
+
+    def lost_words(self, output: Storage) -> str | None:
+        """What is gone of an artifact in ``output`` whose index points into this pool; None = nothing."""
+        if not output.exists(INDEX_FILE):
+            return f"its {INDEX_FILE} is missing"
+        lost = self.lost(output.read_table(INDEX_FILE, columns=["shard"]))
+        return f"{len(lost):,} of its shards are missing" if lost else None
+
+
+def newest_rows(index: pa.Table) -> pa.Table:
+    """The rows of every key from one shard alone, in the order of ``index``.
+
+    The newest generation counts, and in it a good row rather than one with an ``error_reason``: a
+    video may have been tried again.
+    """
+    shards = index.column("shard").combine_chunks().dictionary_encode()
+    generations = np.array([generation_of(name) for name in shards.dictionary.to_pylist()], dtype=np.int64)
+    place = shards.indices.to_numpy()
+    failed = np.zeros(len(index), dtype=np.int64)
+    if "error_reason" in index.column_names:
+        failed += pc.is_valid(index.column("error_reason")).to_numpy()
+    rank = pa.array((failed - 2 * generations[place]) * max(len(generations), 1) + place)
+    best = pa.table({"key": index.column("key"), "rank": rank}).group_by("key").aggregate([("rank", "min")])
+    best_of_row = best.column("rank_min").take(pc.index_in(index.column("key"), best.column("key")))
+    return index.filter(pc.equal(best_of_row, rank))
 
 
 def split_shards(table: pa.Table, size: int) -> list[pa.Table]:
@@ -67,34 +164,114 @@ def split_shards(table: pa.Table, size: int) -> list[pa.Table]:
     return [table.slice(start, size) for start in range(0, len(table), size)]
 
 
+@dataclass
+class Work:
+    """What the tasks of a stage did in this run, all of them together."""
+
+    rows: int = 0
+    units: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    """Of every task's own time: two that ran for a minute beside each other took two minutes."""
+
+    def add(self, summary: Mapping[str, Any]) -> None:
+        """Counts one task."""
+        self.rows += summary["rows"]
+        self.units += summary["units"]
+        self.bytes += summary["bytes"]
+        self.seconds += summary["seconds"]
+
+    def counts(self, unit: str) -> dict[str, int | float]:
+        """For the artifact; a larger run is planned from them (benchmarks/plan_cluster.py)."""
+        return {
+            "work/rows": self.rows,
+            f"work/{unit}": self.units,
+            "work/bytes": self.bytes,
+            "work/seconds": round(self.seconds, 3),
+        }
+
+
 def map_shards(
     shards: Sequence[pa.Table],
     work: Callable[[pa.Table], pa.Table] | type,
     *,
+    resources: TaskResources | ActorResources,
     constructor: dict[str, Any] | None = None,
-    actors: int | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Runs ``work`` on every shard with Ray Data and yields its summary rows as they come.
+
+    A row has the ``seconds`` that the work on its shard took, besides what ``work`` returned.
 
     Args:
         shards: one block of rows each; a block is one call of ``work``.
         work: a function (run as tasks) or a class whose instances are callable (an actor pool).
+        resources: of a task, or of an actor.
         constructor: keyword arguments of the class.
-        actors: most actors at once.
-        cpus: CPUs of a task or actor.
-        gpus: GPUs of a task or actor.
+
+    Raises:
+        PlacementError: a node that joined the cluster meanwhile does not see the folders of the run.
+        StorageError: ``work`` raised an ``OSError``.
+        ValueError: ``work`` raised one.
     """
     if not shards:
         return
     import ray.data
 
-    options: dict[str, Any] = {"num_cpus": cpus, "batch_size": None, "batch_format": "pyarrow"}
-    if gpus:
-        options["num_gpus"] = gpus
-    if isinstance(work, type):
-        options["fn_constructor_kwargs"] = constructor or {}
-        options["compute"] = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors or 1, len(shards))))
-    summaries = ray.data.from_arrow(list(shards)).map_batches(work, **options)
-    yield from summaries.iter_rows()
+    blocks = ray.data.from_arrow(list(shards))
+    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    if isinstance(resources, ActorResources):
+        gpus, actors = actors_that_fit(resources)
+        options |= ray_options(resources.cpus_per_actor, gpus, resources.memory_gb_per_actor)
+        options["fn_constructor_kwargs"] = {"work": work, "constructor": constructor or {}}
+        options["compute"] = ray.data.ActorPoolStrategy(
+            min_size=min(resources.min_actors, len(shards)), max_size=min(actors, len(shards))
+        )
+        summaries = blocks.map_batches(_ReportingActor, **options)
+    else:
+        options |= ray_options(resources.cpus_per_task, 0, resources.memory_gb_per_task)
+        options["compute"] = ray.data.TaskPoolStrategy(size=resources.max_tasks)
+        summaries = blocks.map_batches(partial(_reporting, work), **options)
+    for row in summaries.iter_rows():
+        check_new_nodes()
+        if "failure" in row:
+            failure = StorageError if row["failure"] == "storage" else ValueError
+            raise failure(row["message"]) from _RemoteError(row["traceback"])
+        yield row
+
+
+class _RemoteError(Exception):
+    """Where in another process it happened, for the log."""
+
+
+class _ReportingActor:
+    """An instance of ``work``, made on the actor; see ``_reporting``."""
+
+    def __init__(self, work: type, constructor: dict[str, Any]) -> None:
+        try:
+            self._work: Callable[[pa.Table], pa.Table] = work(**constructor)
+        except (OSError, ValueError) as error:
+            failure = _failure(error)
+            self._work = lambda _: failure
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        return _reporting(self._work, shard)
+
+
+def _reporting(work: Callable[[pa.Table], pa.Table], shard: pa.Table) -> pa.Table:
+    """The summary of a shard, or what went wrong, as a row: raised here, Ray would bury the message in its own."""
+    started = time.monotonic()
+    try:
+        summary = work(shard)
+    except (OSError, ValueError) as error:
+        return _failure(error)
+    return summary.append_column("seconds", pa.array([time.monotonic() - started] * len(summary)))
+
+
+def _failure(error: Exception) -> pa.Table:
+    return pa.table(
+        {
+            "failure": ["storage" if isinstance(error, OSError) else "value"],
+            "message": [str(error)],
+            "traceback": ["".join(traceback.format_exception(error))],
+        }
+    )

@@ -15,23 +15,28 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from pipelines.locks import Lock, held
-from pipelines.storage import Storage
+from pipelines.storage import DamagedFileError, Storage
 
 logger = logging.getLogger(__name__)
 
 ARTIFACT = "artifact.json"
+_FORCED = "forced.json"
+"""In the folder of a stage that was asked to do its work again; without an artifact, that was interrupted."""
 _FINGERPRINT_LENGTH = 16
 _VERSIONED = ("torch", "ray", "pyarrow", "open_clip_torch", "decord", "av", "numpy", "hbi-on-ray")
 
-State = Literal["done", "partial", "missing", "forced", "outdated"]
-"""``forced``: asked for. ``outdated``: done, but an input runs again."""
+State = Literal["done", "partial", "missing", "forced", "outdated", "damaged"]
+"""``forced``: asked for. ``outdated``: done, but an input runs again. ``damaged``: done, but a part is
+lost; it is made again as it was, so what depends on it stays valid."""
 Counts = Mapping[str, int | float]
 
 
@@ -79,6 +84,34 @@ class StageContext:
     tracker: StageTracker
     forced: bool = False
     """Do all of the work again, also what could be reused."""
+    trial: TrialHost | None = None
+    """Set where the stage trains as one of the trials of a search."""
+
+
+@dataclass(frozen=True)
+class TrialHost:
+    """What a training finds in a trial of a search: a process with the resources of one worker, and its judge."""
+
+    validations_per_epoch: int = 1
+    """Those within an epoch are for the search alone: they choose no checkpoint and change no weight."""
+    checkpoints: CheckpointPlace | None = None
+    """Where checkpoints are kept; None = in the stage's own folder."""
+
+
+class CheckpointPlace(Protocol):
+    """Keeps the best and the latest checkpoint of a training."""
+
+    def latest(self, scratch: Path) -> Path | None:
+        """The folder of the latest checkpoint, if there is one; a download goes to ``scratch``."""
+        ...
+
+    def best(self, scratch: Path) -> tuple[Path, float]:
+        """The folder and the score of the best checkpoint, of equal ones the last."""
+        ...
+
+    def keep(self, folder: Path, score: float) -> None:
+        """Takes over the checkpoint in ``folder``, which the caller removes afterwards."""
+        ...
 
 
 class StageTracker:
@@ -116,6 +149,10 @@ class Stage:
     """Does the work in ``context.output`` and returns counts; safe to run again at any point."""
     partial: Callable[[Mapping[str, Artifact], Storage], str | None] = lambda inputs, output: None
     """Says how much an interrupted run left, e.g. ``812 of 1,000 videos``; None = nothing."""
+    lost: Callable[[Artifact], str | None] = lambda artifact: None
+    """Says what of a finished artifact is gone, e.g. ``2 shards are missing``; None = nothing."""
+    metrics: tuple[str, ...] = ()
+    """Validation metrics that a training reports after every epoch; a search may look at these."""
     writes: str | None = None
     """Name of what it writes outside its own folder. Stages of several runs that write the same thing,
     or have the same fingerprint, take turns."""
@@ -170,11 +207,15 @@ class Graph:
         return stage.writes or f"{stage.name}-{self.fingerprints[stage.name]}"
 
     def artifact(self, name: str) -> Artifact | None:
-        """The finished artifact of the stage ``name``, if there is one."""
+        """The finished artifact of the stage ``name``, if there is one.
+
+        Raises:
+            DamagedFileError: there is one, and the document that committed it cannot be read.
+        """
         output = self.output(name)
         if not output.exists(ARTIFACT):
             return None
-        return Artifact(name, self.fingerprints[name], output, output.read_json(ARTIFACT))
+        return Artifact(name, self.fingerprints[name], output, read_document(output))
 
     def plan(
         self, *, from_stage: str | None = None, until_stage: str | None = None, force: Sequence[str] = ()
@@ -202,10 +243,14 @@ class Graph:
             )
         steps: list[Step] = []
         rerun: set[str] = set()
+        needed = self._needed_by(names[first : last + 1])
         for position, stage in enumerate(self.stages[: last + 1]):
+            if stage.name not in needed:
+                continue
             step = self._step(stage, forced=stage.name in force, invalid=sorted(rerun.intersection(stage.inputs)))
             if step.state != "done":
-                rerun.add(stage.name)
+                if step.state != "damaged":
+                    rerun.add(stage.name)
                 if position < first:
                     raise ValueError(
                         f"from_stage is {from_stage!r}, but the stage {stage.name!r} before it is {step.state} "
@@ -214,26 +259,51 @@ class Graph:
             steps.append(step)
         return steps
 
+    def _needed_by(self, names: Sequence[str]) -> set[str]:
+        """``names`` and the stages that they need, directly or through others."""
+        needed = set(names)
+        for stage in reversed(self.stages):
+            if stage.name in needed:
+                needed.update(stage.inputs)
+        return needed
+
     def _step(self, stage: Stage, *, forced: bool, invalid: list[str]) -> Step:
         fingerprint = self.fingerprints[stage.name]
         if forced:
-            return Step(stage, fingerprint, "forced", "asked for")
-        if self.artifact(stage.name) is not None:
+            interrupted = _left_by_force(self.output(stage.name)) and self._left(stage)
+            return Step(stage, fingerprint, "forced", f"asked for, {interrupted}" if interrupted else "asked for")
+        try:
+            artifact = self.artifact(stage.name)
+            lost = stage.lost(artifact) if artifact is not None else None
+        except DamagedFileError as error:
+            return Step(stage, fingerprint, "damaged", str(error))
+        if artifact is not None:
             if any(name in invalid for name in stage.inputs):
                 return Step(stage, fingerprint, "outdated", f"{invalid[0]} runs again")
-            return Step(stage, fingerprint, "done", "finished")
-        inputs = {name: found for name in stage.inputs if (found := self.artifact(name)) is not None}
-        if len(inputs) == len(stage.inputs) and (left := stage.partial(inputs, self.output(stage.name))):
+            return Step(stage, fingerprint, "damaged", lost) if lost else Step(stage, fingerprint, "done", "finished")
+        if left := self._left(stage):
             return Step(stage, fingerprint, "partial", left)
         return Step(stage, fingerprint, "missing", self._why_missing(stage))
+
+    def _left(self, stage: Stage) -> str | None:
+        """What an interrupted run left, in words; None = nothing, or it cannot be told yet."""
+        inputs = {name: found for name in stage.inputs if (found := self._intact(name)) is not None}
+        return stage.partial(inputs, self.output(stage.name)) if len(inputs) == len(stage.inputs) else None
+
+    def _intact(self, name: str) -> Artifact | None:
+        """The finished artifact of a stage; None also where its document is damaged."""
+        try:
+            return self.artifact(name)
+        except DamagedFileError:
+            return None
 
     def _why_missing(self, stage: Stage) -> str:
         """Names the first setting or input in which the newest artifact of the stage differs."""
         others = []
         for folder in self.workspace.folders(stage.name):
             output = self.workspace.folder(stage.name, folder)
-            if output.exists(ARTIFACT):
-                others.append(output.read_json(ARTIFACT))
+            with suppress(FileNotFoundError, DamagedFileError):
+                others.append(read_document(output))
         if not others:
             return "never run"
         # An evaluation of a checkpoint from elsewhere says nothing about one of the recipe's own model.
@@ -247,28 +317,32 @@ class Graph:
         inputs = [name for name in stage.inputs if newest["inputs"].get(name) != self.fingerprints[name]]
         return f"invalidated by a new {' and '.join(inputs)}" if inputs else "settings that were not there before"
 
-    def execute(self, step: Step, *, tracker: StageTracker, config: Any) -> Outcome:
+    def execute(self, step: Step, *, tracker: StageTracker, config: Any, trial: TrialHost | None = None) -> Outcome:
         """Runs ``step`` unless it is done, and commits its artifact.
 
         Where another run works on the same stage it waits for that run, and then takes what it made.
+        In a trial of a search, ``trial`` is handed to the stage.
 
         Raises:
             RuntimeError: an input is missing, or another process took the stage over.
         """
-        found = self.artifact(step.stage.name)
+        found = self._intact(step.stage.name)
         if step.state == "done" and found is not None:
             return Outcome(step, "skipped", 0.0, found)
         with held(self.workspace, self.lock_name(step.stage)) as lock:
-            found = self.artifact(step.stage.name)
+            found = self._intact(step.stage.name)
             if step.state in ("missing", "partial") and found is not None:
                 logger.info("%s: another run has finished it meanwhile", step.stage.name)
                 return Outcome(step, "skipped", 0.0, found)
-            return self._run(step, lock, tracker=tracker, config=config)
+            return self._run(step, lock, tracker=tracker, config=config, trial=trial)
 
-    def _run(self, step: Step, lock: Lock, *, tracker: StageTracker, config: Any) -> Outcome:
+    def _run(self, step: Step, lock: Lock, *, tracker: StageTracker, config: Any, trial: TrialHost | None) -> Outcome:
         stage, output = step.stage, self.output(step.stage.name)
-        if step.state in ("forced", "outdated"):
-            output.delete("")
+        # The same command again goes on where an interrupted one was, also where it asks for everything anew.
+        if step.state == "outdated" or (step.state == "forced" and not _left_by_force(output)):
+            discard(output)
+        if step.state == "forced":
+            output.write_json(_FORCED, {"since": datetime.now(timezone.utc).isoformat(timespec="seconds")})
         inputs: dict[str, Artifact] = {}
         for name in stage.inputs:
             artifact = self.artifact(name)
@@ -276,7 +350,9 @@ class Graph:
                 raise RuntimeError(f"stage {stage.name!r} needs {name!r}, which is not finished; run {name!r} first")
             inputs[name] = artifact
         started = time.monotonic()
-        context = StageContext(self.workspace, output, step.fingerprint, inputs, tracker, forced=step.state == "forced")
+        context = StageContext(
+            self.workspace, output, step.fingerprint, inputs, tracker, forced=step.state == "forced", trial=trial
+        )
         counts = dict(stage.run(context))
         seconds = time.monotonic() - started
         document = {
@@ -294,6 +370,31 @@ class Graph:
         lock.check()
         output.write_json(ARTIFACT, document)
         return Outcome(step, "done", seconds, Artifact(stage.name, step.fingerprint, output, document))
+
+
+def read_document(output: Storage) -> Mapping[str, Any]:
+    """The document that committed the artifact in ``output``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFileError: it is not what this project writes.
+    """
+    document = output.read_json(ARTIFACT)
+    if not isinstance(document, Mapping) or not {"version", "finished_at"} <= document.keys():
+        raise DamagedFileError(f"{output.place(ARTIFACT)} is not the document of a finished stage")
+    if not all(isinstance(document.get(name), Mapping) for name in ("settings", "inputs", "counts")):
+        raise DamagedFileError(f"{output.place(ARTIFACT)} is not the document of a finished stage")
+    return document
+
+
+def discard(output: Storage) -> None:
+    """Removes what a stage left, its artifact first: killed on the way, this never leaves what looks finished."""
+    for name in (_FORCED, ARTIFACT, ""):
+        output.delete(name)
+
+
+def _left_by_force(output: Storage) -> bool:
+    return output.exists(_FORCED) and not output.exists(ARTIFACT)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

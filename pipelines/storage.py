@@ -2,27 +2,78 @@
 
 Endpoints and credentials come from the environment variables of the object store's own
 tools (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, …) and are
-never written anywhere.
+never written anywhere. Trouble of an object store that lasts less than a minute costs that
+minute; what lasts longer is an error that names the place and says what to do.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
+_STORE = re.compile(r"^(s3|gs)://[\w.-]+([/?]|$)")
+_STORE_VARIABLES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_")
 _TEMPORARY = ".tmp-"
+_SET_ASIDE = ".damaged"
+
+_S3_RETRIES = 12
+"""The first comes after 25 ms, each later one after twice as long, the last before 100 s have passed."""
+
+_S3_TIMEOUT_S = 30.0
+"""Seconds without a byte after which a request is made again; the library's 3 s are too few for a busy store."""
+
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+"""What pyarrow raises about a file that is no Parquet."""
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_FORBIDDEN_BY_STORE = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]")
+
+
+class StorageError(OSError):
+    """A place could not be read or written; the message names it, the reason and what to do."""
+
+
+class DamagedFileError(ValueError):
+    """A file is there, and its content is not what this project writes; the message names it."""
+
+
+class _PatientS3(pafs.S3FileSystem):  # type: ignore[misc]
+    """S3 that waits for a store in trouble, also after it has travelled to another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, (options,) = super().__reduce__()
+        return _patient_s3, (options,)
+
+
+def _patient_s3(options: dict[str, Any]) -> _PatientS3:
+    return _PatientS3(
+        **{
+            **options,
+            # The other strategy gives up early where many threads meet the same trouble.
+            "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_S3_RETRIES),
+            "request_timeout": _S3_TIMEOUT_S,
+            "connect_timeout": _S3_TIMEOUT_S,
+            # Otherwise an upload that could not even begin is closed as an empty object.
+            "allow_delayed_open": False,
+        }
+    )
 
 
 def absolute_uri(uri: str) -> str:
@@ -42,14 +93,56 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
     Raises:
         ValueError: the scheme is not one that pyarrow knows.
+        StorageError: the region of a bucket, which S3 itself is asked for, could not be found out.
     """
+    if not _STORE.match(uri) or "#" in uri:
+        return _open(uri)
+    address, _, options = uri.partition("?")
+    scheme, _, path = address.partition("://")
+    bucket = path.partition("/")[0]
+    environment = tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith(_STORE_VARIABLES)))
+    filesystem = _open_store(f"{scheme}://{bucket}{'?' if options else ''}{options}", environment)
+    return filesystem, unquote(path).rstrip("/")
+
+
+@lru_cache(maxsize=16)
+def _open_store(uri: str, _environment: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
+    # A file system takes long to make, and asks for credentials: one per video would be throttled.
+    return _open(uri)[0]
+
+
+def _open(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
-        return pafs.FileSystem.from_uri(absolute_uri(uri))  # type: ignore[no-any-return]
+        filesystem, path = pafs.FileSystem.from_uri(absolute_uri(uri))
+    except OSError as error:
+        raise StorageError(f"cannot open {shown(uri)}: {_reason(error)}. {remedy(error)}") from error
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"cannot open {uri!r}: {str(error).splitlines()[0]}. Give a local path, or a URI that starts with "
             "file://, s3:// or gs://"
         ) from error
+    if isinstance(filesystem, pafs.S3FileSystem):
+        _, (options,) = filesystem.__reduce__()
+        filesystem = _patient_s3(options)
+    return filesystem, path
+
+
+def check_uri(uri: str) -> None:
+    """Raises ``ValueError`` for what is no address, without asking a store about it."""
+    if not _STORE.match(uri):
+        resolve(uri)
+
+
+def content_digest(uri: str) -> str:
+    """Hex digest of the contents of the file at ``uri``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the scheme is not one that pyarrow knows.
+    """
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -97,17 +190,36 @@ class Storage:
         self.path(*parts)
         return Storage("/".join([self.uri, *parts]))
 
+    def place(self, path: str = "") -> str:
+        """``path`` inside this folder as messages name it, without credentials and options."""
+        return "/".join(filter(None, [shown(self.uri), path]))
+
+    @contextmanager
+    def _naming(self, deed: str, path: str) -> Iterator[None]:
+        """Turns errors of the storage, but for a file that is not there, into ``StorageError``."""
+        try:
+            yield
+        except (FileNotFoundError, StorageError):
+            raise
+        except OSError as error:
+            raise self._named(error, deed, path) from error
+
+    def _named(self, error: OSError, deed: str, path: str) -> StorageError:
+        named = StorageError(f"cannot {deed} {self.place(path)}: {_reason(error)}. {remedy(error)}")
+        named.errno = error.errno
+        return named
+
     def exists(self, path: str) -> bool:
         """Whether a file or folder lies at ``path``."""
-        info = self.filesystem.get_file_info(self.path(path))
-        return bool(info.type != pafs.FileType.NotFound)
+        target = self.path(path)
+        with self._naming("look at", path):
+            return bool(self.filesystem.get_file_info(target).type != pafs.FileType.NotFound)
 
     def files(self, path: str = "", *, suffix: str = "") -> list[str]:
         """Names of the committed files in the folder ``path`` that end in ``suffix``, sorted."""
-        selector = pafs.FileSelector(self.path(path), allow_not_found=True)
         return sorted(
             info.base_name
-            for info in self.filesystem.get_file_info(selector)
+            for info in self._listing(path)
             if info.type == pafs.FileType.File
             and info.base_name.endswith(suffix)
             and not info.base_name.startswith(_TEMPORARY)
@@ -115,50 +227,101 @@ class Storage:
 
     def folders(self, path: str = "") -> list[str]:
         """Names of the folders in the folder ``path``, sorted."""
+        return sorted(info.base_name for info in self._listing(path) if info.type == pafs.FileType.Directory)
+
+    def _listing(self, path: str) -> list[Any]:
         selector = pafs.FileSelector(self.path(path), allow_not_found=True)
-        return sorted(
-            info.base_name for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.Directory
-        )
+        with self._naming("list", path):
+            return self.filesystem.get_file_info(selector)  # type: ignore[no-any-return]
 
     def read_bytes(self, path: str) -> bytes:
-        """The contents of the file at ``path``."""
-        with self.filesystem.open_input_stream(self.path(path), compression=None) as stream:
-            return bytes(stream.read())
+        """The contents of the file at ``path``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StorageError: it could not be read.
+        """
+        target = self.path(path)
+        # A file, not a stream: of an object it is fetched in one request.
+        with self._naming("read", path), self.filesystem.open_input_file(target) as file:
+            return bytes(file.read())
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
-        """Writes ``data`` to ``path`` so that a reader sees all of it or nothing."""
+        """Writes ``data`` to ``path`` so that a reader sees all of it or nothing.
+
+        Raises:
+            StorageError: it could not be written; nothing of it is visible.
+        """
         target = self.path(path)
-        if not self.is_local:
-            # One upload of a complete buffer: object stores show an object when it is complete.
-            with self.filesystem.open_output_stream(target, compression=None) as stream:
-                stream.write(data)
-            return
-        place = Path(target)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{place.name}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(place)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(error.errno, f"cannot write {target}: {error.strerror}; nothing was left behind") from error
+        with self._naming("write", path):
+            if self.is_local:
+                _replace_file(Path(target), data)
+            else:
+                if self.filesystem.type_name == "gcs":
+                    # Where a folder was not made, it is in no listing and cannot be removed.
+                    self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+                # One upload of a complete buffer: object stores show an object when it is complete.
+                with self.filesystem.open_output_stream(target, compression=None) as stream:
+                    stream.write(data)
 
     def read_json(self, path: str) -> Any:
-        """The JSON document at ``path``."""
-        return json.loads(self.read_bytes(path))
+        """The JSON document at ``path``.
+
+        Raises:
+            DamagedFileError: the file holds something else.
+        """
+        content = self.read_bytes(path)
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DamagedFileError(_damaged(self.place(path), "a JSON document", error)) from error
 
     def write_json(self, path: str, document: Any) -> None:
         """Commits ``document`` as JSON at ``path``."""
         self.write_bytes(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
 
     def read_table(self, path: str, *, columns: Iterable[str] | None = None) -> pa.Table:
-        """The Parquet file at ``path``."""
+        """The Parquet file at ``path``, or some of its columns.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DamagedFileError: it is no Parquet file with these columns, or its bytes have changed since
+                they were written.
+            StorageError: it could not be read.
+        """
         names = None if columns is None else list(columns)
-        with self.filesystem.open_input_file(self.path(path)) as file:
-            return pq.read_table(file, columns=names)
+        target = self.path(path)
+        try:
+            with self.filesystem.open_input_file(target) as file:
+                return read_parquet(file, columns=names)
+        except FileNotFoundError:
+            raise
+        except UNREADABLE as error:
+            # The file, or the way to it? What goes wrong with all of its bytes at hand is the file's fault.
+            self.require_whole_table(path)
+            if isinstance(error, OSError):
+                raise self._named(error, "read", path) from error
+            raise DamagedFileError(_damaged(self.place(path), f"a table with {names}", error)) from error
+
+    def require_whole_table(self, path: str) -> None:
+        """Reads all bytes of the Parquet file at ``path``.
+
+        Raises:
+            FileNotFoundError, StorageError: as :meth:`read_bytes`.
+            DamagedFileError: it is none, or its bytes have changed since they were written.
+        """
+        content = self.read_bytes(path)
+        try:
+            read_parquet(pa.BufferReader(content))
+        except UNREADABLE as error:
+            raise DamagedFileError(_damaged(self.place(path), "a whole Parquet file", error)) from error
+
+    def set_aside(self, path: str) -> str:
+        """Renames the file at ``path``, so that it counts no more and can still be looked at; the new name."""
+        aside = f"{path}{_SET_ASIDE}"
+        with self._naming("rename", path):
+            self.filesystem.move(self.path(path), self.path(aside))
+        return aside
 
     def write_table(self, path: str, table: pa.Table, *, row_group_size: int | None = None) -> int:
         """Commits ``table`` as Parquet at ``path``; returns the number of bytes.
@@ -167,7 +330,14 @@ class Storage:
         """
         sink = pa.BufferOutputStream()
         # Frames are compressed already; compressing them again costs time and saves nothing.
-        pq.write_table(table, sink, row_group_size=row_group_size, compression="none", use_dictionary=False)
+        pq.write_table(
+            table,
+            sink,
+            row_group_size=row_group_size,
+            compression="none",
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
         buffer = sink.getvalue()
         self.write_bytes(path, buffer)
         return int(buffer.size)
@@ -175,17 +345,19 @@ class Storage:
     def delete(self, path: str) -> None:
         """Removes the file or folder at ``path`` if there is one."""
         target = self.path(path)
-        info = self.filesystem.get_file_info(target)
-        if info.type == pafs.FileType.Directory:
-            self.filesystem.delete_dir(target)
-        elif info.type == pafs.FileType.File:
-            self.filesystem.delete_file(target)
+        with self._naming("delete", path):
+            info = self.filesystem.get_file_info(target)
+            if info.type == pafs.FileType.Directory:
+                self.filesystem.delete_dir(target)
+            elif info.type == pafs.FileType.File:
+                self.filesystem.delete_file(target)
 
     def download(self, path: str, folder: Path) -> Path:
         """A local copy of the folder at ``path``; a local folder is returned where it is."""
         if self.is_local:
             return Path(self.path(path))
-        pafs.copy_files(self.path(path), str(folder), source_filesystem=self.filesystem)
+        with self._naming(f"copy to {folder}", path):
+            pafs.copy_files(self.path(path), str(folder), source_filesystem=self.filesystem)
         return folder
 
     def upload(self, folder: Path, path: str) -> None:
@@ -193,3 +365,55 @@ class Storage:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 self.write_bytes(f"{path}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+
+def read_parquet(source: Any, *, columns: list[str] | None = None) -> pa.Table:
+    """The table in an open Parquet file, its pages compared with their checksums."""
+    return pq.read_table(source, columns=columns, page_checksum_verification=True)
+
+
+def shown(uri: str) -> str:
+    """``uri`` for messages: without the credentials and options that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri.partition("?")[0] if _SCHEME.match(uri) else uri)
+
+
+def _replace_file(place: Path, data: bytes | pa.Buffer) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{place.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _damaged(place: str, wanted: str, error: Exception) -> str:
+    return f"{place} is not {wanted}: {_reason(error)}; it is damaged, or something else wrote it"
+
+
+def _reason(error: Exception) -> str:
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.splitlines()[0].rstrip(".")[:300] if text else type(error).__name__
+
+
+def is_forbidden(error: OSError) -> bool:
+    """Whether permissions or credentials are what is missing."""
+    return error.errno in _FORBIDDEN or _FORBIDDEN_BY_STORE.search(str(error)) is not None
+
+
+def remedy(error: OSError) -> str:
+    """What the user can do about an error of a storage, in a sentence without its full stop."""
+    if error.errno in _NO_SPACE:
+        todo = "No space is left there: make room, or choose another place"
+    elif is_forbidden(error):
+        todo = (
+            "Change the permissions, or give credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+            "or GOOGLE_APPLICATION_CREDENTIALS)"
+        )
+    else:
+        todo = "Check that the place exists and can be reached"
+    return f"{todo}, and run the same command again: what is finished is kept"

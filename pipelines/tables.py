@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipelines.progress import format_seconds
 from pipelines.stages import Outcome, Step
@@ -57,6 +58,25 @@ def metrics_table(document: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
         for direction, title in (("text_to_video", "text → video"), ("video_to_text", "video → text"))
     ]
     return table(["", "R@1", "R@5", "R@10", "R@50", "MdR", "MnR"], rows)
+
+
+def answers_table(document: Mapping[str, Any]) -> str:
+    """Accuracies overall and by question type with their 95% intervals, and the baselines below."""
+    metrics = ("accuracy", "top_5_accuracy")
+    everything, answerable = document["all"], document["answerable"]
+    rows = [
+        [
+            kind,
+            f"{values['questions']:,}",
+            *(_interval(values[name]) for name in metrics),
+            *(_interval(answerable[kind][name]) if kind in answerable else "" for name in metrics),
+        ]
+        for kind, values in sorted(everything.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))
+    ]
+    for name, values in document["baselines"].items():
+        accuracies = [_interval(values[part]) if part in values else "" for part in ("all", "answerable")]
+        rows.append([name.replace("_", " "), "", accuracies[0], "", accuracies[1], ""])
+    return table(["", "questions", "top-1", "top-5", "answerable top-1", "answerable top-5"], rows)
 
 
 def _interval(metric: Mapping[str, float]) -> str:

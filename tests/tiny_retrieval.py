@@ -23,8 +23,8 @@ from pipelines.configs import AugmentationConfig, RetrievalTrainingConfig, Split
 from pipelines.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
 from pipelines.shards import ShardPool
 from pipelines.storage import Storage
+from pipelines.train.pairs import TrainingData, steps_of_epochs
 from pipelines.train.retrieval import RetrievalTask
-from pipelines.train.sampling import epoch_batches
 
 IMAGE_PX = 32
 MAX_WORDS = 16
@@ -95,6 +95,13 @@ def _jpeg(random: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
+def training_data(folder: Storage) -> TrainingData:
+    """Returns the places of what ``write_split_data`` committed to ``folder``."""
+    return TrainingData(
+        manifest=folder.folder("manifest"), frames=folder.folder("frames"), frames_pool=folder.folder("pool")
+    )
+
+
 def retrieval_task(data: Storage, model: RetrievalConfig, captions: Sequence[int], **training: Any) -> RetrievalTask:
     """Returns the training of ``model`` on the data that ``write_split_data`` made."""
     config = RetrievalTrainingConfig(
@@ -110,13 +117,9 @@ def retrieval_task(data: Storage, model: RetrievalConfig, captions: Sequence[int
         model_config=model,
         training=config,
         seed=3,
-        manifest=data.folder("manifest"),
-        frames=data.folder("frames"),
-        frames_pool=data.folder("pool"),
-        estimator=None,
+        data=training_data(data),
         loader_processes=0,
-        steps_per_epoch=[
-            len(epoch_batches(captions, batch_size=config.batch_size, seed=3, epoch=epoch))
-            for epoch in range(config.epochs)
-        ],
+        steps_per_epoch=steps_of_epochs(
+            captions, batch_size=config.batch_size, seed=3, epochs=config.epochs, max_texts=None
+        ),
     )

@@ -1,14 +1,12 @@
 """Architectures and weights of CLIP backbones, from open_clip or from local files.
 
-Nothing is unpickled: state dicts are read with ``weights_only``, safetensors as such, and
-OpenAI's archive as TorchScript, of which only the weights are taken.
+Nothing is unpickled or run: state dicts are read with ``weights_only``, safetensors as such, and
+of OpenAI's TorchScript archive only the weights.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.clip.torchscript import read_torchscript
 from hbi_models.configs import ClipConfig, require
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -163,17 +162,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: The file is none of these.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if is_torchscript(path):
-        with warnings.catch_warnings():
-            # PyTorch advises against writing TorchScript; what OpenAI wrote still has to be read.
-            warnings.simplefilter("ignore", FutureWarning)
-            archive: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-        return dict(archive.state_dict())
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        content = _read_file(path)
+    # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
+    except Exception as error:
         raise ValueError(f"{path} is no checkpoint of tensors alone, and nothing else is unpickled: {error}") from error
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
@@ -182,7 +174,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} holds {type(content).__name__}, not the tensors of a model; give a state dict (.pt, .bin), "
             "a .safetensors file or OpenAI's .pt archive"
         )
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _read_file(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if is_torchscript(path):
+        return read_torchscript(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def is_torchscript(path: Path) -> bool:

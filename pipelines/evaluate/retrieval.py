@@ -10,7 +10,7 @@ the video. No post-processing of the similarities.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,9 +25,9 @@ from hbi_models.configs import RetrievalConfig
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
 from pipelines.configs import ActorResources, EvaluationConfig
 from pipelines.data.splits import SplitView
+from pipelines.evaluate.actors import as_finished, blocks, start_actors
 from pipelines.evaluate.encoding import Levels, encode_texts, encode_videos
 from pipelines.progress import Progress
-from pipelines.ray_session import actors_that_fit
 from pipelines.records import RANKS
 from pipelines.stages import StageContext
 from pipelines.train.initial_weights import load_checkpoint
@@ -78,51 +78,29 @@ def similarity_matrix(
     resources: ActorResources,
 ) -> torch.Tensor:
     """Scores of all ``captions`` with all videos of ``view``, [texts, videos] in float32."""
-    gpus, most = actors_that_fit(resources)
-    video_blocks = _blocks(len(view), settings.tile)
-    text_blocks = _blocks(len(captions), settings.tile)
-    count = min(most, max(len(video_blocks), len(text_blocks)))
-    # A call that dies with its actor is made again on the restarted one.
-    actor = ray.remote(num_cpus=resources.cpus_per_actor, num_gpus=gpus, max_restarts=3, max_task_retries=3)(
-        RetrievalScorerActor
-    )
-    actors = [actor.remote(checkpoint, config, view, settings) for _ in range(count)]
+    video_blocks = blocks(len(view), settings.tile)
+    text_blocks = blocks(len(captions), settings.tile)
+    most = max(len(video_blocks), len(text_blocks))
+    actors = start_actors(RetrievalScorerActor, checkpoint, config, view, settings, resources=resources, most=most)
+    count = len(actors)
     # Features stay in the object store: a tile fetches the two blocks that it needs.
     videos = [actors[i % count].videos.remote(list(block)) for i, block in enumerate(video_blocks)]
     texts = [actors[i % count].texts.remote([captions[text] for text in block]) for i, block in enumerate(text_blocks)]
-    blocks = [*video_blocks, *text_blocks]
+    encoded = [*video_blocks, *text_blocks]
     with Progress("evaluation", total=len(view) + len(captions), unit="texts and videos") as progress:
-        for block in _as_finished([*videos, *texts]):
-            progress.advance(len(blocks[block]))
+        for block in as_finished([*videos, *texts]):
+            progress.advance(len(encoded[block]))
     matrix = torch.empty(len(captions), len(view))
     tiles = [(row, column) for row in range(len(text_blocks)) for column in range(len(video_blocks))]
     scores = [actors[i % count].tile.remote(texts[row], videos[column]) for i, (row, column) in enumerate(tiles)]
     with Progress("evaluation", total=len(tiles), unit="tiles") as progress:
-        for tile in _as_finished(scores):
+        for tile in as_finished(scores):
             rows, columns = text_blocks[tiles[tile][0]], video_blocks[tiles[tile][1]]
             matrix[rows.start : rows.stop, columns.start : columns.stop] = torch.tensor(ray.get(scores[tile]))
             progress.advance()
     for member in actors:
         ray.kill(member)
     return matrix
-
-
-def _blocks(count: int, size: int) -> list[range]:
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _as_finished(references: Sequence[Any]) -> Iterator[int]:
-    """Positions of ``references`` in the order in which they become ready.
-
-    Raises:
-        ray.exceptions.RayError: a call failed.
-    """
-    positions = {reference: position for position, reference in enumerate(references)}
-    waiting = list(references)
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1)
-        for reference in ready:
-            yield positions[reference]
 
 
 def evaluate_retrieval(

@@ -11,21 +11,25 @@ Nothing is unpickled: ``training.pt`` is read with ``weights_only=True``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from hbi_models.configs import RetrievalConfig
+from hbi_models.configs import RetrievalConfig, VideoQAConfig
 from hbi_models.retrieval import RetrievalModel
+from hbi_models.video_qa import VideoQAModel
 from pipelines.stages import plain
-from pipelines.storage import Storage
+from pipelines.storage import DamagedFileError, Storage, StorageError
+from pipelines.train.layout import DESCRIPTION
 
-WEIGHTS, DESCRIPTION, TRAINING, POSITION = "model.safetensors", "model.json", "training.pt", "position.json"
+WEIGHTS, TRAINING, POSITION = "model.safetensors", "training.pt", "position.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +40,34 @@ class Position:
     step_in_epoch: int = 0
     step: int = 0
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} is {value!r:.40}; a number of 0 or more is needed")
+
 
 def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any) -> None:
-    """Writes weights and configuration of ``model`` to ``folder``."""
+    """Writes weights and configuration of ``model`` to ``folder``.
+
+    Raises:
+        StorageError: they could not be written.
+    """
     weights = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    (folder / DESCRIPTION).write_text(json.dumps({"kind": kind, "config": plain(config)}, indent=2) + "\n")
+    with _writing(folder):
+        save_file(weights, folder / WEIGHTS)
+        (folder / DESCRIPTION).write_text(json.dumps({"kind": kind, "config": plain(config)}, indent=2) + "\n")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Names the place of a checkpoint that cannot be written, which the libraries' own errors do not."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise StorageError(
+            f"cannot write a checkpoint to {folder}: {error}. If no space is left there, make room or let TMPDIR name "
+            "another place, and run the same command again: it goes on from the checkpoint before"
+        ) from error
 
 
 def read_description(folder: Path) -> tuple[str, Mapping[str, Any]]:
@@ -49,6 +75,7 @@ def read_description(folder: Path) -> tuple[str, Mapping[str, Any]]:
 
     Raises:
         FileNotFoundError: the folder holds no model.
+        DamagedFileError: its description cannot be read.
     """
     path = folder / DESCRIPTION
     if not path.exists():
@@ -56,17 +83,38 @@ def read_description(folder: Path) -> tuple[str, Mapping[str, Any]]:
             f"{folder} holds no {DESCRIPTION}; give the folder of a checkpoint that this project wrote "
             f"(it holds {WEIGHTS} and {DESCRIPTION})"
         )
-    document = json.loads(path.read_text())
-    return str(document["kind"]), document["config"]
+    try:
+        document = json.loads(path.read_bytes())
+        kind, config = str(document["kind"]), document["config"]
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config is {config!r:.40}")
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DamagedFileError(
+            f"{path} is not a model's description as this project writes it: {error!r:.200}"
+        ) from error
+    return kind, config
 
 
 def load_weights(folder: Path, model: nn.Module, *, optional: str | None = None) -> None:
     """Fills ``model`` from ``folder``, strictly but for names that start with ``optional``, if given.
 
     Raises:
+        DamagedFileError: the weights cannot be read.
         ValueError: names or shapes differ; the message lists them.
     """
-    weights = load_file(folder / WEIGHTS)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, ValueError, TypeError, LookupError) as error:
+        raise DamagedFileError(f"{folder / WEIGHTS} cannot be read, it is damaged: {error}") from error
+    fill(model, weights, source=str(folder), optional=optional)
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, optional: str | None = None) -> None:
+    """Puts ``weights`` into ``model``, strictly but for names that start with ``optional``, if given.
+
+    Raises:
+        ValueError: names or shapes differ; the message lists them and names ``source``.
+    """
     own = model.state_dict()
 
     def required(name: str) -> bool:
@@ -82,7 +130,7 @@ def load_weights(folder: Path, model: nn.Module, *, optional: str | None = None)
     ]
     if problems:
         raise ValueError(
-            f"the weights in {folder} do not fit the configured model: {'; '.join(problems[:5])}"
+            f"the weights in {source} do not fit the configured model: {'; '.join(problems[:5])}"
             f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}. "
             "Use the configuration that the checkpoint was trained with"
         )
@@ -93,7 +141,7 @@ def config_from_plain(kind: type, document: Mapping[str, Any]) -> Any:
     """The frozen dataclass ``kind`` from its JSON form.
 
     Raises:
-        ValueError: a setting is unknown.
+        ValueError: a setting is unknown, missing or out of range.
     """
     known = {item.name for item in fields(kind)}
     unknown = sorted(set(document) - known)
@@ -105,23 +153,61 @@ def config_from_plain(kind: type, document: Mapping[str, Any]) -> Any:
         if is_dataclass(types[name]) and isinstance(value, Mapping):
             value = config_from_plain(types[name], value)  # type: ignore[arg-type]
         values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+        if not _fits(values[name], types[name]):
+            raise ValueError(f"{kind.__name__}.{name} is {value!r:.40}; {types[name]} is needed")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__} is incomplete: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` has the type of a setting; a whole number is also a real one, a bool neither."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in choices
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == len(choices) and all(map(_fits, value, choices))
+    if choices:
+        return any(_fits(value, choice) for choice in choices)
+    if hint in (int, float):
+        return type(value) is int or (hint is float and type(value) is float)
+    return isinstance(value, hint)
 
 
 def load_model(storage: Storage, scratch: Path) -> RetrievalModel:
     """The retrieval model whose checkpoint folder ``storage`` is.
 
     Raises:
-        ValueError: the folder holds another kind of model.
+        FileNotFoundError: the folder holds no model.
+        ValueError: it holds another kind of model.
     """
-    folder = storage.download("", scratch)
-    kind, document = read_description(folder)
-    if kind != "retrieval":
-        raise ValueError(f"{storage.uri} holds a model of kind {kind!r}; a retrieval model is needed")
+    folder, document = _described(storage, scratch, "retrieval")
     config: RetrievalConfig = config_from_plain(RetrievalConfig, document)
     model = RetrievalModel(without_pretraining(config))
     load_weights(folder, model)
     return model.eval()
+
+
+def load_video_qa(storage: Storage, scratch: Path) -> VideoQAModel:
+    """The question answering model whose checkpoint folder ``storage`` is.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_model`.
+    """
+    folder, document = _described(storage, scratch, "video_qa")
+    config: VideoQAConfig = config_from_plain(VideoQAConfig, document)
+    model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def _described(storage: Storage, scratch: Path, kind: str) -> tuple[Path, Mapping[str, Any]]:
+    folder = storage.download("", scratch)
+    found, document = read_description(folder)
+    if found != kind:
+        raise ValueError(f"{storage.uri} holds a model of kind {found!r}; a model of kind {kind!r} is needed")
+    return folder, document
 
 
 def without_pretraining(config: RetrievalConfig) -> RetrievalConfig:
@@ -132,13 +218,26 @@ def without_pretraining(config: RetrievalConfig) -> RetrievalConfig:
 def save_training(
     folder: Path, *, optimizer: torch.optim.Optimizer, schedule: Mapping[str, Any], position: Position
 ) -> None:
-    """Writes what resuming needs besides the weights."""
-    torch.save({"optimizer": optimizer.state_dict(), "schedule": dict(schedule)}, folder / TRAINING)
-    (folder / POSITION).write_text(json.dumps(asdict(position)) + "\n")
+    """Writes what resuming needs besides the weights.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    with _writing(folder):
+        torch.save({"optimizer": optimizer.state_dict(), "schedule": dict(schedule)}, folder / TRAINING)
+        (folder / POSITION).write_text(json.dumps(asdict(position)) + "\n")
 
 
 def load_training(folder: Path, *, optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Any], Position]:
-    """Fills ``optimizer`` and returns the schedule's state and the position."""
-    state = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    return state["schedule"], Position(**json.loads((folder / POSITION).read_text()))
+    """Fills ``optimizer`` and returns the schedule's state and the position.
+
+    Raises:
+        DamagedFileError: they cannot be read, or are another optimizer's.
+    """
+    try:
+        state = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        return state["schedule"], Position(**json.loads((folder / POSITION).read_bytes()))
+    # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
+    except Exception as error:
+        raise DamagedFileError(f"the checkpoint in {folder} cannot be resumed from, it is damaged: {error}") from error

@@ -9,16 +9,26 @@ encoder gradients by 1 / W.)
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from hbi_models.axes import PairFeatures
-
 T = TypeVar("T")
+
+
+class Rows(Protocol):
+    """Tensors with one row per pair: ``PairFeatures`` or ``AnsweredPairs``."""
+
+    def map(self: R, function: Callable[[Tensor], Tensor]) -> R:
+        """The same with ``function`` applied to each tensor, always in the same order."""
+        ...
+
+
+R = TypeVar("R", bound=Rows)
 
 
 def world_size() -> int:
@@ -54,22 +64,22 @@ def all_gather_with_gradient(local: Float[Tensor, "local ..."]) -> Float[Tensor,
     return _AllGather.apply(local)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def gather_pairs(features: PairFeatures) -> PairFeatures:
-    """The features of the pairs of all ranks, in one message; gradients flow back to each pair's rank."""
+def gather_pairs(pairs: R) -> R:
+    """The pairs of all ranks, in one message; gradients flow back to each pair's rank."""
     if world_size() == 1:
-        return features
+        return pairs
     leaves: list[Tensor] = []
 
     def collect(leaf: Tensor) -> Tensor:
         leaves.append(leaf)
         return leaf
 
-    features.map(collect)
-    pairs = leaves[0].shape[0]
-    # Dozens of small messages would each pay the latency; masks travel as 0 and 1.
-    message = torch.cat([leaf.reshape(pairs, -1).float() for leaf in leaves], dim=1)
+    pairs.map(collect)
+    count = leaves[0].shape[0]
+    # Dozens of small messages would each pay the latency; masks travel as 0 and 1, labels as whole numbers.
+    message = torch.cat([leaf.reshape(count, -1).float() for leaf in leaves], dim=1)
     columns = iter(torch.split(all_gather_with_gradient(message), [leaf[0].numel() for leaf in leaves], dim=1))
-    return features.map(lambda leaf: next(columns).reshape(-1, *leaf.shape[1:]).to(leaf.dtype))
+    return pairs.map(lambda leaf: next(columns).reshape(-1, *leaf.shape[1:]).to(leaf.dtype))
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -34,10 +34,12 @@ class LabelBatch:
     similarity: Float[Tensor, "pairs words frames"]
     interaction: Float[Tensor, "pairs words frames"]
     mask: Bool[Tensor, "pairs words frames"]
+    names: list[str]
+    """Video and number of the caption of each pair."""
 
     def to(self, device: torch.device) -> LabelBatch:
         """The batch on ``device``."""
-        return LabelBatch(self.similarity.to(device), self.interaction.to(device), self.mask.to(device))
+        return LabelBatch(self.similarity.to(device), self.interaction.to(device), self.mask.to(device), self.names)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class LabelTable:
     """All labels of a split in memory: 8 bytes a cell, 0.4 GB for the 180,000 pairs of MSR-VTT."""
 
     def __init__(self, table: pa.Table, *, max_words: int, max_frames: int) -> None:
+        self.video_ids = table.column("video_id").to_pylist()
+        self.captions = table.column("caption_index").to_pylist()
         self.num_words = table.column("num_words").to_numpy()
         self.num_frames = table.column("num_frames").to_numpy()
         shape = (len(table), max_words, max_frames)
@@ -75,6 +79,7 @@ class LabelTable:
             torch.from_numpy(self.similarity[rows]),
             torch.from_numpy(self.interaction[rows]),
             torch.from_numpy(word_mask[:, :, None] & frame_mask[:, None, :]),
+            [f"{self.video_ids[row]}, caption {self.captions[row]}" for row in rows],
         )
 
 
@@ -117,7 +122,7 @@ class EstimatorTask:
         index = self.index.read_table(INDEX_FILE, columns=["shard", "row", "split"])
         shards = np.asarray(index.column("shard").to_pylist(), dtype=object)
         rows = index.column("row").to_numpy()
-        columns = ["num_words", "num_frames", "similarity", "interaction"]
+        columns = ["video_id", "caption_index", "num_words", "num_frames", "similarity", "interaction"]
         parts, places = [pa.schema([LABELS.field(name) for name in columns]).empty_table()], [np.empty(0, np.int64)]
         for shard in sorted(set(shards)):
             members = np.flatnonzero(shards == shard)
@@ -153,8 +158,8 @@ class EstimatorTask:
     def after_step(self, model: nn.Module) -> None:
         """Nothing to put back in place."""
 
-    def describe(self, batch: LabelBatch) -> str:
-        return f"labels up to {batch.interaction.abs().max().item():.3g}"
+    def row_names(self, batch: LabelBatch) -> list[str]:
+        return batch.names
 
     def pairs(self, batch: LabelBatch) -> int:
         return len(batch.similarity)

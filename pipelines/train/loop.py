@@ -7,6 +7,7 @@ knows no model and no data set: a :class:`Task` provides both.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,17 +23,18 @@ from torch.nn.parallel import DistributedDataParallel
 from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import make_optimizer
 from pipelines.train.checkpoints import Position, load_training, load_weights, save_model, save_training
-from pipelines.train.collectives import mean_over_ranks, rank, world_size
+from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, world_size
+from pipelines.train.layout import SCORE as SCORE
 
 logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
-SCORE = "validation/score"
-"""The metric by which the best checkpoint is chosen; higher is better."""
-
 UNSCORED = -1e9
 """Score of a checkpoint within an epoch: good to resume from, never the best."""
+
+
+_NAMED_ROWS = 5
 
 
 class Task(Protocol[Batch]):
@@ -83,8 +85,8 @@ class Task(Protocol[Batch]):
         """Puts constraints on the weights back in place."""
         ...
 
-    def describe(self, batch: Batch) -> str:
-        """Names the rows of a batch, for the message about a loss that is not finite."""
+    def row_names(self, batch: Batch) -> list[str]:
+        """Ids of the rows of a batch, for the report about a loss that is not finite."""
         ...
 
     def pairs(self, batch: Batch) -> int:
@@ -109,7 +111,33 @@ class Reporter(Protocol):
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite; the last checkpoint is good."""
+    """The loss or its gradient became NaN or infinite; no weight was changed by it.
+
+    ``report`` holds the ``step``, ``what`` was not finite, the ``value``, the ``ranks`` on which it was not
+    with the ``parts`` of their loss and the ``rows`` of their batch, and, once they are known, the
+    ``last_checkpoint`` and the place where the report is ``saved``.
+    """
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        rows = [name for part in self.report["ranks"] for name in part["rows"]]
+        listed = ", ".join(rows[:_NAMED_ROWS]) + (
+            f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+        )
+        saved = f" (all of them: {self.report['saved']})" if "saved" in self.report else ""
+        good = (
+            f"; the last good checkpoint is {self.report['last_checkpoint']}"
+            if "last_checkpoint" in self.report
+            else ""
+        )
+        return (
+            f"the {self.report['what']} is {self.report['value']} at step {self.report['step']}, in a batch of "
+            f"{listed}{saved}{good}. Lower the learning rate, or leave the offending rows out, and run the same "
+            "command again"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +147,8 @@ class LoopSettings:
     checkpoint_every_steps: int | None = None
     log_every_steps: int = 5
     bfloat16: bool = False
+    validations_per_epoch: int = 1
+    """Those before the epoch's end are saved to go on from, never as the best."""
 
 
 class TrainingLoop(Generic[Batch]):
@@ -171,9 +201,8 @@ class TrainingLoop(Generic[Batch]):
                 meter.stepped(self.task.pairs(batch) * world_size())
                 if self.position.step % self.settings.log_every_steps == 0 or self.position.step == self.total_steps:
                     self._log(parts, gradient_norm, meter)
-                every = self.settings.checkpoint_every_steps
-                if every and self.position.step % every == 0 and self.position.step_in_epoch < steps:
-                    self._save(UNSCORED)
+                if self.position.step_in_epoch < steps:
+                    self._within_epoch(steps, meter)
             self._end_epoch()
             meter.restart()
         return self.core
@@ -186,19 +215,32 @@ class TrainingLoop(Generic[Batch]):
         loss = parts["loss"]
         # All ranks must stop together: one that went on would wait for the others' gradients.
         if not torch.isfinite(mean_over_ranks(loss)):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.position.step} on rank {rank()}; its batch holds "
-                f"{self.task.describe(batch)}. The last checkpoint is good: lower the learning rate or remove the "
-                "offending rows, and run the same command again"
-            )
+            raise self._non_finite("loss", loss, parts, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         trained = [parameter for parameter in self.core.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, self.task.optimizer_config.max_grad_norm)
+        # The norm is the same on all ranks. A step with such a gradient would leave no good weight to save.
+        if not torch.isfinite(norm):
+            raise self._non_finite("gradient", norm, parts, batch)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(self.core)
         return parts, norm
+
+    def _non_finite(self, what: str, value: Tensor, parts: Mapping[str, Tensor], batch: Batch) -> NonFiniteLossError:
+        """What to raise, on every rank the same; where some ranks' losses are finite, the others are reported."""
+        mine = {
+            "rank": rank(),
+            "value": _as_json(value),
+            "parts": {name: _as_json(part) for name, part in parts.items()},
+            "rows": self.task.row_names(batch),
+        }
+        ranks = gather_objects(mine)
+        offending = [part for part in ranks if isinstance(part["value"], str)] or ranks
+        return NonFiniteLossError(
+            {"what": what, "step": self.position.step, "value": offending[0]["value"], "ranks": offending}
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.bfloat16:
@@ -214,13 +256,28 @@ class TrainingLoop(Generic[Batch]):
         metrics["epoch"] = self.position.epoch + self.position.step_in_epoch / self.task.steps(self.position.epoch)
         self.reporter.metrics(self.position.step, {**metrics, **meter.read()})
 
+    def _within_epoch(self, steps: int, meter: _Throughput) -> None:
+        """Validates and saves where a part of the epoch is done, or saves alone where that is due."""
+        parts, done = self.settings.validations_per_epoch, self.position.step_in_epoch
+        every = self.settings.checkpoint_every_steps
+        if done * parts // steps > (done - 1) * parts // steps:
+            self._validate(self.position.epoch + done / steps)
+            self._save(UNSCORED)
+            self.model.train()
+            meter.restart()
+        elif every and self.position.step % every == 0:
+            self._save(UNSCORED)
+
     def _end_epoch(self) -> None:
         self.position = replace(self.position, epoch=self.position.epoch + 1, step_in_epoch=0)
+        self._save(self._validate(float(self.position.epoch)))
+
+    def _validate(self, epoch: float) -> float:
         self.model.eval()
         with torch.inference_mode(), self._autocast():
             metrics = dict(self.task.validate(self.core, self.device))
-        self.reporter.metrics(self.position.step, {"epoch": float(self.position.epoch), **metrics})
-        self._save(metrics[SCORE])
+        self.reporter.metrics(self.position.step, {"epoch": epoch, **metrics})
+        return float(metrics[SCORE])
 
     def _save(self, score: float) -> None:
         with TemporaryDirectory() as scratch:
@@ -231,6 +288,12 @@ class TrainingLoop(Generic[Batch]):
                     folder, optimizer=self.optimizer, schedule=self.schedule.state_dict(), position=self.position
                 )
             self.reporter.checkpoint(folder if rank() == 0 else None, score)
+
+
+def _as_json(value: Tensor) -> float | str:
+    """A number, or the word for one that JSON does not have."""
+    number = float(value.detach())
+    return number if math.isfinite(number) else str(number)
 
 
 class _Throughput:

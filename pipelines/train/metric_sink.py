@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.storage import Storage
 from pipelines.train.layout import HISTORY
@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 Point = tuple[int, Mapping[str, float]]
 
-_POLL_S = 1.0
+POLL_S = 1.0
+"""Seconds between two looks into the sink."""
 
 
 @ray.remote(num_cpus=0)
@@ -51,6 +52,11 @@ class History:
             lines = storage.read_bytes(HISTORY).decode().splitlines()
             self._points = [(record.pop("step"), record) for record in map(json.loads, lines)]
 
+    @property
+    def points(self) -> list[Point]:
+        """All points, in the order in which they came."""
+        return list(self._points)
+
     def latest(self, prefix: str) -> dict[str, float]:
         """The last value of every metric whose name starts with ``prefix``."""
         ordered = sorted(self._points, key=lambda point: point[0])
@@ -70,28 +76,14 @@ class History:
         self._storage.write_bytes(HISTORY, text.encode())
 
 
-class SinkPump:
-    """Fetches points from the sink in a thread until it is closed, and hands them on."""
+def start_sink() -> Any:
+    """A sink on this node: it lives as long as the process that fetches from it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return MetricSink.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
-    def __init__(self, sink: Any, receive: Callable[[list[Point]], None]) -> None:
-        self._sink, self._receive = sink, receive
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metric-sink", daemon=True)
 
-    def __enter__(self) -> SinkPump:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._fetch()
-
-    def _run(self) -> None:
-        while not self._stop.wait(_POLL_S):
-            self._fetch()
-
-    def _fetch(self) -> None:
-        points = ray.get(self._sink.take.remote())
-        if points:
-            self._receive(points)
+def fetch(sink: Any, receive: Callable[[list[Point]], None]) -> None:
+    """Hands on what is in the sink, in the caller's thread."""
+    points = ray.get(sink.take.remote())
+    if points:
+        receive(points)

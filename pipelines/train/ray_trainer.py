@@ -3,32 +3,45 @@
 Ray Train restarts the group from the last checkpoint when a worker or a node dies, and resumes
 when the same command runs again: its folder lies in the stage's own folder, whose name is the
 stage's fingerprint, so a different experiment never resumes this one.
+
+A trial of a search already has a process with the resources of one worker. Where one worker is all
+there is, the same loop runs in that process, and the group is not started.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray.train
 import ray.train.torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import torch
+from ray.train import Checkpoint as RayCheckpoint
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from pipelines.configs import TrainResources
 from pipelines.progress import Progress
-from pipelines.ray_session import cluster_gpus
-from pipelines.stages import StageContext
-from pipelines.train.checkpoints import DESCRIPTION, WEIGHTS
-from pipelines.train.layout import MODEL
+from pipelines.ray_session import worker_gpus
+from pipelines.stages import StageContext, TrialHost
+from pipelines.storage import Storage, StorageError, remedy
+from pipelines.train.checkpoint_folder import CheckpointFolder
+from pipelines.train.checkpoints import WEIGHTS
+from pipelines.train.in_place import train_in_place
+from pipelines.train.layout import CHECKPOINTS, DESCRIPTION, MODEL, NON_FINITE, RAY_TRAIN
 from pipelines.train.loop import SCORE, LoopSettings, NonFiniteLossError, Task, TrainingLoop
-from pipelines.train.metric_sink import History, MetricSink, Point, SinkPump
+from pipelines.train.metric_sink import POLL_S, History, Point, fetch, start_sink
 
 logger = logging.getLogger(__name__)
+
+Receive = Callable[[list[Point]], None]
 
 
 @dataclass(frozen=True)
@@ -39,13 +52,15 @@ class _Job:
     settings: LoopSettings
     precision: str
     sink: Any
+    place: str
+    """Where checkpoints go, for messages."""
 
 
 class _RayReporter:
     """Sends metrics to the driver and checkpoints to Ray Train."""
 
-    def __init__(self, sink: Any) -> None:
-        self._sink = sink
+    def __init__(self, sink: Any, place: str) -> None:
+        self._sink, self._place = sink, place
         self._is_first = ray.train.get_context().get_world_rank() == 0
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -53,21 +68,19 @@ class _RayReporter:
             self._sink.put.remote([(step, dict(metrics))])
 
     def checkpoint(self, folder: Path | None, score: float) -> None:
-        checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
-        ray.train.report({SCORE: score}, checkpoint=checkpoint)
+        checkpoint = None if folder is None else RayCheckpoint.from_directory(str(folder))
+        try:
+            ray.train.report({SCORE: score}, checkpoint=checkpoint)
+        except OSError as error:
+            raise StorageError(f"cannot keep a checkpoint in {self._place}: {error}. {remedy(error)}") from error
 
 
-def _work(config: dict[str, Any]) -> str | None:
-    """The body of every worker; returns what went wrong where a restart would not help."""
+def _work(config: dict[str, Any]) -> Mapping[str, Any] | None:
+    """The body of every worker; returns the report of what went wrong where a restart would not help."""
     job: _Job = config["job"]
     device = ray.train.torch.get_device()
-    bfloat16 = job.precision == "bfloat16" or (job.precision == "auto" and device.type == "cuda")
-    settings = LoopSettings(
-        checkpoint_every_steps=job.settings.checkpoint_every_steps,
-        log_every_steps=job.settings.log_every_steps,
-        bfloat16=bfloat16,
-    )
-    reporter = _RayReporter(job.sink)
+    settings = _on_device(job.settings, job.precision, device)
+    reporter = _RayReporter(job.sink, job.place)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=settings)
@@ -77,8 +90,13 @@ def _work(config: dict[str, Any]) -> str | None:
     try:
         loop.run()
     except NonFiniteLossError as error:
-        return str(error)
+        return error.report
     return None
+
+
+def _on_device(settings: LoopSettings, precision: str, device: torch.device) -> LoopSettings:
+    """``settings`` with the arithmetic that ``precision`` means on ``device``."""
+    return replace(settings, bfloat16=precision == "bfloat16" or (precision == "auto" and device.type == "cuda"))
 
 
 def train_on_ray(
@@ -98,12 +116,10 @@ def train_on_ray(
         NonFiniteLossError: the loss became NaN or infinite.
         ray.train.TrainingFailedError: workers died more often than ``resources.max_failures``.
     """
-    gpus = resources.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if cluster_gpus() >= resources.workers else 0.0
     total = sum(map(task.steps, range(task.epochs)))
-    history = History(context.output)
-    sink = MetricSink.remote()  # type: ignore[attr-defined]
+    history, trial = History(context.output), context.trial
+    if trial is not None:
+        settings = replace(settings, validations_per_epoch=trial.validations_per_epoch)
     with Progress(task.kind, total=total, unit="steps") as progress:
 
         def receive(points: list[Point]) -> None:
@@ -112,41 +128,130 @@ def train_on_ray(
             for step, metrics in points:
                 progress.advance_to(step, _note(metrics))
 
-        with SinkPump(sink, receive):
-            result = TorchTrainer(
-                _work,
-                train_loop_config={"job": _Job(task, settings, precision, sink)},
-                scaling_config=ScalingConfig(
-                    num_workers=resources.workers,
-                    use_gpu=gpus > 0,
-                    resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
-                ),
-                run_config=RunConfig(
-                    name="train",
-                    storage_path=context.output.path(),
-                    storage_filesystem=context.output.filesystem,
-                    failure_config=FailureConfig(max_failures=resources.max_failures),
-                    # The best by validation, and always the last one, which resuming needs.
-                    checkpoint_config=CheckpointConfig(
-                        num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
-                    ),
-                ),
-            ).fit()
+        try:
+            if trial is not None and resources.workers == 1:
+                score = _train_here(task, context, trial, settings, precision, worker_gpus(resources) > 0, receive)
+            else:
+                score = _train_on_workers(task, context, settings, precision, resources, receive)
+        except NonFiniteLossError as error:
+            report = {**error.report, "saved": context.output.place(NON_FINITE)}
+            context.output.write_json(NON_FINITE, report)
+            raise NonFiniteLossError(report) from error
+    return {"steps": total, **history.latest("validation/"), "best/score": score}
+
+
+def _train_here(
+    task: Task[Any],
+    context: StageContext,
+    trial: TrialHost,
+    settings: LoopSettings,
+    precision: str,
+    on_gpu: bool,
+    receive: Receive,
+) -> float:
+    """Trains in this process; returns the score of the checkpoint that it commits."""
+    # A process without a GPU of its own may see those of others.
+    device = torch.device("cuda" if on_gpu else "cpu")
+    place = trial.checkpoints or CheckpointFolder(context.output.folder(CHECKPOINTS))
+    settings = _on_device(settings, precision, device)
+    try:
+        train_in_place(task, device=device, settings=settings, place=place, receive=receive)
+    except NonFiniteLossError as error:
+        if not context.output.exists(CHECKPOINTS):
+            raise
+        raise NonFiniteLossError({**error.report, "last_checkpoint": context.output.place(CHECKPOINTS)}) from error
+    with TemporaryDirectory() as scratch:
+        folder, score = place.best(Path(scratch))
+        _keep_model(folder, context.output)
+    return score
+
+
+def _train_on_workers(
+    task: Task[Any],
+    context: StageContext,
+    settings: LoopSettings,
+    precision: str,
+    resources: TrainResources,
+    receive: Receive,
+) -> float:
+    """Trains on a worker group; returns the score of the checkpoint that it commits."""
+    gpus = worker_gpus(resources)
+    sink = start_sink()
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": _Job(task, settings, precision, sink, context.output.place(RAY_TRAIN))},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={
+                "CPU": resources.cpus_per_worker,
+                **({"GPU": gpus} if gpus else {}),
+                **({"memory": resources.memory_gb_per_worker * 1e9} if resources.memory_gb_per_worker else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name=RAY_TRAIN,
+            storage_path=context.output.path(),
+            storage_filesystem=context.output.filesystem,
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            # The best by validation, and always the last one, which resuming needs.
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    try:
+        result = _fit_beside(trainer, partial(fetch, sink, receive))
+    except WorkerGroupError as error:
+        raise _mendable(error) or error from None
     if result.return_value is not None:
-        raise NonFiniteLossError(result.return_value)
+        last = {} if result.checkpoint is None else {"last_checkpoint": result.checkpoint.path}
+        raise NonFiniteLossError({**result.return_value, **last})
     best, score = max(
         ((checkpoint, metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints), key=lambda pair: pair[1]
     )
-    _keep_model(best, context)
-    return {"steps": total, **history.latest("validation/"), "best/score": float(score)}
+    with best.as_directory() as folder:
+        _keep_model(Path(folder), context.output)
+    return float(score)
 
 
-def _keep_model(checkpoint: Checkpoint, context: StageContext) -> None:
-    """Copies weights and description of the chosen checkpoint to its place."""
-    with TemporaryDirectory() as scratch:
-        folder = Path(checkpoint.to_directory(scratch))
-        for name in (WEIGHTS, DESCRIPTION):
-            context.output.write_bytes(f"{MODEL}/{name}", (folder / name).read_bytes())
+def _mendable(error: WorkerGroupError) -> Exception | None:
+    """What the user can mend among the workers' failures: Ray's own message buries it in tracebacks."""
+    for failure in error.worker_failures.values():
+        # Ray wraps what a worker raised, and has no public way back.
+        raised = getattr(failure, "_base_exc", failure)
+        if isinstance(raised, (OSError, ValueError)):
+            logger.info("a worker failed: %s", failure)
+            return raised
+    return None
+
+
+def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Result:
+    """Fits in a thread and fetches in the caller's.
+
+    Tune ends a trial in the very call that reports to it. And in the main thread Ray Train would take over
+    the handling of Ctrl-C, for good, and end an interrupted process as if nothing had happened.
+    """
+    done: Future[Result] = Future()
+
+    def fit() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            done.set_exception(error)
+
+    # A daemon: where Tune or the user ends it, nothing waits for the rest of the training.
+    threading.Thread(target=fit, name="fit", daemon=True).start()
+    while not wait([done], timeout=POLL_S).done:
+        fetch_points()
+    fetch_points()
+    return done.result()
+
+
+def _keep_model(folder: Path, output: Storage) -> None:
+    """Copies weights and description of the chosen checkpoint to their place."""
+    for name in (WEIGHTS, DESCRIPTION):
+        output.write_bytes(f"{MODEL}/{name}", (folder / name).read_bytes())
 
 
 def _note(metrics: Mapping[str, float]) -> str:

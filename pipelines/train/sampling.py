@@ -1,8 +1,8 @@
-"""Which (video, caption) pairs make the batch of a step, and in which order.
+"""Which (video, text) pairs make the batch of a step, and in which order; texts are captions or questions.
 
-An epoch shows every caption once. It makes as many passes over the videos as the video with the
-most captions has; a pass takes one caption of each video that has one left. A batch never
-holds two captions of one video, which the contrastive loss would count as a mistake. The
+An epoch shows every text once. It makes as many passes over the videos as the video with the
+most texts has; a pass takes one text of each video that has one left. A batch never
+holds two texts of one video, which the contrastive loss would count as a mistake. The
 order is a function of (seed, epoch) alone: the number of workers, a restart and the speed of
 the machine change nothing.
 """
@@ -18,43 +18,43 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One training item: caption ``caption`` of video ``video``, in pass ``pass_index``."""
+    """One training item: text ``text`` of video ``video``, in pass ``pass_index``."""
 
     video: int
-    caption: int
+    text: int
     pass_index: int
 
 
 def epoch_batches(
-    captions_per_video: Sequence[int], *, batch_size: int, seed: int, epoch: int, max_captions: int | None = None
+    texts_per_video: Sequence[int], *, batch_size: int, seed: int, epoch: int, max_texts: int | None = None
 ) -> list[list[Pair]]:
     """The global batches of an epoch; what is left at its end and makes no other batch is left out.
 
-    Where videos differ in their number of captions, epochs may differ by a few batches.
+    Where videos differ in their number of texts, epochs may differ by a few batches.
 
     Args:
-        captions_per_video: number of captions of each training video.
+        texts_per_video: number of captions, or of questions, of each training video.
         batch_size: pairs per step over all workers.
         seed: seed of the run.
         epoch: number of the epoch, from 0; each has its own order.
-        max_captions: captions of a video used per epoch, drawn anew each epoch; None = all.
+        max_texts: texts of a video used per epoch, drawn anew each epoch; None = all.
 
     Raises:
-        ValueError: there are fewer videos with captions than ``batch_size``.
+        ValueError: there are fewer videos with texts than ``batch_size``.
     """
     generator = np.random.default_rng([seed, epoch])
-    counts = np.asarray(captions_per_video, dtype=np.int64)
+    counts = np.asarray(texts_per_video, dtype=np.int64)
     usable = int((counts > 0).sum())
     if usable < batch_size:
         raise ValueError(
-            f"a batch of {batch_size} pairs needs {batch_size} different videos with captions, and the training split "
-            f"has {usable}; lower the batch size or add videos"
+            f"a batch of {batch_size} pairs needs {batch_size} different videos with captions or questions, and the "
+            f"training split has {usable}; lower the batch size or add videos"
         )
-    captions = [generator.permutation(count)[:max_captions] for count in counts]
+    texts = [generator.permutation(count)[:max_texts] for count in counts]
     sequence = [
-        Pair(int(video), int(captions[video][pass_index]), pass_index)
-        for pass_index in range(max(len(chosen) for chosen in captions))
-        for video in _shuffled(generator, [video for video, chosen in enumerate(captions) if len(chosen) > pass_index])
+        Pair(int(video), int(texts[video][pass_index]), pass_index)
+        for pass_index in range(max(len(chosen) for chosen in texts))
+        for video in _shuffled(generator, [video for video, chosen in enumerate(texts) if len(chosen) > pass_index])
     ]
     return _cut(sequence, batch_size)
 

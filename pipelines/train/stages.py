@@ -1,18 +1,28 @@
-"""The training stages: ``estimator`` and ``retrieval``."""
+"""The training stages: ``estimator``, ``retrieval`` and ``video_qa``."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from pipelines.configs import Recipe
 from pipelines.data.frames_stage import frames_pool
 from pipelines.data.labels_stage import labels_pool
+from pipelines.records import MANIFEST_FILE
 from pipelines.stages import Artifact, Counts, Stage, StageContext, plain
 from pipelines.storage import Storage
-from pipelines.train.layout import HISTORY, MODEL
+from pipelines.train.layout import ESTIMATOR_METRICS, FRAMES_JSON, HISTORY, MODEL, RETRIEVAL_METRICS, VIDEO_QA_METRICS
+
+if TYPE_CHECKING:
+    from pipelines.train.pairs import TrainingData
+    from pipelines.train.retrieval import RetrievalTask
+    from pipelines.train.video_qa import VideoQATask
+
+logger = logging.getLogger(__name__)
 
 
 def _progress(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
@@ -80,56 +90,35 @@ def estimator_stage(recipe: Recipe) -> Stage:
         inputs=("labels",) if training.epochs else (),
         run=run if training.epochs else take,
         partial=_progress,
+        metrics=ESTIMATOR_METRICS,
     )
 
 
 def retrieval_stage(recipe: Recipe) -> Stage:
     """Trains the retrieval model."""
     training = recipe.retrieval
-    taught = recipe.model.game.teacher == "estimator"
 
     def run(context: StageContext) -> Counts:
-        from pipelines.data.splits import SplitView
-        from pipelines.train.loop import LoopSettings
-        from pipelines.train.ray_trainer import train_on_ray
+        from pipelines.train.pairs import steps_of_epochs
         from pipelines.train.retrieval import RetrievalTask
-        from pipelines.train.sampling import epoch_batches
 
-        pool = frames_pool(context.workspace, recipe).storage
-        manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
-        view = SplitView(manifest, frames, pool, "train")
-        steps = [
-            len(
-                epoch_batches(
-                    view.captions_per_video,
-                    batch_size=training.batch_size,
-                    seed=recipe.seed,
-                    epoch=epoch,
-                    max_captions=training.max_captions_per_video,
-                )
-            )
-            for epoch in range(training.epochs)
-        ]
+        data = _training_data(recipe, context)
+        view = data.captions("train")
         task = RetrievalTask(
             model_config=recipe.model,
             training=training,
             seed=recipe.seed,
-            manifest=manifest,
-            frames=frames,
-            frames_pool=pool,
-            estimator=context.inputs["estimator"].storage.folder(MODEL) if taught else None,
+            data=data,
             loader_processes=recipe.resources.retrieval.loader_processes,
-            steps_per_epoch=steps,
-        )
-        metrics = train_on_ray(
-            task,
-            context,
-            resources=recipe.resources.retrieval,
-            settings=LoopSettings(
-                checkpoint_every_steps=training.checkpoint.every_steps, log_every_steps=recipe.tracking.every_steps
+            steps_per_epoch=steps_of_epochs(
+                view.texts_per_video,
+                batch_size=training.batch_size,
+                seed=recipe.seed,
+                epochs=training.epochs,
+                max_texts=training.max_captions_per_video,
             ),
-            precision=training.precision,
         )
+        metrics = _train(recipe, context, task)
         context.tracker.log_model(context.output.folder(MODEL))
         return {"rows": len(view), "errors": 0, **metrics}
 
@@ -139,7 +128,134 @@ def retrieval_stage(recipe: Recipe) -> Stage:
         name="retrieval",
         version=1,
         settings={**settings, "model": plain(recipe.model), "seed": recipe.seed},
-        inputs=("manifest", "frames", "estimator") if taught else ("manifest", "frames"),
+        inputs=("manifest", "frames", *_teacher(recipe)),
         run=run,
         partial=_progress,
+        metrics=RETRIEVAL_METRICS,
+    )
+
+
+def video_qa_stage(recipe: Recipe) -> Stage:
+    """Trains the question answering model."""
+    training = recipe.video_qa
+
+    def run(context: StageContext) -> Counts:
+        from pipelines.data.answers import Vocabulary
+        from pipelines.train.pairs import steps_of_epochs
+        from pipelines.train.video_qa import VideoQATask
+
+        data = _training_data(recipe, context)
+        vocabulary = Vocabulary.read(context.inputs["answers"].storage)
+        view = data.questions("train", answerable_by=vocabulary)
+        asked = sum(data.questions("train").texts_per_video)
+        kept = sum(view.texts_per_video)
+        if kept < asked:
+            logger.info(
+                "video_qa: %s of %s training questions have another answer, and are left out", asked - kept, asked
+            )
+        task = VideoQATask(
+            model_config=recipe.video_qa_model(len(vocabulary)),
+            training=training,
+            seed=recipe.seed,
+            data=data,
+            vocabulary=vocabulary,
+            init_checkpoint=_start(recipe, context),
+            loader_processes=recipe.resources.video_qa.loader_processes,
+            steps_per_epoch=steps_of_epochs(
+                view.texts_per_video,
+                batch_size=training.batch_size,
+                seed=recipe.seed,
+                epochs=training.epochs,
+                max_texts=training.max_questions_per_video,
+            ),
+        )
+        metrics = _train(recipe, context, task)
+        # The folder of the model then holds all that answering a question about a video file needs.
+        model = context.output.folder(MODEL)
+        vocabulary.write(model)
+        model.write_json(FRAMES_JSON, plain(recipe.frames))
+        context.tracker.log_model(model)
+        return {"rows": kept, "errors": 0, "videos": len(view), "left_out": asked - kept, **metrics}
+
+    settings = plain(training)
+    del settings["checkpoint"], settings["answers"]
+    model = plain(recipe.model)
+    # Questions have their own.
+    for name in ("max_words", "merging", "loss", "level_rates"):
+        del model[name]
+    return Stage(
+        name="video_qa",
+        version=1,
+        settings={**settings, "model": model, "seed": recipe.seed},
+        inputs=(
+            *("manifest", "frames", "answers"),
+            *_teacher(recipe),
+            *(("retrieval",) if training.from_retrieval else ()),
+        ),
+        run=run,
+        partial=_progress,
+        metrics=VIDEO_QA_METRICS,
+    )
+
+
+def _start(recipe: Recipe, context: StageContext) -> str | None:
+    """The checkpoint from which question answering starts; says what of it is used."""
+    from pipelines.train.initial_weights import checkpoint_kind
+
+    checkpoint = recipe.video_qa.init_checkpoint
+    if recipe.video_qa.from_retrieval:
+        checkpoint = context.inputs["retrieval"].storage.folder(MODEL).uri
+        if seen := count_seen_test_videos(context.inputs["manifest"].storage):
+            logger.warning(
+                "video_qa: starts from a retrieval model that was trained on %s of the videos that questions are "
+                "tested with: it has seen their captions",
+                f"{seen:,}",
+            )
+    if checkpoint is None:
+        return None
+    with TemporaryDirectory() as scratch:
+        kind = checkpoint_kind(checkpoint, Path(scratch))
+    what = "its encoder is used, the answer heads are new" if kind == "retrieval" else "all of it is used"
+    logger.info("video_qa: starts from the %s model in %s; %s", kind, checkpoint, what)
+    return checkpoint
+
+
+def count_seen_test_videos(manifest: Storage) -> int:
+    """Training videos of the manifest that have test questions."""
+    table = manifest.read_table(MANIFEST_FILE, columns=["split", "questions"])
+    return sum(
+        row["split"] == "train" and any(question["split"] == "test" for question in row["questions"])
+        for row in table.to_pylist()
+    )
+
+
+def _teacher(recipe: Recipe) -> tuple[str, ...]:
+    return ("estimator",) if recipe.model.game.teacher == "estimator" else ()
+
+
+def _training_data(recipe: Recipe, context: StageContext) -> TrainingData:
+    from pipelines.train.pairs import TrainingData
+
+    estimator = context.inputs.get("estimator")
+    return TrainingData(
+        manifest=context.inputs["manifest"].storage,
+        frames=context.inputs["frames"].storage,
+        frames_pool=frames_pool(context.workspace, recipe).storage,
+        estimator=None if estimator is None else estimator.storage.folder(MODEL),
+    )
+
+
+def _train(recipe: Recipe, context: StageContext, task: RetrievalTask | VideoQATask) -> dict[str, float]:
+    from pipelines.train.loop import LoopSettings
+    from pipelines.train.ray_trainer import train_on_ray
+
+    training = task.training
+    return train_on_ray(
+        task,
+        context,
+        resources=getattr(recipe.resources, task.kind),
+        settings=LoopSettings(
+            checkpoint_every_steps=training.checkpoint.every_steps, log_every_steps=recipe.tracking.every_steps
+        ),
+        precision=training.precision,
     )

@@ -20,11 +20,14 @@ from pipelines.train.collectives import (
     rank,
     world_size,
 )
-from pipelines.train.loop import LoopSettings, Task, TrainingLoop
+from pipelines.train.loop import LoopSettings, NonFiniteLossError, Task, TrainingLoop
 from pipelines.train.retrieval import RetrievalTask
+from pipelines.train.video_qa import VideoQATask
 from tests.distributed.processes import run_ranks
+from tests.steep_task import SteepTask
 from tests.tiny_estimator import estimator_task, write_labels
 from tests.tiny_retrieval import retrieval_config, retrieval_task, write_split_data
+from tests.tiny_video_qa import video_qa_config, video_qa_task, write_question_data
 
 CPU = torch.device("cpu")
 TRAIN_CAPTIONS = (3, 1, 2, 2, 3, 1, 2, 1, 2)
@@ -80,6 +83,15 @@ def validation(task: RetrievalTask) -> dict[str, float]:
         return dict(task.validate(model, CPU))
 
 
+def non_finite() -> dict[str, Any]:
+    """The report of a training whose loss is no number on the second worker, where there is one."""
+    task = SteepTask(nan_on_rank=world_size() - 1)
+    loop = TrainingLoop(task, device=CPU, reporter=Recorder(), settings=LoopSettings())
+    with pytest.raises(NonFiniteLossError) as failure:
+        loop.run()
+    return dict(failure.value.report)
+
+
 def gathering(local_rows: int) -> dict[str, Any]:
     """Gathers rows and takes a loss that couples all of them."""
     local = rows(world_size() * local_rows)[rank() * local_rows : (rank() + 1) * local_rows].requires_grad_()
@@ -108,14 +120,22 @@ def retrieval(folder: Path) -> RetrievalTask:
     return retrieval_task(Storage(str(folder)), retrieval_config(folder), TRAIN_CAPTIONS)
 
 
+def video_qa(folder: Path) -> VideoQATask:
+    # Each rank draws its own dropout.
+    return video_qa_task(Storage(str(folder)), video_qa_config(folder, dropout=0.0))
+
+
 def everything(folder: Path) -> dict[str, Any]:
     """All that the tests below compare; one start of the processes serves them all."""
     return {
         "gathering": gathering(local_rows=4 // world_size()),
         "step": one_step(retrieval(folder)),
+        "video_qa_step": one_step(video_qa(folder / "questions")),
         "training": training(retrieval(folder)),
+        "video_qa_training": training(video_qa(folder / "questions")),
         "validation_of_one_video": validation(retrieval(folder / "one-video")),
         "estimator_training": training(estimator_task(folder)),
+        "non_finite": non_finite(),
     }
 
 
@@ -134,6 +154,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     (folder / "one-video").mkdir()
     write_split_data(folder / "one-video", {"train": TRAIN_CAPTIONS, "val": (2,)})
     write_labels(folder)
+    (folder / "questions").mkdir()
+    write_question_data(folder / "questions", {"train": TRAIN_CAPTIONS, "val": VALIDATION_CAPTIONS})
     return Results(one=everything(folder), two=run_ranks(everything, folder, folder, world_size=2))
 
 
@@ -155,17 +177,18 @@ def test_small_results_are_averaged_and_collected(results: Results) -> None:
     assert results.one["gathering"]["objects"] == [{"rank": 0}]
 
 
-def test_the_loss_and_every_gradient_are_those_of_one_worker(results: Results) -> None:
-    expected = results.one["step"]
+@pytest.mark.parametrize("name", ["step", "video_qa_step"])
+def test_the_loss_and_every_gradient_are_those_of_one_worker(results: Results, name: str) -> None:
+    expected = results.one[name]
     assert sum(gradient.abs().max().item() > 1e-6 for gradient in expected["gradients"].values()) > 50
     for found in results.two:
-        assert found["step"]["loss"] == pytest.approx(expected["loss"], rel=1e-6)
-        assert found["step"]["gradients"].keys() == expected["gradients"].keys()
-        for name, gradient in expected["gradients"].items():
+        assert found[name]["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        assert found[name]["gradients"].keys() == expected["gradients"].keys()
+        for parameter, gradient in expected["gradients"].items():
             # The same sums in another order: rounding relative to the largest entry (seen: 5e-6). Biases that
             # a softmax ignores have gradient 0 but for rounding of the terms that cancel (seen: 5e-8).
             tolerance = 5e-5 * gradient.abs().max().item() + 2e-7
-            torch.testing.assert_close(found["step"]["gradients"][name], gradient, rtol=0, atol=tolerance)
+            torch.testing.assert_close(found[name]["gradients"][parameter], gradient, rtol=0, atol=tolerance)
 
 
 def test_there_may_be_fewer_videos_to_validate_with_than_workers(results: Results) -> None:
@@ -174,14 +197,14 @@ def test_there_may_be_fewer_videos_to_validate_with_than_workers(results: Result
         assert metrics["validation/text_to_video/recall_at_1"] == metrics["validation/score"] == 100
 
 
-@pytest.mark.parametrize("name", ["training", "estimator_training"])
+@pytest.mark.parametrize("name", ["training", "video_qa_training", "estimator_training"])
 def test_both_workers_hold_the_same_weights_to_the_last_bit(results: Results, name: str) -> None:
     first, second = (found[name]["weights"] for found in results.two)
     for parameter, value in first.items():
         assert torch.equal(value, second[parameter]), parameter
 
 
-@pytest.mark.parametrize("name", ["training", "estimator_training"])
+@pytest.mark.parametrize("name", ["training", "video_qa_training", "estimator_training"])
 def test_training_with_two_workers_gives_the_model_of_one(results: Results, name: str) -> None:
     expected, found = results.one[name], results.two[0][name]
     for parameter, value in expected["weights"].items():
@@ -192,7 +215,7 @@ def test_training_with_two_workers_gives_the_model_of_one(results: Results, name
         assert difference <= 2e-3 * moved + 1e-5, f"{parameter}: {difference} of {moved}"
 
 
-@pytest.mark.parametrize("name", ["training", "estimator_training"])
+@pytest.mark.parametrize("name", ["training", "video_qa_training", "estimator_training"])
 def test_two_workers_report_the_curves_of_one(results: Results, name: str) -> None:
     expected, found = results.one[name], results.two[0][name]
     assert [step for step, _ in found["points"]] == [step for step, _ in expected["points"]]
@@ -201,3 +224,14 @@ def test_two_workers_report_the_curves_of_one(results: Results, name: str) -> No
         assert one.keys() == two.keys()
         for metric, value in one.items():
             assert two[metric] == pytest.approx(value, rel=1e-3, abs=1e-5), f"{metric} at step {step}"
+
+
+@pytest.mark.fault
+def test_all_workers_stop_together_and_name_the_one_with_the_bad_batch(results: Results) -> None:
+    for report, worst in ((results.one["non_finite"], 0), *((found["non_finite"], 1) for found in results.two)):
+        assert report == {
+            "what": "loss",
+            "step": 2,
+            "value": "nan",
+            "ranks": [{"rank": worst, "value": "nan", "parts": {"loss": "nan"}, "rows": [f"batch 2 of rank {worst}"]}],
+        }

@@ -1,20 +1,22 @@
-"""A run that is killed, run again, and run once more with new videos: only what is missing is done."""
+"""A run that is killed, run again, and run once more with changed data: only what is missing is done."""
 
 from __future__ import annotations
 
-import csv
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.configs import Recipe, ShapesConfig
+from pipelines.configs import Recipe
 from pipelines.data.frames_stage import frames_pool
-from pipelines.data.shapes import VIDEOS_FOLDER, write_clips
+from pipelines.data.labels_stage import labels_pool
 from pipelines.records import INDEX_FILE
+from pipelines.runs import leftovers
+from pipelines.shards import ShardPool
 from pipelines.storage import Storage
+from tests.jobs.clips import ClipsFile
+from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, label_rows, shards, videos_in
 from tests.jobs.killing import kill_when
 from tests.jobs.recipes import actions, command, read, run, write_recipe
 
@@ -23,64 +25,27 @@ pytestmark = pytest.mark.slow
 VIDEOS, NEW_VIDEOS, SHARD = 240, 5, 4
 
 
-class DataSet:
-    """A captions file over copies of a few clips, which may grow."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        clips = Storage(str(folder / "clips"))
-        config = ShapesConfig(train_videos=6, test_videos=1, image_size_px=32, duration_s=2.0)
-        write_clips(config, range(6), clips)
-        self._clips = sorted((folder / "clips" / VIDEOS_FOLDER).iterdir())
-        self.file = folder / "videos" / "captions.csv"
-        self.file.parent.mkdir()
-        self._rows: list[list[str]] = []
-
-    def add(self, count: int) -> None:
-        for number in range(len(self._rows), len(self._rows) + count):
-            name = f"clip{number}.mp4"
-            shutil.copy(self._clips[number % len(self._clips)], self.file.parent / name)
-            self._rows.append([name, f"caption {number}", "test" if number % 10 == 0 else "train"])
-        with self.file.open("w", newline="") as file:
-            csv.writer(file).writerows([["path", "caption", "split"], *self._rows])
-
-
-def shards(recipe: Recipe) -> dict[str, tuple[int, int]]:
-    """The committed frame shards, each with what changes when it is written again."""
-    storage = frames_pool(Storage(recipe.workspace), recipe).storage
-    states = {name: Path(storage.path(name)).stat() for name in storage.files()}
-    return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
-
-
-def videos_in(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    storage = frames_pool(Storage(recipe.workspace), recipe).storage
-    return sorted(
-        video
-        for name in names
-        for video in storage.read_table(name, columns=["video_id"]).column("video_id").to_pylist()
-    )
-
-
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    data = DataSet(tmp_path_factory.mktemp("interruption"))
+def data(tmp_path_factory: pytest.TempPathFactory) -> ClipsFile:
+    data = ClipsFile(tmp_path_factory.mktemp("interruption"))
     data.add(VIDEOS)
     return data
 
 
 @pytest.fixture(scope="module")
-def recipe_file(data: DataSet) -> Path:
-    return write_recipe(
-        data.folder,
-        data={"dataset": "captions_file", "annotations": str(data.file), "validation_videos": 20},
-        frames={"fps": 4, "max_frames": 6, "short_side_px": 32, "videos_per_shard": SHARD},
-    )
+def recipe_file(data: ClipsFile) -> Path:
+    return write_recipe(data.file.parent, data={**data.settings, "validation_videos": 20})
+
+
+def pool_of(recipe: Recipe) -> ShardPool:
+    return frames_pool(Storage(recipe.workspace), recipe)
 
 
 def test_a_killed_run_goes_on_at_the_video(recipe_file: Path, ray_local: Any) -> None:
     recipe = read(recipe_file)
-    kill_when(command(recipe_file, "--until_stage", "frames"), lambda: len(shards(recipe)) >= 6)
-    before = shards(recipe)
+    pool = pool_of(recipe)
+    kill_when(command(recipe_file, "--until_stage", "frames"), lambda: len(shards(pool)) >= 6)
+    before = shards(pool)
     assert 6 <= len(before) < VIDEOS // SHARD, "the driver was killed in the middle"
 
     outcomes = run(recipe, until_stage="frames")
@@ -88,28 +53,29 @@ def test_a_killed_run_goes_on_at_the_video(recipe_file: Path, ray_local: Any) ->
     step = outcomes["frames"].step
     assert (step.state, step.reason) == ("partial", f"{len(before) * SHARD} of {VIDEOS} videos are done")
     assert outcomes["frames"].artifact.counts["rows"] == VIDEOS
-    after = shards(recipe)
+    after = shards(pool)
     # What was committed was not done again, so each worker lost at most the shard in its hands.
     assert {name: after[name] for name in before} == before
     # And what it lost came back in the same pieces.
     assert len(after) == VIDEOS // SHARD
-    assert len(set(videos_in(recipe, after))) == len(videos_in(recipe, after)) == VIDEOS
+    assert len(set(videos_in(pool, after))) == len(videos_in(pool, after)) == VIDEOS
 
     assert set(actions(run(recipe, until_stage="frames")).values()) == {"skipped"}
 
 
-def test_new_videos_cost_the_work_of_new_videos(data: DataSet, recipe_file: Path, ray_local: Any) -> None:
+def test_new_videos_cost_the_work_of_new_videos(data: ClipsFile, recipe_file: Path, ray_local: Any) -> None:
     run(read(recipe_file), until_stage="frames")
-    before = shards(read(recipe_file))
-    data.add(NEW_VIDEOS)
+    pool = pool_of(read(recipe_file))
+    before = shards(pool)
+    new = data.add(NEW_VIDEOS)
     recipe = read(recipe_file)
     outcomes = run(recipe, until_stage="frames")
     assert actions(outcomes) == {"manifest": "done", "frames": "done"}
     assert outcomes["manifest"].step.reason.startswith("invalidated by digest")
     assert outcomes["frames"].step.reason == "invalidated by a new manifest"
-    after = shards(recipe)
+    after = shards(pool)
     assert {name: after[name] for name in before} == before
-    assert len(videos_in(recipe, after.keys() - before.keys())) == NEW_VIDEOS
+    assert len(videos_in(pool, after.keys() - before.keys())) == len(new)
     artifact = outcomes["frames"].artifact
     assert artifact.counts["rows"] == VIDEOS + NEW_VIDEOS
     assert len(artifact.storage.read_table(INDEX_FILE)) == VIDEOS + NEW_VIDEOS
@@ -119,11 +85,88 @@ def test_a_setting_of_the_frames_decodes_all_of_them_again_and_going_back_none(
     recipe_file: Path, ray_local: Any
 ) -> None:
     run(read(recipe_file), until_stage="frames")
-    before = shards(read(recipe_file))
+    before = shards(pool_of(read(recipe_file)))
     other = read(recipe_file, "--frames.jpeg_quality", "50")
     outcomes = run(other, until_stage="frames")
     assert actions(outcomes) == {"manifest": "skipped", "frames": "done"}
     assert outcomes["frames"].step.reason == "invalidated by jpeg_quality 90 → 50"
-    assert videos_in(other, shards(other)) == videos_in(other, before)
+    pool = pool_of(other)
+    assert videos_in(pool, shards(pool)) == videos_in(pool_of(read(recipe_file)), before)
     assert set(actions(run(read(recipe_file), until_stage="frames")).values()) == {"skipped"}
-    assert shards(read(recipe_file)) == before
+    assert shards(pool_of(read(recipe_file))) == before
+
+
+@pytest.fixture
+def small(tmp_path: Path, ray_local: Any) -> Iterator[tuple[ClipsFile, Path]]:
+    """A few videos with two captions each, decoded and labelled."""
+    data = ClipsFile(tmp_path)
+    data.add(20, captions=2)
+    path = write_recipe(
+        tmp_path,
+        data={**data.settings, "validation_videos": 4},
+        labels={"videos_per_shard": 3, "batch_size": 3},
+    )
+    run(read(path), until_stage="labels")
+    yield data, path
+
+
+def test_new_captions_label_their_videos_again_and_decode_none_and_less_videos_do_nothing(
+    small: tuple[ClipsFile, Path],
+) -> None:
+    data, path = small
+    recipe = read(path)
+    frames, labels = pool_of(recipe), labels_pool(Storage(recipe.workspace), recipe)
+    decoded, labelled = shards(frames), shards(labels)
+    for name in ("00003.mp4", "00017.mp4"):
+        data.caption(name, "another caption")
+    outcomes = run(read(path), until_stage="labels")
+    assert actions(outcomes) == dict.fromkeys(("manifest", "frames", "labels"), "done")
+    assert shards(frames) == decoded
+    new = shards(labels)
+    assert {name: new[name] for name in labelled} == labelled
+    (shard,) = new.keys() - labelled.keys()
+    ids = labels.storage.read_table(shard).column("video_id").to_pylist()
+    assert [sum(name in video for video in ids) for name in ("00003", "00017")] == [3, 3]
+    assert len(ids) == 6
+    rows = label_rows(read(path))
+    assert len(rows) == 18 * 2 + 2
+
+    data.remove("00003.mp4")
+    data.remove("00010.mp4")
+    outcomes = run(read(path), until_stage="labels")
+    assert actions(outcomes) == dict.fromkeys(("manifest", "frames", "labels"), "done")
+    assert shards(frames) == decoded
+    assert shards(labels) == new
+    assert outcomes["frames"].artifact.counts["rows"] == 18
+    left = {pair: row for pair, row in rows.items() if "00003" not in row["video_id"]}
+    assert label_rows(read(path)) == left
+
+
+def test_forced_work_is_done_beside_the_old_which_others_go_on_reading(small: tuple[ClipsFile, Path]) -> None:
+    data, path = small
+    recipe = read(path)
+    frames, labels = pool_of(recipe), labels_pool(Storage(recipe.workspace), recipe)
+    decoded, labelled, rows, pairs = shards(frames), shards(labels), frame_rows(recipe), label_rows(recipe)
+    data.remove("00003.mp4")
+    run(recipe, until_stage="labels")
+    outcomes = run(recipe, until_stage="labels", force=["frames"])
+    assert actions(outcomes) == {"manifest": "skipped", "frames": "done", "labels": "done"}
+    after = shards(frames)
+    new = after.keys() - decoded.keys()
+    assert {name: after[name] for name in decoded} == decoded
+    assert len(videos_in(frames, new)) == 19
+    index = outcomes["frames"].artifact.storage.read_table(INDEX_FILE)
+    assert set(index.column("shard").to_pylist()) == new
+    assert frame_rows(recipe) == {video: row for video, row in rows.items() if "00003" not in video}
+    # The same frames have the same labels, unless these are asked for, too.
+    assert shards(labels) == labelled
+    run(recipe, until_stage="labels", force=["labels"])
+    assert {name: state for name, state in shards(labels).items() if name in labelled} == labelled
+    assert len(videos_in(labels, shards(labels).keys() - labelled.keys())) == 17 * 2
+    kept = {pair: row for pair, row in pairs.items() if "00003" not in pair[0]}
+    assert_labels_equal_up_to_rounding(label_rows(recipe), kept, recipe)
+    # The longer list is as it was, and all of its rows are there.
+    data.restore("00003.mp4")
+    assert set(actions(run(recipe, until_stage="labels")).values()) == {"skipped"}
+    assert (frame_rows(recipe), label_rows(recipe)) == (rows, pairs)
+    assert leftovers(Storage(recipe.workspace)) == []

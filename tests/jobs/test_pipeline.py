@@ -33,6 +33,7 @@ from pipelines.storage import Storage
 from pipelines.train.checkpoints import WEIGHTS, load_model
 from pipelines.train.layout import HISTORY, MODEL
 from pipelines.train.loop import LoopSettings, TrainingLoop
+from pipelines.train.pairs import TrainingData
 from pipelines.train.retrieval import RetrievalTask
 from tests.jobs.killing import kill_when
 from tests.jobs.recipes import actions, command, read, run, run_command, write_recipe
@@ -116,7 +117,7 @@ def test_the_terminal_shows_plan_outcome_and_metrics(finished: Run) -> None:
 
 def test_everything_lies_in_the_workspace(finished: Run) -> None:
     folders = {path.name for path in Path(finished.recipe.workspace).iterdir()}
-    assert folders == {*STAGES, "shards", "runs", "locks", "logs", "mlflow.db", "mlartifacts"}
+    assert folders == {*STAGES, "shards", "runs", "locks", "logs", "mlflow.db", "mlartifacts", "workspace.json"}
     assert {path.name for path in finished.recipe_file.parent.iterdir()} == {
         "recipe.yaml",
         "tiny-clip.json",
@@ -175,7 +176,7 @@ def test_labels_are_made_of_the_features_of_the_model_as_initialised(finished: R
     view = finished.view("train")
     rows = {(row["video_id"], row["caption_index"]): row for row in label_rows(finished)}
     for video in (0, 5, 11):
-        for number, caption in enumerate(view.captions(video)):
+        for number, caption in enumerate(view.texts(video)):
             row = rows[view.store.video_ids[video], number]
             text, clip = (levels[0] for levels in encode_alone(model, view, video, caption))
             assert (row["num_words"], row["num_frames"]) == (int(text.mask.sum()), int(clip.mask.sum()))
@@ -204,7 +205,7 @@ def test_metrics_follow_from_the_ranks(finished: Run) -> None:
 
 def test_ranks_are_those_of_items_that_are_encoded_and_compared_one_by_one(finished: Run) -> None:
     model, view = trained_model(finished), finished.view("test")
-    items = [encode_alone(model, view, video, view.captions(video)[0]) for video in range(len(view))]
+    items = [encode_alone(model, view, video, view.texts(video)[0]) for video in range(len(view))]
     with torch.inference_mode():
         scores = torch.tensor([[model.similarity(text, clip).item() for _, clip in items] for text, _ in items])
     storage = finished.artifacts["evaluation"].storage
@@ -352,7 +353,7 @@ def test_the_model_that_mlflow_holds_scores_captions_and_clips(finished: Run) ->
     (logged,) = (model for model in models if model.source_run_id == run.run_id)
     scorer = mlflow.pytorch.load_model(f"models:/{logged.model_id}")
     view, model = finished.view("test"), trained_model(finished)
-    captions = [view.captions(video)[0] for video in range(3)]
+    captions = [view.texts(video)[0] for video in range(3)]
     token_ids, mask = map(torch.from_numpy, CaptionTokenizer(finished.recipe.model.max_words)(captions))
     clips = view.store.batch(range(3), image_size_px=32, max_frames=finished.recipe.model.max_frames)
     with torch.inference_mode():
@@ -401,10 +402,12 @@ def retrieval_task_of(finished: Run, recipe: Recipe) -> RetrievalTask:
         model_config=recipe.model,
         training=recipe.retrieval,
         seed=recipe.seed,
-        manifest=finished.artifacts["manifest"].storage,
-        frames=finished.artifacts["frames"].storage,
-        frames_pool=frames_pool(Storage(recipe.workspace), recipe).storage,
-        estimator=finished.artifacts["estimator"].storage.folder(MODEL),
+        data=TrainingData(
+            manifest=finished.artifacts["manifest"].storage,
+            frames=finished.artifacts["frames"].storage,
+            frames_pool=frames_pool(Storage(recipe.workspace), recipe).storage,
+            estimator=finished.artifacts["estimator"].storage.folder(MODEL),
+        ),
         loader_processes=0,
         steps_per_epoch=[len(view) * CAPTIONS // batch_size] * recipe.retrieval.epochs,
     )

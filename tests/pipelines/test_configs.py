@@ -8,21 +8,25 @@ from typing import Any
 
 import pytest
 
-from hbi_models.configs import GameConfig, RetrievalConfig
+from hbi_models.configs import GameConfig, RetrievalConfig, VideoQAConfig
 from pipelines.configs import (
     ActorResources,
+    AnswersConfig,
     CheckpointConfig,
     DataConfig,
     EstimatorTrainingConfig,
     EvaluationConfig,
     FramesConfig,
     LabelsConfig,
+    QAEvaluationConfig,
     Recipe,
     ResourcesConfig,
     RetrievalTrainingConfig,
     ShapesConfig,
+    TaskResources,
     TrackingConfig,
     TrainResources,
+    VideoQATrainingConfig,
 )
 
 
@@ -76,6 +80,44 @@ def test_impossible_values_are_refused_by_name(make: Callable[[], Any], message:
             lambda: DataConfig(shapes=ShapesConfig(), dataset="captions_file"),
             "data.shapes writes MSR-VTT's layout; set data.dataset to msrvtt, not captions_file",
         ),
+        (
+            lambda: ActorResources(min_actors=3, max_actors=2),
+            "min_actors is 3 and max_actors is 2; the least must not be above the most",
+        ),
+        (lambda: Recipe(tasks=()), "tasks is empty; choose retrieval, video_qa or both"),
+        (lambda: Recipe(tasks=("retrieval", "retrieval")), "name each task once"),
+        (
+            lambda: Recipe(data=DataConfig(dataset="msrvtt_qa")),
+            r"msrvtt_qa gives questions without captions; set tasks to \[video_qa\]",
+        ),
+        (
+            lambda: Recipe(data=DataConfig(dataset="captions_file", questions="q.jsonl")),
+            "captions_file gives questions without captions",
+        ),
+        (
+            lambda: Recipe(tasks=("video_qa",), data=DataConfig(dataset="captions_file", annotations="a.csv")),
+            "captions_file has no questions .* set data.questions to a file of yours",
+        ),
+        (
+            lambda: Recipe(tasks=("video_qa",), video_qa=VideoQATrainingConfig(from_retrieval=True)),
+            "from_retrieval is true, but tasks does not hold retrieval",
+        ),
+        (
+            lambda: VideoQATrainingConfig(from_retrieval=True, init_checkpoint="/model"),
+            "a training starts from one of them",
+        ),
+        (
+            lambda: AnswersConfig(file="answers.json", size=100),
+            "video_qa.answers.file is answers.json and video_qa.answers.size is 100; set one",
+        ),
+        (
+            lambda: Recipe(
+                tasks=("video_qa",),
+                video_qa=VideoQATrainingConfig(batch_size=9),
+                resources=ResourcesConfig(video_qa=TrainResources(workers=2)),
+            ),
+            "video_qa.batch_size is 9 over resources.video_qa.workers = 2",
+        ),
     ],
 )
 def test_contradictions_are_refused_in_the_users_words(make: Callable[[], Any], message: str) -> None:
@@ -90,8 +132,11 @@ COUNTS: dict[type, tuple[str, ...]] = {
     EstimatorTrainingConfig: ("batch_size",),
     RetrievalTrainingConfig: ("epochs", "batch_size", "max_captions_per_video"),
     EvaluationConfig: ("batch_size", "tile", "bootstrap_samples"),
+    VideoQATrainingConfig: ("epochs", "batch_size", "max_questions_per_video"),
+    QAEvaluationConfig: ("batch_size", "bootstrap_samples"),
     TrainResources: ("workers",),
-    ActorResources: ("max_actors",),
+    TaskResources: ("max_tasks",),
+    ActorResources: ("min_actors", "max_actors"),
     TrackingConfig: ("every_steps",),
 }
 
@@ -115,6 +160,34 @@ def test_a_teacher_that_is_not_trained_is_refused() -> None:
             model=RetrievalConfig(game=GameConfig(teacher="estimator")),
             estimator=EstimatorTrainingConfig(enabled=False),
         )
+
+
+def test_the_question_model_shares_what_is_not_its_own() -> None:
+    encoder = RetrievalConfig(game=GameConfig(teacher="exact"), max_words=20)
+    recipe = Recipe(model=encoder)
+    model = recipe.video_qa_model(7)
+    assert model.num_answers == 7
+    own = {"max_words", "merging", "loss"}
+    for name in RetrievalConfig.__dataclass_fields__:
+        expected = recipe.video_qa if name in own else encoder
+        assert getattr(model.encoder, name) == getattr(expected, name), name
+    for name in ("head", "pair_loss_weight", "level_rates"):
+        assert getattr(model, name) == getattr(recipe.video_qa, name)
+
+
+def test_the_defaults_of_question_answering_are_the_published_ones() -> None:
+    published = VideoQAConfig()
+    model = Recipe().video_qa_model(1500)
+    for name in ("max_words", "merging", "loss"):
+        assert getattr(model.encoder, name) == getattr(published.encoder, name)
+    assert replace_encoder(model) == replace_encoder(published)
+    training = VideoQATrainingConfig()
+    assert (training.epochs, training.batch_size, training.augmentation.enabled) == (5, 32, False)
+
+
+def replace_encoder(config: VideoQAConfig) -> VideoQAConfig:
+    """``config`` but for what it shares with retrieval."""
+    return dataclasses.replace(config, encoder=RetrievalConfig())
 
 
 def test_configurations_are_values() -> None:

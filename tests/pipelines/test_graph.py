@@ -8,7 +8,9 @@ import pytest
 from hbi_models.configs import GameConfig, OptimizerConfig, RetrievalConfig
 from jobs.settings import read_recipe, recipe_parser
 from pipelines.configs import DataConfig, Recipe, RetrievalTrainingConfig, ShapesConfig
-from pipelines.graph import make_evaluation_graph, make_graph
+from pipelines.data.answers import Vocabulary
+from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluation_graph
+from pipelines.storage import Storage, content_digest
 
 STAGES = ["shapes", "manifest", "frames", "labels", "estimator", "retrieval", "evaluation"]
 
@@ -39,6 +41,77 @@ def test_stages_that_nobody_needs_are_left_out(tmp_path: Path) -> None:
     assert [stage.name for stage in asked.stages] == STAGES
     evaluated = make_evaluation_graph(recipe(tmp_path), "/checkpoint")
     assert [stage.name for stage in evaluated.stages] == ["shapes", "manifest", "frames", "evaluation"]
+
+
+BOTH = ["--tasks", '["retrieval", "video_qa"]']
+ALONE = ["--tasks", '["video_qa"]']
+ANSWERING = ["video_qa", "qa_evaluation"]
+
+
+def test_the_tasks_say_what_is_trained(tmp_path: Path) -> None:
+    both = make_graph(recipe(tmp_path, *BOTH))
+    assert [stage.name for stage in both.stages] == [*STAGES[:2], "answers", *STAGES[2:], *ANSWERING]
+    for stage in both.stages:
+        assert set(stage.inputs) <= both.fingerprints.keys()
+    alone = make_graph(recipe(tmp_path, *ALONE))
+    assert [stage.name for stage in alone.stages] == [*STAGES[:2], "answers", *STAGES[2:5], *ANSWERING]
+    # Neither task depends on the other, so results of one are found by a recipe for both.
+    retrieval = make_graph(recipe(tmp_path))
+    assert {**retrieval.fingerprints, **alone.fingerprints} == both.fingerprints
+    evaluated = make_qa_evaluation_graph(recipe(tmp_path), "/pytorch_model.bin")
+    assert [stage.name for stage in evaluated.stages] == [*STAGES[:2], "answers", "frames", "qa_evaluation"]
+
+
+def test_a_model_of_ours_is_evaluated_with_its_own_answers(tmp_path: Path) -> None:
+    folder = Storage(str(tmp_path / "model"))
+    with pytest.raises(FileNotFoundError, match=r"is neither a folder with model\.json nor a published file"):
+        make_qa_evaluation_graph(recipe(tmp_path), folder.uri)
+    folder.write_json("model.json", {"kind": "retrieval", "config": {}})
+    with pytest.raises(ValueError, match="holds a model of kind 'retrieval'"):
+        make_qa_evaluation_graph(recipe(tmp_path), folder.uri)
+    folder.write_json("model.json", {"kind": "video_qa", "config": {}})
+    with pytest.raises(FileNotFoundError, match=r"holds no answers\.json"):
+        make_qa_evaluation_graph(recipe(tmp_path), folder.uri)
+    Vocabulary(["yes", "no"]).write(folder)
+    graph = make_qa_evaluation_graph(recipe(tmp_path), folder.uri)
+    settings = {stage.name: stage.settings for stage in graph.stages}
+    assert settings["answers"] == {"digest": content_digest(folder.path("answers.json"))}
+    assert settings["qa_evaluation"]["checkpoint"] == folder.uri
+
+
+def test_question_answering_may_start_from_the_retrieval_model(tmp_path: Path) -> None:
+    graph = make_graph(recipe(tmp_path, *BOTH, "--video_qa.from_retrieval", "true"))
+    (stage,) = (stage for stage in graph.stages if stage.name == "video_qa")
+    assert "retrieval" in stage.inputs
+    assert "retrieval" in {step.stage.name for step in graph.plan(until_stage="video_qa")}
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        (["--video_qa.answers.size", "9"], ["answers", *ANSWERING]),
+        (["--video_qa.batch_size", "64"], ANSWERING),
+        (["--video_qa.max_words", "16"], ANSWERING),
+        (["--video_qa.merging.neighbours", "2"], ANSWERING),
+        (["--video_qa.loss.kl", "1"], ANSWERING),
+        (["--video_qa.head.hidden", "16"], ANSWERING),
+        (["--video_qa.max_questions_per_video", "2"], ANSWERING),
+        (["--qa_evaluation.split", "val"], ANSWERING[1:]),
+        (["--qa_evaluation.level_rates", "[1, 0, 0]"], ANSWERING[1:]),
+        # What questions have of their own does not reach retrieval, and the other way round.
+        (["--model.loss.kl", "1"], ["retrieval", "evaluation"]),
+        (["--retrieval.epochs", "1"], ["retrieval", "evaluation"]),
+        (["--video_qa.checkpoint.every_steps", "3"], []),
+        (["--qa_evaluation.batch_size", "3"], []),
+        (["--resources.video_qa.workers", "2"], []),
+        (["--resources.qa_evaluation.max_actors", "2"], []),
+    ],
+)
+def test_a_setting_of_question_answering_invalidates_its_stages(
+    tmp_path: Path, options: list[str], stages: list[str]
+) -> None:
+    before, after = make_graph(recipe(tmp_path, *BOTH)), make_graph(recipe(tmp_path, *BOTH, *options))
+    assert [name for name in after.fingerprints if before.fingerprints[name] != after.fingerprints[name]] == stages
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.locks import held
+from pipelines.records import INDEX_FILE
 from pipelines.runs import folder_size, forget_run, leftovers, read_runs, record_run, remove
+from pipelines.shards import ShardPool, newest_rows
 from pipelines.stages import Counts, Graph, Stage, StageContext, StageTracker
 from pipelines.storage import Storage
 
@@ -42,8 +45,26 @@ def _graph(workspace: Storage, *, first: int, second: int) -> Graph:
     )
 
 
-def _run(graph: Graph) -> str:
-    for step in graph.plan():
+def _pool_graph(workspace: Storage, keys: str) -> Graph:
+    """A stage whose rows lie in a pool, a shard for every two keys."""
+    pool = ShardPool(workspace.folder("shards/letters"), pa.schema([pa.field("key", pa.string(), nullable=False)]))
+
+    def write(context: StageContext) -> Counts:
+        since, generation = pool.generations(context.output, forced=context.forced)
+        done = set(pool.index(since=since).column("key").to_pylist())
+        left = [key for key in keys if key not in done]
+        for start in range(0, len(left), 2):
+            pool.commit([{"key": key} for key in left[start : start + 2]], generation=generation)
+        rows = [row for row in newest_rows(pool.index(since=since)).to_pylist() if row["key"] in keys]
+        context.output.write_table(INDEX_FILE, pa.Table.from_pylist(rows))
+        return {"rows": len(rows)}
+
+    stage = Stage(name="rows", version=1, settings={"keys": keys}, inputs=(), run=write, writes="letters")
+    return Graph(workspace, [stage])
+
+
+def _run(graph: Graph, force: Sequence[str] = ()) -> str:
+    for step in graph.plan(force=force):
         graph.execute(step, tracker=StageTracker(), config={})
     return record_run(graph, {"workspace": graph.workspace.uri})
 
@@ -84,7 +105,7 @@ def test_what_only_a_forgotten_run_needed_is_left_over(workspace: Storage) -> No
     assert found["shards/one-3"].size_bytes == 100
     assert found["shards/one-3"].finished_at is None
     assert found[f"two/{old.fingerprints['two']}"].finished_at is not None
-    remove(workspace, found)
+    remove(workspace, found.values())
     assert leftovers(workspace) == []
     assert [step.state for step in new.plan()] == ["done", "done"]
     assert [step.state for step in old.plan()] == ["done", "missing"]
@@ -96,7 +117,7 @@ def test_nothing_is_removed_while_a_run_is_at_work(workspace: Storage) -> None:
     graph = _graph(workspace, first=1, second=1)
     forget_run(workspace, _run(graph))
     with held(workspace, "something"), pytest.raises(ValueError, match=r"is in use.*something"):
-        remove(workspace, [item.folder for item in leftovers(workspace)])
+        remove(workspace, leftovers(workspace))
     assert graph.artifact("two") is not None
 
 
@@ -112,3 +133,30 @@ def test_an_unknown_run_cannot_be_forgotten(workspace: Storage) -> None:
     run_id = _run(_graph(workspace, first=1, second=1))
     with pytest.raises(ValueError, match=f"has no run 'nonsense'; its runs are: {run_id}"):
         forget_run(workspace, "nonsense")
+
+
+def test_shards_that_were_made_anew_are_left_over_once_nothing_points_at_them(workspace: Storage) -> None:
+    first, second = _pool_graph(workspace, "abcdef"), _pool_graph(workspace, "abxy")
+    _run(first)
+    second_id = _run(second)
+    pool = workspace.folder("shards/letters")
+    before = set(pool.files())
+    assert len(before) == 4
+    assert leftovers(workspace) == []
+    _run(first, force=["rows"])
+    new = set(pool.files()) - before
+    assert len(new) == 3
+    assert {row["shard"] for row in first.output("rows").read_table(INDEX_FILE).to_pylist()} == new
+    # The other run still points at the old shard of a and b; nobody does at those of c to f.
+    of_second = {row["shard"] for row in second.output("rows").read_table(INDEX_FILE).to_pylist()}
+    assert of_second < before
+    (found,) = leftovers(workspace)
+    assert (found.folder, set(found.shards)) == ("shards/letters", before - of_second)
+    assert found.size_bytes == sum(len(pool.read_bytes(shard)) for shard in found.shards)
+    remove(workspace, [found])
+    assert set(pool.files()) == new | of_second
+    assert leftovers(workspace) == []
+    # Without that run nobody needs the old rows of a and b; those of x and y were never made anew.
+    forget_run(workspace, second_id)
+    (shard,) = {item.folder: item for item in leftovers(workspace)}["shards/letters"].shards
+    assert pool.read_table(shard).column("key").to_pylist() == ["a", "b"]

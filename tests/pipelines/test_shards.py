@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.shards import ShardPool, map_shards, split_shards
+from pipelines.configs import TaskResources
+from pipelines.shards import ShardPool, generation_of, map_shards, newest_rows, split_shards
 from pipelines.storage import Storage
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), ("frames", pa.list_(pa.binary()))])
@@ -54,6 +55,49 @@ def test_the_index_does_not_depend_on_the_order_of_the_commits(tmp_path: Path) -
     assert indexes[0] == indexes[1]
 
 
+def test_rows_made_anew_stand_beside_the_old_ones_and_come_first(pool: ShardPool, tmp_path: Path) -> None:
+    output = Storage(str(tmp_path / "artifact"))
+    pool.commit(rows("a", "b", "b"))
+    pool.commit(rows("c"))
+    old = pool.storage.files()
+    assert pool.generations(output, forced=False) == (0, 0)
+    assert pool.generations(output, forced=True) == (1, 1)
+    pool.commit(rows("a", "b"), generation=1)
+    # The run goes on with the number that it began, forced or not.
+    assert pool.generations(output, forced=True) == pool.generations(output, forced=False) == (1, 1)
+    assert set(old) < set(pool.storage.files())
+    assert pool.index(since=1).column("key").to_pylist() == ["a", "b"]
+    found = newest_rows(pool.index()).to_pylist()
+    assert sorted((row["key"], generation_of(row["shard"])) for row in found) == [("a", 1), ("b", 1), ("c", 0)]
+    # What another run adds counts as new, too; the next forced one begins another generation.
+    other = Storage(str(tmp_path / "other"))
+    assert pool.generations(other, forced=False) == (0, 1)
+    assert pool.generations(other, forced=True) == (2, 2)
+
+
+def test_all_rows_of_a_key_come_from_one_shard(pool: ShardPool) -> None:
+    assert len(newest_rows(pool.index())) == 0
+    pool.commit(rows("a", "a", "b"))
+    pool.commit(rows("a", "a", "c"))
+    found = newest_rows(pool.index()).to_pylist()
+    assert [row["key"] for row in found].count("a") == 2
+    assert len({row["shard"] for row in found if row["key"] == "a"}) == 1
+
+
+def test_a_good_row_counts_rather_than_an_error_of_the_same_generation(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("key", pa.string(), nullable=False), ("error_reason", pa.string())])
+    pool = ShardPool(Storage(str(tmp_path)), schema)
+    good, bad = {"key": "a", "error_reason": None}, {"key": "a", "error_reason": "timeout"}
+    for others in ("bc", "de"):
+        pool.commit([bad, {"key": others[0]}])
+        pool.commit([good, {"key": others[1]}])
+    (chosen,) = [row for row in newest_rows(pool.index(["error_reason"])).to_pylist() if row["key"] == "a"]
+    assert chosen["error_reason"] is None
+    pool.commit([bad], generation=1)
+    (chosen,) = [row for row in newest_rows(pool.index(["error_reason"])).to_pylist() if row["key"] == "a"]
+    assert chosen["error_reason"] == "timeout"
+
+
 def test_half_a_shard_is_not_in_the_index(pool: ShardPool, tmp_path: Path) -> None:
     pool.commit(rows("a"))
     (tmp_path / ".tmp-1234-b.parquet").write_bytes(b"PAR1 and nothing else")
@@ -86,4 +130,4 @@ def test_an_interrupted_run_goes_on_with_the_same_pieces(count: int, size: int, 
 
 
 def test_nothing_to_do_needs_no_cluster() -> None:
-    assert list(map_shards([], lambda table: table)) == []
+    assert list(map_shards([], lambda table: table, resources=TaskResources())) == []

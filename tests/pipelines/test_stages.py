@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.configs import OptimizerConfig, Recipe
-from pipelines.stages import ARTIFACT, Graph, Stage, StageContext, StageTracker, digest, plain, versions
+from pipelines.stages import ARTIFACT, Graph, Stage, StageContext, StageTracker, Step, digest, plain, versions
 from pipelines.storage import Storage
 
 Settings = dict[str, dict[str, Any]]
@@ -206,10 +206,44 @@ def test_forcing_a_stage_starts_it_from_nothing_and_runs_what_depends_on_it(pipe
     assert not pipeline.graph().output("frames").exists("half.json")
 
 
+def test_a_forced_stage_that_was_interrupted_goes_on_with_and_without_force(pipeline: Pipeline) -> None:
+    pipeline.run(pipeline.graph())
+    graph = pipeline.graph()
+    output = graph.output("frames")
+
+    def fail(context: StageContext) -> Mapping[str, int]:
+        context.output.write_json("half.json", 3)
+        raise RuntimeError("the machine goes away")
+
+    step = graph.plan(force=["frames"])[1]
+    broken = Step(Stage(**{**vars(step.stage), "run": fail}), step.fingerprint, step.state, step.reason)
+    with pytest.raises(RuntimeError, match="goes away"):
+        graph.execute(broken, tracker=StageTracker(), config={})
+    assert states(graph)["frames"] == ("partial", "3 of 8 rows")
+    assert states(graph, force=["frames"])["frames"] == ("forced", "asked for, 3 of 8 rows")
+    graph.execute(graph.plan(force=["frames"])[1], tracker=StageTracker(), config={})
+    assert output.exists("half.json"), "the same command goes on"
+    assert states(graph)["frames"] == ("done", "finished")
+    graph.execute(graph.plan(force=["frames"])[1], tracker=StageTracker(), config={})
+    assert not output.exists("half.json"), "a finished one starts anew"
+
+
 def test_a_part_of_the_graph_can_be_run(pipeline: Pipeline) -> None:
     assert list(pipeline.run(pipeline.graph(), until_stage="frames")) == ["manifest", "frames"]
     assert pipeline.run(pipeline.graph(), from_stage="labels", until_stage="labels")["labels"] == "done"
     assert pipeline.graph().artifact("retrieval") is None
+
+
+def test_a_part_leaves_out_what_it_does_not_need(pipeline: Pipeline) -> None:
+    """The stage before it need not be finished, nor is it run."""
+    assert "labels" not in INPUTS["retrieval"]
+    pipeline.run(pipeline.graph(), until_stage="frames")
+    assert pipeline.run(pipeline.graph(), from_stage="retrieval") == {
+        "manifest": "skipped",
+        "frames": "skipped",
+        "retrieval": "done",
+    }
+    assert states(pipeline.graph())["labels"] == ("missing", "never run")
 
 
 @pytest.mark.parametrize("option", ["from_stage", "until_stage", "force"])

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 
-from pipelines.storage import Storage, absolute_uri, is_local, resolve
+from pipelines.storage import Storage, StorageError, absolute_uri, is_local, resolve, shown
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -118,7 +119,7 @@ def test_a_writer_that_is_killed_leaves_nothing_visible(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(OSError, match=r"cannot write .*/a: .*nothing was left behind"):
+    with pytest.raises(StorageError, match=r"cannot write .*/a: Is a directory\."):
         Storage(str(tmp_path)).write_bytes("a", b"1")
     assert list((tmp_path / "a").iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -135,3 +136,32 @@ def test_local_addresses_become_absolute(tmp_path: Path, monkeypatch: pytest.Mon
     assert absolute_uri("s3://bucket/a/") == "s3://bucket/a"
     assert Storage(f"file://{tmp_path}/a").path("b") == f"{tmp_path}/a/b"
     assert [is_local(uri) for uri in ("a", "/a", "file:///a", "s3://a", "gs://a")] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://b",
+        "s3://b/a",
+        "s3://b//a",
+        "s3://b/a%20b.mp4",
+        "s3://b/%C3%BC+%2F",
+        "s3://b/a?region=eu-west-1",
+        "s3://b.c",
+    ],
+)
+def test_addresses_in_a_bucket_mean_what_arrow_says(s3_bucket: str, uri: str) -> None:
+    filesystem, path = resolve(uri)
+    assert path == pafs.FileSystem.from_uri(uri)[1]
+    assert resolve(uri)[0] is filesystem, "one connection serves all videos"
+
+
+def test_other_credentials_are_another_connection(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resolve(s3_bucket)[0]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody-else")
+    assert resolve(s3_bucket)[0] is not before
+
+
+def test_an_address_is_shown_without_its_secrets() -> None:
+    assert shown("s3://key:secret@bucket/a?scheme=http") == "s3://bucket/a"
+    assert shown("/videos/what?@home.mp4") == "/videos/what?@home.mp4"

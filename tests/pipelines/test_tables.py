@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.stages import Artifact, Outcome, Stage, Step
 from pipelines.storage import Storage
-from pipelines.tables import metrics_table, outcome_table, plan_table, table
+from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table, table
 
 STAGE = Stage(name="frames", version=1, settings={}, inputs=(), run=lambda context: {})
 
@@ -58,3 +59,33 @@ def test_metrics_show_both_directions_with_their_intervals() -> None:
     assert forward.startswith("text → video")
     assert "10.0 (9.0–11.2)" in forward
     assert "45.0 (44.0–46.2)" in backward
+
+
+def test_accuracies_are_shown_by_type_with_the_baselines_below() -> None:
+    def interval(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 1, "high": value + 1}
+
+    def values(questions: int, accuracy: float) -> dict[str, Any]:
+        return {"questions": questions, "accuracy": interval(accuracy), "top_5_accuracy": interval(accuracy + 20)}
+
+    text = answers_table(
+        {
+            "all": {"how": values(300, 30), "overall": values(1300, 40), "what": values(1000, 45)},
+            "answerable": {"overall": values(1200, 44), "what": values(1000, 46)},
+            "baselines": {"most_frequent_answer": {"answer": "man", "all": interval(9), "answerable": interval(10)}},
+        }
+    )
+    _, _, overall, what, how, baseline = (
+        [cell.strip() for cell in line.split("  ") if cell] for line in text.splitlines()
+    )
+    assert overall == [
+        "overall",
+        "1,300",
+        "40.0 (39.0–41.0)",
+        "60.0 (59.0–61.0)",
+        "44.0 (43.0–45.0)",
+        "64.0 (63.0–65.0)",
+    ]
+    assert [what[0], how[0]] == ["what", "how"]
+    assert how == ["how", "300", "30.0 (29.0–31.0)", "50.0 (49.0–51.0)"]
+    assert baseline == ["most frequent answer", "9.0 (8.0–10.0)", "10.0 (9.0–11.0)"]

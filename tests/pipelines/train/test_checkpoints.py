@@ -54,7 +54,7 @@ def test_loading_a_model_does_not_ask_for_the_weights_that_clip_started_from(
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path, nn.Linear(2, 2), kind="estimator", config=GameConfig())
-    with pytest.raises(ValueError, match="holds a model of kind 'estimator'; a retrieval model is needed"):
+    with pytest.raises(ValueError, match="holds a model of kind 'estimator'; a model of kind 'retrieval' is needed"):
         load_model(Storage(str(tmp_path)), tmp_path)
 
 

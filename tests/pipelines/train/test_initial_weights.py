@@ -7,11 +7,17 @@ import pytest
 import torch
 
 from hbi_models.banzhaf.estimator import InteractionEstimator
-from hbi_models.configs import GameConfig, RetrievalConfig
+from hbi_models.configs import GameConfig, RetrievalConfig, VideoQAConfig
 from hbi_models.published_weights import estimator_to_published, retrieval_to_published
 from hbi_models.retrieval import RetrievalModel
 from pipelines.train.checkpoints import save_model
-from pipelines.train.initial_weights import initialise_estimator_from, initialise_from, load_checkpoint
+from pipelines.train.initial_weights import (
+    checkpoint_kind,
+    initialise_estimator_from,
+    initialise_from,
+    load_checkpoint,
+    load_video_qa_checkpoint,
+)
 from tests.hbi_models.tiny_model import tiny_config
 
 
@@ -72,3 +78,11 @@ def test_an_estimator_starts_from_a_published_file(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_named(tmp_path: Path, checkpoint: str) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(str(tmp_path / checkpoint), RetrievalConfig(game=GameConfig()), tmp_path)
+
+
+def test_a_published_retrieval_model_has_no_answers(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    torch.save(retrieval_to_published(make_model(config, 0).state_dict()), tmp_path / "model.bin")
+    assert checkpoint_kind(str(tmp_path / "model.bin"), tmp_path) == "retrieval"
+    with pytest.raises(ValueError, match=r"model\.bin holds a published model without answers"):
+        load_video_qa_checkpoint(str(tmp_path / "model.bin"), VideoQAConfig(encoder=config), tmp_path)

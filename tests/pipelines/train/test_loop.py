@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hbi_models.configs import OptimizerConfig
-from pipelines.train.checkpoints import DESCRIPTION, WEIGHTS, Position
+from pipelines.train.checkpoints import WEIGHTS, Position
+from pipelines.train.layout import DESCRIPTION
 from pipelines.train.loop import SCORE, UNSCORED, LoopSettings, NonFiniteLossError, TrainingLoop
 
 CPU = torch.device("cpu")
@@ -54,8 +55,8 @@ class LineTask:
         with torch.no_grad():
             model[1].bias.clamp_(max=0.1)  # type: ignore[index, union-attr, operator]
 
-    def describe(self, batch: tuple[int, int]) -> str:
-        return f"the videos of epoch {batch[0]}, step {batch[1]}"
+    def row_names(self, batch: tuple[int, int]) -> list[str]:
+        return [f"the videos of epoch {batch[0]}, step {batch[1]}"]
 
     def pairs(self, batch: tuple[int, int]) -> int:
         return 8
@@ -135,6 +136,21 @@ def test_checkpoints_within_an_epoch_are_never_the_best(tmp_path: Path) -> None:
     assert (tmp_path / "0" / DESCRIPTION).exists()
 
 
+def test_validations_within_an_epoch_change_nothing_but_the_curve(tmp_path: Path) -> None:
+    plain, watched = Recorder(tmp_path / "plain"), Recorder(tmp_path / "watched")
+    expected = train(LineTask(), plain)
+    found = train(LineTask(), watched, validations_per_epoch=3)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert watched.curve("train/loss") == plain.curve("train/loss")
+    # Of 5, 6 and 7 steps the thirds are done after 2 and 4, 2 and 4, 3 and 5.
+    assert list(watched.curve(SCORE)) == [2, 4, 5, 7, 9, 11, 14, 16, 18]
+    assert [watched.curve("epoch")[step] for step in (2, 7, 18)] == pytest.approx([2 / 5, 1 + 2 / 6, 3])
+    # They can be gone on from, and only the ends of epochs may be the best.
+    assert [score for score in watched.scores if score > UNSCORED] == plain.scores
+    assert len(watched.scores) == 9
+
+
 @pytest.mark.parametrize("interrupt_after", range(1, 9))
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path, interrupt_after: int) -> None:
     whole, first, second = (Recorder(tmp_path / name) for name in ("whole", "first", "second"))
@@ -164,7 +180,9 @@ def test_resuming_a_finished_training_does_nothing(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(tmp_path: Path) -> None:
     task, recorder = LineTask(poisoned=(1, 2)), Recorder(tmp_path)
     loop = TrainingLoop(task, device=CPU, reporter=recorder, settings=LoopSettings())
-    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 7 .* the videos of epoch 1, step 2\."):
+    with pytest.raises(
+        NonFiniteLossError, match=r"the loss is nan at step 7, in a batch of the videos of epoch 1, step 2\."
+    ):
         loop.run()
     assert all(parameter.isfinite().all() for parameter in loop.core.parameters())
     assert recorder.scores[-1] > UNSCORED

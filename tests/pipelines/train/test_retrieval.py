@@ -13,8 +13,9 @@ from pipelines.configs import AugmentationConfig
 from pipelines.storage import Storage
 from pipelines.train.checkpoints import Position, save_model
 from pipelines.train.loop import SCORE, LoopSettings, TrainingLoop
-from pipelines.train.retrieval import PairBatch, PairSource, RetrievalTask
-from tests.tiny_retrieval import IMAGE_PX, retrieval_config, retrieval_task, write_split_data
+from pipelines.train.pairs import PairBatch, PairSource
+from pipelines.train.retrieval import RetrievalTask
+from tests.tiny_retrieval import retrieval_config, retrieval_task, write_split_data
 
 CAPTIONS = (3, 1, 2, 2, 3, 1, 2, 1, 2)
 CPU = torch.device("cpu")
@@ -40,18 +41,6 @@ def task(data: Storage, tmp_path: Path) -> RetrievalTask:
     return retrieval_task(data, retrieval_config(tmp_path), CAPTIONS)
 
 
-def source(task: RetrievalTask, *, rank: int = 0, world_size: int = 1) -> PairSource:
-    return PairSource(
-        task._split("train"),
-        task.training,
-        task.model_config,
-        image_size_px=IMAGE_PX,
-        seed=task.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-
-
 def assert_same(one: PairBatch, other: PairBatch) -> None:
     assert one.video_ids == other.video_ids
     for found, expected in zip(one[:-1], other[:-1], strict=True):
@@ -59,8 +48,8 @@ def assert_same(one: PairBatch, other: PairBatch) -> None:
 
 
 def test_the_parts_of_the_ranks_make_the_batch_with_its_augmentation(task: RetrievalTask) -> None:
-    whole = source(task)
-    parts = [source(task, rank=rank, world_size=2) for rank in range(2)]
+    whole = task.source(rank=0, world_size=1)
+    parts = [task.source(rank=rank, world_size=2) for rank in range(2)]
     for address in ((0, 0), (0, 1), (1, 1)):
         joined = [part[address] for part in parts]
         tensors = [torch.cat(pair) for pair in zip(*(batch[:-1] for batch in joined), strict=True)]
@@ -88,7 +77,7 @@ def test_augmentation_changes_pixels_and_differs_between_epochs(data: Storage, t
     strong = AugmentationConfig(operations=4, probability=1.0)
     config = retrieval_config(tmp_path)
     augmented, plain = (
-        source(retrieval_task(data, config, CAPTIONS, augmentation=augmentation))
+        retrieval_task(data, config, CAPTIONS, augmentation=augmentation).source(rank=0, world_size=1)
         for augmentation in (strong, AugmentationConfig(enabled=False))
     )
 
@@ -102,7 +91,7 @@ def test_augmentation_changes_pixels_and_differs_between_epochs(data: Storage, t
     common = first.keys() & second.keys()
     assert common
     assert any(not torch.equal(first[name], second[name]) for name in common)
-    again = pictures(source(retrieval_task(data, config, CAPTIONS, augmentation=strong)), 0)
+    again = pictures(retrieval_task(data, config, CAPTIONS, augmentation=strong).source(rank=0, world_size=1), 0)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 

@@ -16,7 +16,7 @@ def epochs(draw: st.DrawFn) -> dict[str, Any]:
     captions = draw(st.lists(st.integers(0, 6), min_size=1, max_size=20).filter(any))
     usable = sum(count > 0 for count in captions)
     return {
-        "captions_per_video": captions,
+        "texts_per_video": captions,
         "batch_size": draw(st.integers(1, usable)),
         "seed": draw(st.integers(0, 2**32)),
         "epoch": draw(st.integers(0, 100)),
@@ -33,8 +33,8 @@ def test_batches_are_full_and_hold_no_video_twice(epoch: dict[str, Any]) -> None
 
 @given(epochs())
 def test_every_caption_is_shown_once_but_for_what_makes_no_other_batch(epoch: dict[str, Any]) -> None:
-    shown = Counter((pair.video, pair.caption) for batch in epoch_batches(**epoch) for pair in batch)
-    every = {(video, caption) for video, count in enumerate(epoch["captions_per_video"]) for caption in range(count)}
+    shown = Counter((pair.video, pair.text) for batch in epoch_batches(**epoch) for pair in batch)
+    every = {(video, caption) for video, count in enumerate(epoch["texts_per_video"]) for caption in range(count)}
     assert set(shown.values()) == {1}
     assert shown.keys() <= every
     assert len({video for video, _ in every - shown.keys()}) < epoch["batch_size"]
@@ -70,15 +70,15 @@ def test_passes_follow_each_other(epoch: dict[str, Any]) -> None:
 
 @given(epochs(), st.integers(1, 4))
 def test_captions_of_a_video_can_be_limited(epoch: dict[str, Any], most: int) -> None:
-    shown = Counter(pair.video for batch in epoch_batches(**epoch, max_captions=most) for pair in batch)
+    shown = Counter(pair.video for batch in epoch_batches(**epoch, max_texts=most) for pair in batch)
     assert max(shown.values()) <= most
 
 
 def test_limited_captions_are_drawn_anew_in_each_epoch() -> None:
     shown = {
-        pair.caption
+        pair.text
         for epoch in range(30)
-        for batch in epoch_batches([5] * 4, batch_size=4, seed=0, epoch=epoch, max_captions=1)
+        for batch in epoch_batches([5] * 4, batch_size=4, seed=0, epoch=epoch, max_texts=1)
         for pair in batch
     }
     assert shown == set(range(5))

@@ -1,0 +1,244 @@
+"""Evaluation of question answering on Ray: accuracy overall and per question type, with intervals and baselines.
+
+Videos are spread over actors; each is encoded once, and its features serve all its questions.
+
+Protocol: the best answer of the vocabulary counts. ``all``: over all questions, of which those
+whose answer is not in the vocabulary are wrong. ``answerable``: over the others alone (published).
+Two baselines see no video: the most frequent answer of the training questions, and the most
+frequent one of the question's type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hbi_models.configs import VideoQAConfig
+from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
+from pipelines.configs import ActorResources, QAEvaluationConfig
+from pipelines.data.annotations import OVERALL, Question
+from pipelines.data.answers import Vocabulary, most_frequent
+from pipelines.data.splits import QuestionView
+from pipelines.evaluate.actors import as_finished, blocks, start_actors
+from pipelines.evaluate.answering import Answers, answer_questions, concatenate_answers
+from pipelines.progress import Progress
+from pipelines.records import ANSWERS
+from pipelines.stages import StageContext
+from pipelines.train.initial_weights import load_video_qa_checkpoint
+
+METRICS_FILE = "metrics.json"
+ANSWERS_FILE = "answers.parquet"
+
+
+class AnswererActor:
+    """Holds the model and answers the questions about blocks of videos."""
+
+    def __init__(
+        self,
+        checkpoint: str,
+        config: VideoQAConfig,
+        view: QuestionView,
+        vocabulary: Vocabulary,
+        settings: QAEvaluationConfig,
+    ) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with TemporaryDirectory() as scratch:
+            self._model = load_video_qa_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
+        self._view, self._vocabulary, self._settings = view, vocabulary, settings
+
+    @torch.inference_mode()
+    def answer(self, videos: Sequence[int]) -> Answers:
+        """Answers to all questions about ``videos``."""
+        return answer_questions(
+            self._model,
+            self._view,
+            videos,
+            self._vocabulary,
+            device=self._device,
+            batch_size=self._settings.batch_size,
+            level_rates=self._settings.level_rates,
+        )
+
+
+def evaluate_video_qa(
+    context: StageContext,
+    view: QuestionView,
+    *,
+    trained: Sequence[Question],
+    vocabulary: Vocabulary,
+    checkpoint: str,
+    config: VideoQAConfig,
+    settings: QAEvaluationConfig,
+    resources: ActorResources,
+    seed: int,
+) -> dict[str, float]:
+    """Writes ``metrics.json`` and ``answers.parquet`` and returns the metrics by name.
+
+    Args:
+        context: of the stage.
+        view: the questions and their videos.
+        trained: the training questions, for the baselines.
+        vocabulary: the answers in the order of the model's classes.
+        checkpoint: folder of ours or file of the published code.
+        config: the model, where the checkpoint is a published one.
+        settings: what to compute.
+        resources: actors.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the split holds no question about a video with frames.
+    """
+    if not len(view):
+        raise ValueError(
+            f"the split {settings.split!r} holds no question about a video with frames; choose qa_evaluation.split "
+            "among those that the stage answers counts"
+        )
+    answers = _answer_all(view, vocabulary, checkpoint, config, settings, resources)
+    questions = [question for video in range(len(view)) for question in view.questions(video)]
+    table = _answers_table(view, vocabulary, answers)
+    document: dict[str, Any] = {
+        "split": settings.split,
+        "checkpoint": checkpoint,
+        "seed": seed,
+        "questions": len(questions),
+        "answerable_questions": int(answers.ranks.isfinite().sum()),
+        "videos": len(view),
+        "vocabulary": len(vocabulary),
+        "protocol": "the best answer of the vocabulary; all: answers outside it are wrong; answerable: without those",
+        **_metrics(answers.ranks, questions, settings, seed),
+        "baselines": _baselines(trained, questions, vocabulary, settings, seed) if trained else {},
+    }
+    context.output.write_table(ANSWERS_FILE, table)
+    context.output.write_json(METRICS_FILE, document)
+    flat = _flat(document)
+    context.tracker.log_metrics(flat)
+    context.tracker.log_document(METRICS_FILE, document)
+    return flat
+
+
+def _answer_all(
+    view: QuestionView,
+    vocabulary: Vocabulary,
+    checkpoint: str,
+    config: VideoQAConfig,
+    settings: QAEvaluationConfig,
+    resources: ActorResources,
+) -> Answers:
+    parts = blocks(len(view), settings.batch_size)
+    actors = start_actors(
+        AnswererActor, checkpoint, config, view, vocabulary, settings, resources=resources, most=len(parts)
+    )
+    calls = [actors[i % len(actors)].answer.remote(list(part)) for i, part in enumerate(parts)]
+    with Progress("qa_evaluation", total=sum(view.texts_per_video), unit="questions") as progress:
+        for part in as_finished(calls):
+            progress.advance(sum(view.texts_per_video[video] for video in parts[part]))
+    answers = concatenate_answers(ray.get(calls))
+    for actor in actors:
+        ray.kill(actor)
+    return answers
+
+
+def _answers_table(view: QuestionView, vocabulary: Vocabulary, answers: Answers) -> pa.Table:
+    asked = [(view.store.video_ids[video], item) for video in range(len(view)) for item in view.questions(video)]
+    ranks = answers.ranks.tolist()
+    labels = [vocabulary.label(question.answer) for _, question in asked]
+    known = [label >= 0 for label in labels]
+    return pa.table(
+        {
+            "video_id": [video_id for video_id, _ in asked],
+            "question": [question.question for _, question in asked],
+            "type": [question.kind for _, question in asked],
+            "answer": [question.answer for _, question in asked],
+            "label": [label if is_known else None for label, is_known in zip(labels, known, strict=True)],
+            "rank": [rank if is_known else None for rank, is_known in zip(ranks, known, strict=True)],
+            "correct": [rank <= 1 for rank in ranks],
+            "top_answers": [[vocabulary.answers[label] for label in best] for best in answers.labels.tolist()],
+            "top_probabilities": answers.probabilities.tolist(),
+        },
+        schema=ANSWERS,
+    )
+
+
+def _metrics(
+    ranks: Float[Tensor, " questions"], questions: Sequence[Question], settings: QAEvaluationConfig, seed: int
+) -> dict[str, Any]:
+    """Metrics over ``all`` and over ``answerable`` questions: overall, then by type, the most frequent first."""
+    kinds = most_frequent((question.kind for question in questions), len(questions))
+    members = {OVERALL: torch.ones(len(questions), dtype=torch.bool)}
+    members |= {kind: torch.tensor([question.kind == kind for question in questions]) for kind in kinds}
+    return {
+        name: {
+            kind: {"questions": int((rows & counted).sum()), **_with_intervals(ranks[rows & counted], settings, seed)}
+            for kind, rows in members.items()
+            if (rows & counted).any()
+        }
+        for name, counted in (("all", members[OVERALL]), ("answerable", ranks.isfinite()))
+    }
+
+
+def _baselines(
+    trained: Sequence[Question],
+    questions: Sequence[Question],
+    vocabulary: Vocabulary,
+    settings: QAEvaluationConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """What guessing without a video reaches, over all and over answerable questions."""
+    (guess,) = most_frequent((question.answer for question in trained), 1)
+    by_kind: dict[str, list[str]] = {}
+    for question in trained:
+        by_kind.setdefault(question.kind, []).append(question.answer)
+    guesses = {kind: most_frequent(answers, 1)[0] for kind, answers in by_kind.items()}
+    answerable = torch.tensor([question.answer in vocabulary for question in questions])
+
+    def accuracies(guessed: Sequence[str]) -> dict[str, Any]:
+        hits = torch.tensor([mine == question.answer for mine, question in zip(guessed, questions, strict=True)])
+        ranks = torch.where(hits, 1.0, torch.inf)
+        return {
+            name: _with_intervals(ranks[counted], settings, seed)["accuracy"]
+            for name, counted in (("all", torch.ones_like(answerable)), ("answerable", answerable))
+            if counted.any()
+        }
+
+    return {
+        "most_frequent_answer": {"answer": guess, **accuracies([guess] * len(questions))},
+        "most_frequent_answer_per_type": {
+            "answers": guesses,
+            **accuracies([guesses.get(question.kind, guess) for question in questions]),
+        },
+    }
+
+
+def _with_intervals(ranks: Float[Tensor, " questions"], settings: QAEvaluationConfig, seed: int) -> dict[str, Any]:
+    intervals = bootstrap_intervals(
+        ranks,
+        generator=torch.Generator().manual_seed(seed),
+        metrics=AnswerMetrics,
+        num_resamples=settings.bootstrap_samples,
+    )
+    values = AnswerMetrics.from_ranks(ranks).as_dict()
+    return {name: {"value": value, **asdict(intervals[name])} for name, value in values.items()}
+
+
+def _flat(document: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of ``metrics.json`` as curves are named: ``all/accuracy``, ``all/what/accuracy``, …"""
+    flat = {name: float(document[name]) for name in ("questions", "answerable_questions", "videos")}
+    for name in ("all", "answerable"):
+        for kind, values in document[name].items():
+            # A type is the user's text, and MLflow takes few characters in a name.
+            prefix = name if kind == OVERALL else f"{name}/{re.sub(r'[^A-Za-z0-9_]+', '_', kind)}"
+            flat |= {f"{prefix}/{metric}": values[metric]["value"] for metric in ("accuracy", "top_5_accuracy")}
+        for baseline, values in document["baselines"].items():
+            if name in values:
+                flat[f"{name}/{baseline}"] = values[name]["value"]
+    return flat

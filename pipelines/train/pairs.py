@@ -1,0 +1,295 @@
+"""What training on (video, text) pairs shares: how batches are made, and a task that shows them.
+
+Texts are captions or questions. The batch of a step is a function of (seed, epoch, step) and the
+augmentation of a clip one of (seed, epoch, pass, video): neither depends on the number of ranks
+or loader processes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor, nn
+
+from hbi_models.axes import TextBatch, VideoBatch
+from hbi_models.clip.backbone import square_size
+from hbi_models.clip.loading import read_architecture
+from hbi_models.clip.preprocessing import normalize_pixels
+from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.configs import OptimizerConfig, RetrievalConfig
+from hbi_models.optimizer import clamp_logit_scale_
+from hbi_models.retrieval import RetrievalModel
+from pipelines.configs import AugmentationConfig, Split
+from pipelines.data.answers import Vocabulary
+from pipelines.data.augmentation import augmentation_rng, rand_augment
+from pipelines.data.frame_store import FrameBatch, FrameStore, as_channels_last, stack_frames
+from pipelines.data.splits import QuestionView, SplitView
+from pipelines.storage import Storage
+from pipelines.train.batches import BatchAddress, BatchSource, load_ahead
+from pipelines.train.checkpoints import Position
+from pipelines.train.collectives import rank, world_size
+from pipelines.train.estimator import load_estimator
+from pipelines.train.sampling import Pair, epoch_batches, rank_slice
+
+Batch = TypeVar("Batch")
+
+
+class PairBatch(NamedTuple):
+    """Matching texts and clips on their way into the model; frames stay uint8 until the device."""
+
+    token_ids: Int[Tensor, "pairs words"]
+    word_mask: Bool[Tensor, "pairs words"]
+    frames: UInt8[Tensor, "pairs frames 3 height width"]
+    frame_mask: Bool[Tensor, "pairs frames"]
+    video_ids: list[str]
+
+    def texts_on(self, device: torch.device) -> TextBatch:
+        """The texts on ``device``."""
+        return TextBatch(self.token_ids.to(device), self.word_mask.to(device))
+
+    def videos_on(self, device: torch.device) -> VideoBatch:
+        """The clips on ``device``, as the model takes them."""
+        pixels = normalize_pixels(self.frames.to(device, non_blocking=True))
+        return VideoBatch(pixels, self.frame_mask.to(device))
+
+
+class TextView(Protocol):
+    """Videos with frames and texts; a video is addressed by its position."""
+
+    store: FrameStore
+    texts_per_video: list[int]
+
+    def texts(self, video: int) -> list[str]:
+        """The texts of the video at a position."""
+        ...
+
+
+class PairTraining(Protocol):
+    """The settings that trainings on pairs share."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def augmentation(self) -> AugmentationConfig: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Where a training on pairs finds what earlier stages made."""
+
+    manifest: Storage
+    """Folder of the manifest artifact."""
+    frames: Storage
+    """Folder of the frames artifact, whose index names the shards."""
+    frames_pool: Storage
+    """Folder of the frame shards."""
+    estimator: Storage | None = None
+    """Checkpoint folder of the teacher, where it is the estimator."""
+
+    def captions(self, split: Split) -> SplitView:
+        """The videos of a split with their captions."""
+        return SplitView(self.manifest, self.frames, self.frames_pool, split)
+
+    def questions(self, split: Split, *, answerable_by: Vocabulary | None = None) -> QuestionView:
+        """The videos with questions of a split; see ``QuestionView``."""
+        return QuestionView(self.manifest, self.frames, self.frames_pool, split, answerable_by=answerable_by)
+
+
+class PairSource:
+    """Makes this rank's part of the batch of any step.
+
+    Args:
+        view: videos and texts to train on.
+        training: size of the global batch, and augmentation.
+        model: how many words and frames the model takes.
+        max_texts: texts of a video used per epoch; None = all.
+        image_size_px: side of the model's input.
+        seed: seed of the run.
+        rank: which part of the batch.
+        world_size: into how many parts it is cut.
+    """
+
+    def __init__(
+        self,
+        view: TextView,
+        training: PairTraining,
+        model: RetrievalConfig,
+        *,
+        max_texts: int | None,
+        image_size_px: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._view, self._training, self._model = view, training, model
+        self._max_texts, self._image_size_px, self._seed = max_texts, image_size_px, seed
+        self._rank, self._world_size = rank, world_size
+        self._tokenizer = CaptionTokenizer(model.max_words)
+        self._epoch = -1
+        self._batches: list[list[Pair]] = []
+
+    def pairs(self, address: BatchAddress) -> Sequence[Pair]:
+        """The pairs of this rank's part of a batch."""
+        epoch, step = address
+        if epoch != self._epoch:
+            self._batches = epoch_batches(
+                self._view.texts_per_video,
+                batch_size=self._training.batch_size,
+                seed=self._seed,
+                epoch=epoch,
+                max_texts=self._max_texts,
+            )
+            self._epoch = epoch
+        return rank_slice(self._batches[step], rank=self._rank, world_size=self._world_size)
+
+    def __getitem__(self, address: BatchAddress) -> PairBatch:
+        pairs = self.pairs(address)
+        token_ids, word_mask = self._tokenizer([self._view.texts(pair.video)[pair.text] for pair in pairs])
+        ids = [self._view.store.video_ids[pair.video] for pair in pairs]
+        frames = self._frames(address[0], pairs)
+        return PairBatch(torch.from_numpy(token_ids), torch.from_numpy(word_mask), frames.frames, frames.mask, ids)
+
+    def _frames(self, epoch: int, pairs: Sequence[Pair]) -> FrameBatch:
+        size, store = {"image_size_px": self._image_size_px, "max_frames": self._model.max_frames}, self._view.store
+        if not self._training.augmentation.enabled:
+            return store.batch([pair.video for pair in pairs], **size)
+        clips = [
+            _augmented(
+                store.decoded(pair.video),
+                self._training.augmentation,
+                self._seed,
+                epoch,
+                pair,
+                store.video_ids[pair.video],
+            )
+            for pair in pairs
+        ]
+        return stack_frames(clips, **size)
+
+
+def _augmented(
+    images: list[Tensor], config: AugmentationConfig, seed: int, epoch: int, pair: Pair, video_id: str
+) -> list[Tensor]:
+    generator = augmentation_rng(seed, epoch, pair.pass_index, video_id)
+    augmented = torch.from_numpy(rand_augment(as_channels_last(images), config, generator))
+    return list(rearrange(augmented, "frames height width rgb -> frames rgb height width"))
+
+
+@dataclass(kw_only=True)
+class PairTask(ABC, Generic[Batch]):
+    """What the training loop asks of a training on pairs, but for the model, its loss and its validation."""
+
+    training: Any
+    """Settings of the training, a ``PairTraining``."""
+    seed: int
+    data: TrainingData
+    loader_processes: int
+    steps_per_epoch: Sequence[int]
+    """Epochs may differ by a few steps where videos differ in their number of texts."""
+
+    @property
+    @abstractmethod
+    def encoder_config(self) -> RetrievalConfig:
+        """Settings of the model, or part of it, that encodes texts and videos."""
+
+    @abstractmethod
+    def encoder(self, model: nn.Module) -> RetrievalModel:
+        """That model, or part of ``model``, without what distributes it."""
+
+    @abstractmethod
+    def source(self, *, rank: int, world_size: int) -> BatchSource[Batch]:
+        """Makes the part of ``rank`` of the batch of any step."""
+
+    @abstractmethod
+    def pair_batch(self, batch: Batch) -> PairBatch:
+        """The texts and clips of a batch."""
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        optimizer: OptimizerConfig = self.training.optimizer
+        return optimizer
+
+    @property
+    def epochs(self) -> int:
+        return int(self.training.epochs)
+
+    def steps(self, epoch: int) -> int:
+        return self.steps_per_epoch[epoch]
+
+    def batches(self, position: Position) -> Iterator[Batch]:
+        addresses = [
+            (epoch, step)
+            for epoch in range(position.epoch, self.epochs)
+            for step in range(position.step_in_epoch if epoch == position.epoch else 0, self.steps(epoch))
+        ]
+        return load_ahead(
+            self.source(rank=rank(), world_size=world_size()),
+            addresses,
+            processes=self.loader_processes,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def after_step(self, model: nn.Module) -> None:
+        clamp_logit_scale_(self.encoder(model).clip.logit_scale)
+
+    def row_names(self, batch: Batch) -> list[str]:
+        return self.pair_batch(batch).video_ids
+
+    def pairs(self, batch: Batch) -> int:
+        return len(self.pair_batch(batch).video_ids)
+
+    @cached_property
+    def image_size_px(self) -> int:
+        """Side of the model's input."""
+        vision = read_architecture(self.encoder_config.clip.architecture)["vision_cfg"]
+        return square_size(vision.get("image_size", 224))
+
+    def noise(self, device: torch.device) -> torch.Generator | None:
+        """What draws the tie-break noise of the clustering, where the settings ask for it."""
+        if not self.encoder_config.merging.tie_break_noise:
+            return None
+        # The loop seeds torch anew in every step, so a restart draws the same noise.
+        return torch.Generator(device).manual_seed(torch.initial_seed())
+
+    def install_teacher(self, encoder: RetrievalModel) -> None:
+        """Gives ``encoder`` the trained estimator as its teacher, where it has one.
+
+        Raises:
+            ValueError: there is no trained estimator.
+        """
+        if encoder.teacher is None:
+            return
+        if self.data.estimator is None:
+            raise ValueError("model.game.teacher is estimator, and there is no trained estimator to teach")
+        with TemporaryDirectory() as scratch:
+            encoder.teacher.load_state_dict(load_estimator(self.data.estimator, Path(scratch)).state_dict())
+
+
+def steps_of_epochs(
+    texts_per_video: Sequence[int], *, batch_size: int, seed: int, epochs: int, max_texts: int | None
+) -> list[int]:
+    """Number of batches of each epoch.
+
+    Raises:
+        ValueError: there are fewer videos with texts than ``batch_size``.
+    """
+    return [
+        len(epoch_batches(texts_per_video, batch_size=batch_size, seed=seed, epoch=epoch, max_texts=max_texts))
+        for epoch in range(epochs)
+    ]

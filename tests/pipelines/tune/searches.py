@@ -1,0 +1,70 @@
+"""Searches for tests, as a search file describes them, and records of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hbi_models.configs import GameConfig, RetrievalConfig
+from jobs.settings import recipe_from_document
+from pipelines.configs import DataConfig, Recipe, ShapesConfig
+from pipelines.stages import plain
+from pipelines.tune.checks import make_search
+from pipelines.tune.configs import SamplerConfig, SchedulerConfig, SearchConfig
+from pipelines.tune.journal import Phase, Report, TrialRecord, TrialState
+from pipelines.tune.search import Search
+from pipelines.tune.space import with_values
+
+KL, SKL = "model.loss.kl", "model.loss.skl"
+BOTH = {KL: "loguniform 0.05 10", SKL: "loguniform 0.05 10"}
+
+
+def search_of(workspace: Path, changes: Mapping[str, Any] | None = None, **config: Any) -> Search:
+    """A search over generated data; keywords are the settings of the search file."""
+    recipe = Recipe(
+        workspace=str(workspace),
+        data=DataConfig(shapes=ShapesConfig(train_videos=30)),
+        model=RetrievalConfig(game=GameConfig(teacher="exact")),
+    )
+    if changes:
+        recipe = recipe_from_document(with_values(plain(recipe), changes))
+    settings: dict[str, Any] = {
+        "space": BOTH,
+        "sampler": {"name": "random"},
+        "scheduler": {"name": "none"},
+        **config,
+    }
+    settings["sampler"] = SamplerConfig(**settings["sampler"])
+    settings["scheduler"] = SchedulerConfig(**settings["scheduler"])
+    return make_search(recipe, SearchConfig(**settings), recipe_from_document)
+
+
+def record_of(
+    number: int,
+    values: Mapping[str, Any],
+    scores: Sequence[float],
+    *,
+    state: TrialState = "finished",
+    phase: Phase = "search",
+    label: str | None = None,
+    seed: int = 42,
+    per_epoch: int = 1,
+) -> TrialRecord:
+    """A trial with these validations."""
+    name = f"trial-{number:03d}"
+    reports = tuple(
+        Report(progress=place, epoch=place / per_epoch, step=10 * place, value=score)
+        for place, score in enumerate(scores, start=1)
+    )
+    return TrialRecord(
+        name=name,
+        phase=phase,
+        label=label or name,
+        values=values,
+        seed=seed,
+        fingerprint=f"{number:016x}",
+        state=state,
+        reports=reports,
+        value=scores[-1] if scores else None,
+    )

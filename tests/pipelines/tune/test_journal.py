@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.storage import Storage
+from pipelines.tune.journal import Journal, Report
+from tests.pipelines.tune.searches import KL, record_of
+
+
+def test_records_are_found_again_in_the_order_of_their_starts(tmp_path: Path) -> None:
+    journal = Journal(Storage(str(tmp_path)))
+    first, second = record_of(0, {KL: 0.1, "model.level_rates": [1, 0, 0]}, [3.0, 4.0]), record_of(1, {}, [])
+    final = record_of(2, {KL: 0.1}, [5.0], phase="final", label="published", seed=43)
+    for record in (first, second, final):
+        journal.put(record)
+    stopped = journal.put(replace(first, state="stopped", reason="too slow"))
+    again = Journal(Storage(str(tmp_path)))
+    assert again.of("search") == [stopped, second]
+    assert again.of("final") == [final]
+    assert again["trial-000"] == stopped
+    assert again.get("trial-007") is None
+
+
+def test_a_report_that_is_made_again_replaces_what_followed_from_the_old_one() -> None:
+    record = record_of(0, {}, [1.0, 2.0, 3.0])
+    again = record.reported(Report(progress=2, epoch=2.0, step=20, value=2.5))
+    assert [(report.progress, report.value) for report in again.reports] == [(1, 1.0), (2, 2.5)]
+    assert again.value == 2.5
+
+
+def test_values_are_those_of_the_last_report_up_to_then() -> None:
+    record = record_of(0, {}, [1.0, 2.0, 3.0])
+    assert [record.value_at(progress) for progress in range(5)] == [None, 1.0, 2.0, 3.0, 3.0]

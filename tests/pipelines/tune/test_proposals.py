@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.tune.journal import Journal, TrialRecord
+from pipelines.tune.proposals import Proposer, importances
+from pipelines.tune.queues import ListedTrials, ProposedTrials
+from pipelines.tune.search import Search
+from pipelines.tune.space import parse_space
+from tests.pipelines.tune.searches import BOTH, KL, SKL, record_of, search_of
+
+
+def value_of(setting: Mapping[str, Any]) -> float:
+    """Best at kl 0.5; skl matters a tenth as much."""
+    return -abs(math.log(setting[KL] / 0.5)) - 0.1 * abs(math.log(setting.get(SKL, 1)))
+
+
+def run(search: Search, journal: Journal, *, until: int | None = None) -> list[TrialRecord]:
+    """Tries the settings of a search one after another; ``until`` so many have ended."""
+    queue = ProposedTrials(search, journal)
+    while until is None or sum(record.ended for record in journal.of("search")) < until:
+        record = queue.next()
+        if record is None:
+            break
+        journal.put(record)
+        tried = record_of(0, record.values, [value_of(record.values)])
+        ended = journal.put(replace(tried, name=record.name, fingerprint=record.fingerprint))
+        queue.reported(ended)
+        queue.ended(ended)
+    return journal.of("search")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(search_of(tmp_path).storage)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Path, sampler: str) -> None:
+    options: dict[str, Any] = {"trials": 9, "sampler": {"name": sampler, "startup_trials": 3}}
+    one, other = (search_of(tmp_path / name, **options) for name in ("one", "other"))
+    whole = run(one, Journal(one.storage))
+    run(other, Journal(other.storage), until=5)
+    parts = run(other, Journal(other.storage))
+    assert len(whole) == 9
+    assert [record.values for record in parts] == [record.values for record in whole]
+    assert len({record.fingerprint for record in whole}) == 9
+
+
+def test_a_trial_that_was_interrupted_comes_first(tmp_path: Path, journal: Journal) -> None:
+    search = search_of(tmp_path, trials=3)
+    queue = ProposedTrials(search, journal)
+    first, second = queue.next(), queue.next()
+    assert first is not None and second is not None
+    journal.put(replace(first, state="finished", value=1.0))
+    journal.put(second)
+    queue = ProposedTrials(search, journal)
+    assert queue.next() == second
+    third = queue.next()
+    assert third is not None and third.name == "trial-002"
+    assert queue.next() is None
+
+
+def test_values_lie_in_their_ranges_and_samplers_differ_by_seed(tmp_path: Path) -> None:
+    space = parse_space({"a": "loguniform 0.01 1", "b": "int 1 3", "c": {"choice": [[1], "x"], "when": {"b": 2}}})
+    settings = []
+    for seed in (0, 1):
+        search = replace(search_of(tmp_path, sampler={"name": "random", "seed": seed}), space=space)
+        proposer = Proposer(search.config, search.space)
+        drawn = [proposer.propose(str(number), number) for number in range(30)]
+        settings.append(drawn)
+        for setting in drawn:
+            assert setting is not None
+            assert 0.01 <= setting["a"] <= 1
+            assert setting["b"] in (1, 2, 3)
+            assert ("c" in setting) == (setting["b"] == 2)
+            assert setting.get("c", "x") in ([1], "x")
+        # The logarithm is uniform: half of the draws lie below the geometric mean, give or take 3 deviations.
+        assert 7 <= sum(setting["a"] < 0.1 for setting in drawn if setting) <= 23
+    assert settings[0] != settings[1]
+
+
+def test_the_estimator_learns_where_the_metric_is_good(tmp_path: Path) -> None:
+    means = {}
+    for sampler in ("random", "tpe"):
+        search = search_of(tmp_path, sampler={"name": sampler})
+        proposer, values = Proposer(search.config, search.space), []
+        for number in range(60):
+            record = record_of(number, {}, [0.0])
+            setting = proposer.propose(record.name, number)
+            assert setting is not None
+            values.append(value_of(setting))
+            proposer.ended(replace(record, values=setting, value=values[-1]))
+        means[sampler] = np.mean(values[30:])
+    assert means["tpe"] > means["random"] + 0.3
+
+
+def test_a_grid_is_tried_in_full_and_once(tmp_path: Path) -> None:
+    space = {KL: "grid 0.5 1 2", SKL: "choice 1 2"}
+    search = search_of(tmp_path, space=space, sampler={"name": "grid"}, trials=99)
+    found = [(record.values[KL], record.values[SKL]) for record in run(search, Journal(search.storage))]
+    assert found == [(kl, skl) for kl in (0.5, 1, 2) for skl in (1, 2)]
+
+
+def test_a_space_of_few_settings_ends_when_all_are_tried(tmp_path: Path) -> None:
+    search = search_of(tmp_path, space={KL: "choice 0.5 1 2"}, trials=99)
+    records = run(search, Journal(search.storage))
+    assert sorted(record.values[KL] for record in records) == [0.5, 1, 2]
+
+
+def test_a_list_is_done_without_what_was_done_before() -> None:
+    done, begun, new = record_of(0, {}, [1.0]), record_of(1, {}, [1.0], state="running"), record_of(2, {}, [])
+    queue = ListedTrials([done, begun, replace(new, state="running")])
+    assert (queue.total, queue.done) == (3, 1)
+    assert [queue.next() for _ in range(3)] == [begun, replace(new, state="running"), None]
+
+
+def test_importance_is_the_share_of_the_variance() -> None:
+    space, random = parse_space(BOTH), np.random.default_rng(0)
+    settings = [{KL: float(kl), SKL: float(skl)} for kl, skl in 10 ** random.uniform(-1.3, 1, size=(60, 2))]
+    shares = importances(space, [(setting, value_of(setting)) for setting in settings])
+    assert list(shares) == [KL, SKL]
+    assert shares[KL] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+    assert importances(space, [(setting, 1.0) for setting in settings]) == {}
+    assert importances(space, [(setting, value_of(setting)) for setting in settings[:3]]) == {}
