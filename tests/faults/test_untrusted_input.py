@@ -1,0 +1,105 @@
+"""Files that somebody made to do harm: nothing in them is run, and no place outside of the workspace is reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from hbi_models.clip.loading import read_checkpoint
+from pipelines.data.frame_store import FrameStore
+from pipelines.data.line_files import MAX_LINE_CHARS
+from pipelines.data.msrvtt_qa import read_msrvtt_qa
+from pipelines.data.video_files import list_videos
+from pipelines.storage import Storage
+from pipelines.train.checkpoints import TRAINING, load_training
+from pipelines.train.initial_weights import load_checkpoint
+from tests.dataset_copies import write_msrvtt_qa
+from tests.tiny_retrieval import retrieval_config
+
+pytestmark = pytest.mark.fault
+
+
+class Program:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = str(marker)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self._marker,)
+
+
+def bare_pickle(path: Path, program: Program) -> None:
+    path.write_bytes(pickle.dumps({"weight": program}, protocol=2))
+
+
+def old_checkpoint(path: Path, program: Program) -> None:
+    torch.save({"weight": torch.zeros(2), "program": program}, path, _use_new_zipfile_serialization=False)
+
+
+def new_checkpoint(path: Path, program: Program) -> None:
+    torch.save({"weight": torch.zeros(2), "program": program}, path)
+
+
+def script_archive(path: Path, program: Program) -> None:
+    """A TorchScript archive in whose pickle there is a program."""
+    torch.jit.script(nn.Linear(1, 1)).save(str(path))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            harmful = pickle.dumps({"weight": program}, protocol=2)
+            archive.writestr(name, harmful if name.endswith("/data.pkl") else content)
+
+
+def resume(path: Path) -> Any:
+    path.rename(path.with_name(TRAINING))
+    return load_training(path.parent, optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("write", [bare_pickle, old_checkpoint, new_checkpoint, script_archive])
+@pytest.mark.parametrize(
+    "read",
+    [read_checkpoint, lambda path: load_checkpoint(str(path), retrieval_config(path.parent), path.parent), resume],
+    ids=["clip", "published", "resume"],
+)
+@pytest.mark.parametrize("suffix", ["pt", "bin.3"])
+def test_a_program_in_a_checkpoint_is_not_run(
+    tmp_path: Path, write: Callable[[Path, Program], None], read: Callable[[Path], Any], suffix: str
+) -> None:
+    path, marker = tmp_path / f"model.{suffix}", tmp_path / "marker"
+    write(path, Program(marker))
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        read(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("shard", ["../outside.parquet", "/etc/passwd", "a/../../outside.parquet"])
+def test_a_shard_outside_of_the_pool_is_not_read(tmp_path: Path, shard: str) -> None:
+    index = pa.table({"video_id": ["a"], "shard": [shard], "row": [0]})
+    Storage(str(tmp_path)).write_table("outside.parquet", index)
+    store = FrameStore(Storage(str(tmp_path / "pool")), index)
+    with pytest.raises(ValueError, match="would leave"):
+        store.encoded(0)
+    assert (tmp_path / "outside.parquet").exists()
+
+
+def test_a_gigantic_line_of_a_published_file_is_refused(tmp_path: Path) -> None:
+    questions = {split: [(f"video{place}", "who", "a")] for place, split in enumerate(("train", "val", "test"))}
+    write_msrvtt_qa(tmp_path, questions)
+    with (tmp_path / "val.jsonl").open("a") as file:
+        file.write(json.dumps({"video_id": "video1", "question": "x" * MAX_LINE_CHARS}) + "\n")
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(ValueError, match=r"val\.jsonl, line 2 has more than 1,000,000 characters"):
+        read_msrvtt_qa(Storage(str(tmp_path)), list_videos(str(tmp_path / "videos")))

@@ -1,0 +1,229 @@
+"""Whole runs on a full disk, on a store in trouble, with a damaged shard, and with a loss that explodes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.data.frames_stage import frames_pool
+from pipelines.graph import make_graph
+from pipelines.shards import ShardPool
+from pipelines.storage import Storage
+from pipelines.train.checkpoints import WEIGHTS
+from pipelines.train.layout import HISTORY, MODEL, NON_FINITE, RAY_TRAIN
+from tests.faults.conftest import SmallDisk, mounted
+from tests.faults.flaky_s3 import FlakyS3
+from tests.jobs.recipes import command, read, run_command, write_recipe
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow_fault, pytest.mark.timeout(900)]
+
+VIDEOS = 40
+
+
+def recipe_file(folder: Path, **sections: Any) -> Path:
+    """A recipe over generated videos whose only training is that of the retrieval model, on one worker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_recipe(
+        folder,
+        data={
+            "shapes": {"train_videos": VIDEOS - 8, "test_videos": 8, "image_size_px": 32, "duration_s": 2.0},
+            "validation_videos": 8,
+        },
+        **sections,
+    )
+    options = {"model.game.teacher": "exact", "resources.retrieval.workers": 1, "resources.retrieval.max_failures": 0}
+    recipe = path.read_text()
+    for name, value in options.items():
+        recipe = re.sub(rf"(?m)^(\s+){name.split('.')[-1]}: (?!\[).*$", rf"\g<1>{name.split('.')[-1]}: {value}", recipe)
+    path.write_text(recipe)
+    return path
+
+
+def start(recipe: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end, or to where it gives up."""
+    return run_command(command(recipe, *options), timeout_s=600)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line in which a run says why it stopped."""
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if " ERROR   jobs: " in line]
+    assert "Traceback" not in done.stderr.split(line)[1]
+    return line
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> str:
+    """What a run printed that came to its end."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def plan_of(printed: str) -> dict[str, str]:
+    """State of each stage in the plan at the head of what was printed."""
+    rows = re.findall(r"(?m)^(\w+) +[0-9a-f]{16} +(\w+)", printed)
+    return dict(rows)
+
+
+def shards(pool: ShardPool) -> dict[str, tuple[int, int]]:
+    """The committed shards, each with what changes when it is written again."""
+    states = {name: Path(pool.storage.path(name)).stat() for name in pool.storage.files(suffix=".parquet")}
+    return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
+
+
+def weights(recipe: Path) -> bytes:
+    return make_graph(read(recipe)).output("retrieval").read_bytes(f"{MODEL}/{WEIGHTS}")
+
+
+def test_a_disk_that_fills_up_with_frames_costs_the_shards_that_did_not_fit(tmp_path: Path) -> None:
+    recipe = recipe_file(tmp_path)
+    pool = frames_pool(Storage(read(recipe).workspace), read(recipe))
+    succeeded(start(recipe, "--until_stage", "manifest"))
+    with mounted(tmp_path / "workspace" / "shards", 1 << 20) as disk:
+        disk.fill(leave=100 << 10)
+        line = refused(start(recipe, "--until_stage", "frames"))
+        assert f"cannot write {pool.storage.uri}/" in line and "No space left" in line and "make room" in line
+        before = shards(pool)
+        assert 0 < len(before) < VIDEOS // 4
+        assert not [path for path in disk.path.rglob("*") if path.name.startswith(".tmp")]
+        assert len(pool.index()) == 4 * len(before), "every one that is visible is whole"
+        disk.make_room()
+        printed = succeeded(start(recipe, "--until_stage", "frames"))
+        assert plan_of(printed) == {"shapes": "done", "manifest": "done", "frames": "partial"}
+        after = shards(pool)
+        assert {name: after[name] for name in before} == before, "what was done is not done again"
+        assert len(set(pool.index().column("key").to_pylist())) == VIDEOS
+
+
+def test_a_disk_without_room_for_the_next_checkpoint_costs_the_steps_since_the_last(tmp_path: Path) -> None:
+    settings = {"epochs": 2, "batch_size": 8, "augmentation": {"operations": 1}}
+    recipe, unhindered = (recipe_file(tmp_path / name, retrieval=settings) for name in ("full", "unhindered"))
+    succeeded(start(unhindered, "--until_stage", "retrieval"))
+    succeeded(start(recipe, "--until_stage", "frames"))
+    # A checkpoint has 20 MB: there is room for the first, and not for a second beside it.
+    with mounted(tmp_path / "full" / "workspace" / "retrieval", 30 << 20) as disk:
+        line = refused(start(recipe, "--until_stage", "retrieval"))
+        output = make_graph(read(recipe)).output("retrieval")
+        assert f"cannot keep a checkpoint in {output.uri}/{RAY_TRAIN}" in line and "make room" in line
+        # Steps of the first epoch, with figures that no second run would give again.
+        before = output.read_bytes(HISTORY).splitlines()[:3]
+        assert not output.exists(MODEL), "no half model is visible"
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk.path)], check=True)
+        assert plan_of(succeeded(start(recipe, "--until_stage", "retrieval")))["retrieval"] == "partial"
+        assert output.read_bytes(HISTORY).splitlines()[:3] == before, "the first epoch is not done again"
+        assert weights(recipe) == weights(unhindered)
+
+
+def test_a_full_disk_under_the_database_of_mlflow_costs_no_finished_work(
+    small_disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk.path)], check=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{small_disk.path}/mlflow.db")
+    recipe = recipe_file(tmp_path)
+    succeeded(start(recipe, "--until_stage", "shapes"))
+    small_disk.fill(leave=8 << 10)
+    line = refused(start(recipe, "--until_stage", "frames"))
+    assert f"cannot record the run in sqlite:///{small_disk.path}/mlflow.db" in line and "Make room" in line
+    small_disk.make_room()
+    assert plan_of(succeeded(start(recipe, "--until_stage", "frames")))["shapes"] == "done"
+
+
+def test_a_run_on_a_store_that_fails_again_and_again_gives_the_same_results(s3: FlakyS3, tmp_path: Path) -> None:
+    alone, troubled = recipe_file(tmp_path / "alone"), recipe_file(tmp_path / "troubled")
+    troubled.write_text(re.sub(r"(?m)^workspace: .*$", f"workspace: s3://bucket/{tmp_path.name}", troubled.read_text()))
+    succeeded(start(alone))
+    counter = itertools.count()
+    faults = [
+        s3.refuse(1 << 30, status=503, strikes=lambda request: next(counter) % 11 == 0),
+        s3.refuse(1 << 30, status=500, strikes=lambda request: next(counter) % 13 == 0),
+        s3.cut(1 << 30, answer=True, strikes=lambda request: request.method == "GET" and next(counter) % 17 == 0),
+        s3.cut(1 << 30, strikes=lambda request: request.method == "PUT" and next(counter) % 7 == 0),
+        s3.delay(5, 4.0, strikes=lambda request: next(counter) % 101 == 0),
+    ]
+    succeeded(start(troubled))
+    assert all(fault.struck for fault in faults), [fault.struck for fault in faults]
+    s3.heal()
+    results = [make_graph(read(recipe)).output("evaluation") for recipe in (alone, troubled)]
+    assert results[0].read_json("metrics.json") == results[1].read_json("metrics.json")
+    assert weights(alone) == weights(troubled)
+
+
+def test_a_store_that_dies_during_a_run_costs_what_was_not_finished(s3: FlakyS3, tmp_path: Path) -> None:
+    recipe = recipe_file(tmp_path)
+    place = f"s3://bucket/{tmp_path.name}"
+    recipe.write_text(re.sub(r"(?m)^workspace: .*$", f"workspace: {place}", recipe.read_text()))
+    succeeded(start(recipe, "--until_stage", "manifest"))
+    pool = frames_pool(Storage(place), read(recipe))
+    written = itertools.count()
+    # From the fourth shard on, nothing is answered any more.
+    dead = {"since": 1 << 30}
+
+    def dies(request: Any) -> bool:
+        if "/shards/" in request.path and request.is_upload_of_a_part and next(written) == 3:
+            dead["since"] = 0
+        return dead["since"] == 0
+
+    s3.refuse(1 << 30, strikes=dies)
+    line = refused(start(recipe, "--until_stage", "frames"))
+    assert re.search(rf"cannot \w+( at)? {place}/", line) and "run the same command again" in line
+    s3.heal()
+    before = set(pool.storage.files(suffix=".parquet"))
+    assert 0 < len(before) < VIDEOS // 4
+    assert len(pool.index()) == 4 * len(before), "every one that is visible is whole"
+    s3.requests.clear()
+    assert plan_of(succeeded(start(recipe, "--until_stage", "frames")))["frames"] == "partial"
+    again = {request.path.partition("?")[0].rpartition("/")[2] for request in s3.requests if request.method == "PUT"}
+    assert not before & again, "what was done is not done again"
+    assert len(set(pool.index().column("key").to_pylist())) == VIDEOS
+
+
+def test_a_shard_that_is_damaged_before_the_training_is_mended_by_the_same_command(tmp_path: Path) -> None:
+    recipe = recipe_file(tmp_path)
+    succeeded(start(recipe, "--until_stage", "frames"))
+    pool = frames_pool(Storage(read(recipe).workspace), read(recipe))
+    index = make_graph(read(recipe)).output("frames").read_table("index.parquet")
+    before = shards(pool)
+    (victim, *_) = sorted({row["shard"] for row in index.to_pylist() if row["split"] == "train"})
+    path = Path(pool.storage.path(victim))
+    # In the middle of the frames: the list of keys can still be read, so only the training finds it.
+    content = bytearray(path.read_bytes())
+    start_of_frame = content.index(b"\xff\xd8\xff") + 400
+    content[start_of_frame] ^= 255
+    path.write_bytes(content)
+    line = refused(start(recipe, "--until_stage", "retrieval"))
+    assert str(path) in line and "set aside" in line and "Run the same command again" in line
+    assert path.with_name(f"{path.name}.damaged").exists()
+    printed = succeeded(start(recipe, "--until_stage", "retrieval"))
+    assert plan_of(printed)["frames"] == "damaged"
+    after = shards(pool)
+    assert {name: after[name] for name in before if name != victim} == {
+        name: state for name, state in before.items() if name != victim
+    }
+    assert len(set(pool.index().column("key").to_pylist())) == VIDEOS
+
+
+def test_a_loss_that_explodes_stops_the_run_with_its_last_checkpoint_and_its_batch(tmp_path: Path) -> None:
+    recipe = recipe_file(
+        tmp_path,
+        retrieval={
+            "epochs": 3,
+            "batch_size": 8,
+            "augmentation": {"enabled": False},
+            "optimizer": {"lr": 1e30, "clip_lr_factor": 1.0, "max_grad_norm": 1e30},
+            "checkpoint": {"every_steps": 1},
+        },
+    )
+    line = refused(start(recipe, "--until_stage", "retrieval"))
+    output = make_graph(read(recipe)).output("retrieval")
+    report = output.read_json(NON_FINITE)
+    assert f"is {report['value']} at step {report['step']}" in line
+    assert output.place(NON_FINITE) in line
+    assert [len(part["rows"]) for part in report["ranks"]] == [8]
+    checkpoint = Path(report["last_checkpoint"])
+    assert json.loads((checkpoint / "position.json").read_text())["step"] <= report["step"]
+    assert not output.exists("artifact.json")
