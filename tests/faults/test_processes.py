@@ -97,6 +97,8 @@ def test_a_decoding_worker_that_is_killed_costs_its_shard_alone(undisturbed: Und
         wait_until(lambda: len(shards(pool)) >= 2, alive=lambda: not running.done())
         before = shards(pool)
         victim = worker_at("MapBatches(", alive=lambda: not running.done())
+        # A worker starts its decoding process with its first video.
+        wait_until(lambda: bool(descendants(victim)), alive=lambda: not running.done())
         decoding = descendants(victim)
         kill(victim)
         outcomes = running.result(timeout=200)
