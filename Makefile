@@ -1,6 +1,7 @@
 # make demo   set up, and run the whole pipeline on generated videos
 # make search set up, and search the loss weights on generated videos
 # make test   set up, and run every check: format, lint, types, import contracts, tests
+# make test-search    searches that take minutes
 # make test-cluster   the tests that start Ray clusters of several nodes, about a quarter of an hour
 # make test-faults   the long rows of docs/faults.md, and many times as many random inputs
 #
@@ -12,7 +13,7 @@ BIN := $(abspath $(VENV))/bin
 # One thread per process: Ray runs as many processes as there are CPUs.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo search test test-cluster check benchmark clean
+.PHONY: demo search test test-search test-cluster test-faults check benchmark clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml
@@ -21,11 +22,14 @@ search: $(VENV)/.installed
 	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --search jobs/recipes/search_kl_skl.yaml
 
 test: $(VENV)/.installed-dev check
-	$(RUN) -m pytest -m 'not cluster and not slow_fault'
+	$(RUN) -m pytest -m 'not cluster and not slow_fault and not search'
 
 test-faults: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m slow_fault
 	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest --timeout 1200 tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py
+
+test-search: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m search tests/jobs
 
 test-cluster: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m cluster tests/cluster

@@ -290,6 +290,7 @@ def test_what_a_killed_driver_did_not_tell_mlflow_is_told_by_the_next(searched: 
     assert {name: search.storage.read_bytes(name) for name in search.storage.files()} == files
 
 
+@pytest.mark.search
 def test_the_best_recipe_reproduces_its_trial_and_is_tested_once(
     searched: Searched, tmp_path: Path, ray_local: Any
 ) -> None:
@@ -373,6 +374,7 @@ def test_a_search_whose_driver_was_killed_goes_on(folder: Path, ray_local: Any) 
         assert logged == [int(point["step"]) for point in points(output) if "train/loss" in point], name
 
 
+@pytest.mark.search
 def test_a_population_exchanges_weights_and_settings(folder: Path, ray_local: Any) -> None:
     options = write_search(
         folder,
@@ -403,6 +405,7 @@ def test_a_population_exchanges_weights_and_settings(folder: Path, ray_local: An
     assert make_graph(recipe).artifact("retrieval") is not None
 
 
+@pytest.mark.search
 def test_trials_with_two_workers_are_ended_early_too(folder: Path) -> None:
     """Each trial is a worker group; that of one that was ended gives its CPUs to the next."""
     options = write_search(
