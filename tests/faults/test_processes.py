@@ -89,6 +89,7 @@ def done_again(before: dict[str, str], after: dict[str, str]) -> int:
     return sum(after[name] != state for name, state in before.items())
 
 
+@pytest.mark.slow_fault
 def test_a_decoding_worker_that_is_killed_costs_its_shard_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
     recipe = undisturbed.elsewhere(tmp_path)
     pool = frames_pool(Storage(recipe.workspace), recipe)
@@ -111,6 +112,7 @@ def test_a_decoding_worker_that_is_killed_costs_its_shard_alone(undisturbed: Und
     assert done_again(before, after) <= 1
 
 
+@pytest.mark.slow_fault
 def test_an_actor_that_is_killed_while_it_labels_is_replaced(undisturbed: Undisturbed, tmp_path: Path) -> None:
     recipe = undisturbed.elsewhere(tmp_path)
     run(recipe, until_stage="frames")
