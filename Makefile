@@ -2,7 +2,7 @@
 # make search set up, and search the loss weights on generated videos
 # make test   set up, and run every check: format, lint, types, import contracts, tests
 # make test-search    searches that take minutes
-# make test-cluster   the tests that start Ray clusters of several nodes, about a quarter of an hour
+# make test-cluster   the tests that start Ray clusters, of several nodes too
 # make test-faults   the long rows of docs/faults.md, and many times as many random inputs
 #
 # The virtual environment is made on first use and reused afterwards; VENV=path chooses another.
