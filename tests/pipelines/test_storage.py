@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -44,6 +45,25 @@ def test_a_file_is_replaced_whole(storage: Storage) -> None:
 def test_bytes_stay_as_they_are_whatever_the_name_says(storage: Storage) -> None:
     storage.write_bytes("questions.json.gz", b"not compressed")
     assert storage.read_bytes("questions.json.gz") == b"not compressed"
+
+
+def test_an_object_that_is_deleted_while_it_is_read_is_not_there(s3_bucket: str, tmp_path: Path) -> None:
+    storage = Storage(f"{s3_bucket}/{tmp_path.name}")
+    storage.write_bytes("claim.json", b"{}")
+    filesystem, root = resolve(storage.uri)
+
+    class DeletedOnceOpened:
+        def open_input_file(self, path: str) -> pa.NativeFile:
+            file = filesystem.open_input_file(path)
+            filesystem.delete_file(path)
+            return file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(filesystem, name)
+
+    storage.__dict__["_root"] = DeletedOnceOpened(), root
+    with pytest.raises(FileNotFoundError, match=r"claim\.json"):
+        storage.read_bytes("claim.json")
 
 
 def test_listing_names_files_and_folders_in_order(storage: Storage) -> None:
