@@ -20,7 +20,7 @@ from pipelines.tune.journal import Journal, TrialRecord
 from pipelines.tune.population import POPULATION, run_member
 from pipelines.tune.search import Search
 from pipelines.tune.space import Range, Space
-from pipelines.tune.trial import PROGRESS, VALUE, TrialJob, run_trial
+from pipelines.tune.trial import PROGRESS, VALUE, TrialJob, give_memory_back, run_trial
 
 _ENVIRONMENT = {
     # Tune's own result files; the journal, the histories and MLflow hold the same.
@@ -145,6 +145,7 @@ def _fit(
     members = search.storage.folder(POPULATION)
 
     def train(config: dict[str, Any]) -> None:
+        give_memory_back()
         if alone:
             run_trial(config, job=job)
         else:
