@@ -12,6 +12,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -29,6 +30,24 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 set_ray_environment()
+
+
+RUN_RAY = (
+    "jobs",
+    "distributed",
+    "faults/test_processes.py",
+    "faults/test_ray_neighbours.py",
+    "faults/test_whole_runs.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where pytest-xdist spreads the tests: a file stays together, and what runs Ray runs one after another."""
+    folder = Path(__file__).parent
+    for item in items:
+        name = item.path.relative_to(folder).as_posix()
+        runs_ray = name.startswith(RUN_RAY) or "ray_local" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if runs_ray else name))
 
 
 @pytest.fixture(scope="session")

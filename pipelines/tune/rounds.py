@@ -20,7 +20,7 @@ from pipelines.tune.journal import Journal, TrialRecord
 from pipelines.tune.population import POPULATION, run_member
 from pipelines.tune.search import Search
 from pipelines.tune.space import Range, Space
-from pipelines.tune.trial import PROGRESS, VALUE, TrialJob, give_memory_back, run_trial
+from pipelines.tune.trial import PROGRESS, VALUE, TrialJob, run_trial
 
 _ENVIRONMENT = {
     # Tune's own result files; the journal, the histories and MLflow hold the same.
@@ -141,11 +141,10 @@ def _fit(
         os.environ.setdefault(name, value)
     # It misses Tune's own result files.
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
-    job, in_place, alone = TrialJob.of(search), search.resources.workers == 1, population is None
+    job, alone = TrialJob.of(search), population is None
     members = search.storage.folder(POPULATION)
 
     def train(config: dict[str, Any]) -> None:
-        give_memory_back()
         if alone:
             run_trial(config, job=job)
         else:
@@ -160,8 +159,8 @@ def _fit(
             search_alg=DriverSearcher(driver, search.config.direction) if alone else None,
             scheduler=scheduler,
             num_samples=-1 if alone else 1,
-            # A process that is used again has imported PyTorch already; one that led a worker group must end with it.
-            reuse_actors=in_place,
+            # One that waits to be used again keeps its CPUs from the stages that the next trial needs.
+            reuse_actors=False,
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),

@@ -6,11 +6,8 @@ interrupted one goes on from the stage's own checkpoints, and its curves are the
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,17 +103,6 @@ def run_trial(config: Mapping[str, Any], *, job: TrialJob) -> None:
     for folder in (CHECKPOINTS, RAY_TRAIN):
         output.delete(folder)
     tune.report({**plain(chosen), "progress": total, "state": "finished"})
-
-
-def give_memory_back() -> None:
-    """Returns what an earlier trial of this process freed to the system.
-
-    Every trial has a thread of its own, and with it an arena of the C library, which keeps what was freed:
-    hundreds of megabytes for each trial.
-    """
-    gc.collect()
-    with suppress(AttributeError, OSError):  # a C library that has no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def tell_failure(error: Exception) -> None:
