@@ -41,6 +41,7 @@ RUN_RAY = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where pytest-xdist spreads the tests: a file stays together, and what runs Ray runs one after another."""
     folder = Path(__file__).parent
