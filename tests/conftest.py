@@ -12,11 +12,11 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jaxtyping
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Every call of a public function of the models checks the shapes in its signature.
 jaxtyping.install_import_hook(["hbi_models"], "beartype.beartype")
@@ -33,22 +33,25 @@ set_ray_environment()
 
 
 RUN_RAY = (
-    "jobs",
-    "distributed",
-    "faults/test_processes.py",
-    "faults/test_ray_neighbours.py",
-    "faults/test_whole_runs.py",
+    "tests/jobs/",
+    "tests/distributed/",
+    "tests/faults/test_processes.py",
+    "tests/faults/test_ray_neighbours.py",
+    "tests/faults/test_whole_runs.py",
+    "tests/pipelines/test_allotment.py",
+    "tests/pipelines/test_run.py",
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where pytest-xdist spreads the tests: a file stays together, and what runs Ray runs one after another."""
-    folder = Path(__file__).parent
-    for item in items:
-        name = item.path.relative_to(folder).as_posix()
-        runs_ray = name.startswith(RUN_RAY) or "ray_local" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if runs_ray else name))
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Spreads files over processes; those that run Ray go to one, one after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.startswith(RUN_RAY) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
