@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,28 +38,28 @@ _ENVIRONMENT = {
 _TUNE = "tune"
 """Folder of the search for what Tune writes on the way; nobody reads it afterwards."""
 
-_POLL_S = 0.2
-
 
 def run_to_the_end(search: Search, driver: Driver) -> None:
     """Runs the driver's trials, each to its end."""
-    _fit(search, driver, FIFOScheduler(), "it was ended from outside")
+    while driver.prepare():
+        _fit(search, driver, FIFOScheduler(), "it was ended from outside")
 
 
 def run_with_halving(search: Search, driver: Driver, journal: Journal) -> None:
-    """Runs the driver's trials under successive halving, which knows the trials of earlier runs."""
+    """Runs the driver's trials under successive halving, which knows the trials of earlier rounds and runs."""
     config = search.config.scheduler
-    scheduler = ASHAScheduler(
-        time_attr=PROGRESS,
-        metric=VALUE,
-        mode=search.config.direction,
-        max_t=search.reports,
-        grace_period=round(config.grace_epochs * config.reports_per_epoch),
-        reduction_factor=config.reduction_factor,
-    )
-    for record in journal.of("search"):
-        _replay(scheduler, record)
-    _fit(search, driver, scheduler, f"asha: below the best 1/{config.reduction_factor:g} of those that came as far")
+    while driver.prepare():
+        scheduler = ASHAScheduler(
+            time_attr=PROGRESS,
+            metric=VALUE,
+            mode=search.config.direction,
+            max_t=search.reports,
+            grace_period=round(config.grace_epochs * config.reports_per_epoch),
+            reduction_factor=config.reduction_factor,
+        )
+        for record in journal.of("search"):
+            _replay(scheduler, record)
+        _fit(search, driver, scheduler, f"asha: below the best 1/{config.reduction_factor:g} of those that came as far")
 
 
 @dataclass(frozen=True)
@@ -117,16 +116,11 @@ def concurrent_trials(search: Search) -> int | None:
 
 
 def _all(driver: Driver) -> list[TrialRecord]:
-    records: list[TrialRecord] = []
-    while True:
-        try:
-            record = driver.next()
-        except StopIteration:
-            return records
-        if record is None:
-            time.sleep(_POLL_S)
-        else:
+    records = []
+    while driver.prepare():
+        if (record := driver.next()) is not None:
             records.append(record)
+    return records
 
 
 def _fit(
