@@ -22,7 +22,7 @@ search: $(VENV)/.installed
 	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --search jobs/recipes/search_kl_skl.yaml
 
 test: $(VENV)/.installed-dev check
-	$(RUN) -m pytest -m 'not cluster and not slow_fault and not search'
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not search'
 
 test-faults: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m slow_fault

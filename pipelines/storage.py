@@ -242,16 +242,15 @@ class Storage:
             StorageError: it could not be read.
         """
         target = self.path(path)
-        with self._naming("read", path):
+        # A file, not a stream: of an object it is fetched in one request.
+        with self._naming("read", path), self.filesystem.open_input_file(target) as file:
             try:
-                # A file, not a stream: of an object it is fetched in one request.
-                with self.filesystem.open_input_file(target) as file:
-                    return bytes(file.read())
+                return bytes(file.read())
             except OSError as error:
                 # S3 says an internal failure of an object that is deleted after it was opened.
-                if not self.exists(path):
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.place(path)) from error
-                raise
+                if self.exists(path):
+                    raise
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.place(path)) from error
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         """Writes ``data`` to ``path`` so that a reader sees all of it or nothing.

@@ -16,6 +16,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Every call of a public function of the models checks the shapes in its signature.
 jaxtyping.install_import_hook(["hbi_models"], "beartype.beartype")
@@ -29,6 +30,28 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 set_ray_environment()
+
+
+RUN_RAY = (
+    "tests/jobs/",
+    "tests/distributed/",
+    "tests/faults/test_processes.py",
+    "tests/faults/test_ray_neighbours.py",
+    "tests/faults/test_whole_runs.py",
+    "tests/pipelines/test_allotment.py",
+    "tests/pipelines/test_run.py",
+)
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Spreads files over processes; those that run Ray go to one, one after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.startswith(RUN_RAY) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

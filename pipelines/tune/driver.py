@@ -32,6 +32,8 @@ from pipelines.tune.trial import HOPELESS, VALUE
 
 logger = logging.getLogger(__name__)
 
+_POLL_S = 0.2
+
 
 class Queue(Protocol):
     """Trials to come."""
@@ -108,31 +110,52 @@ class Driver:
         for run in self._live.values():
             run.interrupt("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
+    def prepare(self) -> bool:
+        """Waits for the inputs of the next trial; whether there is one."""
+        while self._find():
+            while (ready := self._has_inputs()) is False:
+                time.sleep(_POLL_S)
+            if ready:
+                return True
+        return False
+
     def next(self) -> TrialRecord | None:
         """The next trial to start; None = none now, perhaps later.
 
         Raises:
-            StopIteration: there are no more.
+            StopIteration: there are no more, or :meth:`prepare` must be called before the next: where no trial
+                runs, Tune sits and waits, and keeps the CPUs of the last trial from the stages of the next.
         """
         if self._limit is not None and len(self._live) >= self._limit:
             return None
-        if self._waiting is None:
-            following = self._queue.next()
-            if following is None:
-                raise StopIteration
+        if not self._find():
+            raise StopIteration
+        if not self._has_inputs():
+            if self._live:
+                return None
+            raise StopIteration
+        assert self._waiting is not None
+        (record, _), self._waiting = self._waiting, None
+        self.start(record)
+        return record
+
+    def _find(self) -> bool:
+        """Takes the next trial from the queue if none is waiting; whether there is one."""
+        if self._waiting is None and (following := self._queue.next()) is not None:
             self._waiting = following, self._search.recipe_of(following.values, following.seed)
+        return self._waiting is not None
+
+    def _has_inputs(self) -> bool | None:
+        """Whether the waiting trial has its inputs; None = it never will, and is one that failed."""
+        assert self._waiting is not None
         record, recipe = self._waiting
         try:
-            if not self._inputs.ready(recipe):
-                return None
+            return self._inputs.ready(recipe)
         except HOPELESS as error:
             self._waiting = None
             self.start(record)
             self.ended(record.name, "failed", f"a stage before it failed: {type(error).__name__}: {error}")
             return None
-        self._waiting = None
-        self.start(record)
-        return record
 
     def start(self, record: TrialRecord) -> None:
         """A trial is handed out."""

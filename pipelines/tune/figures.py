@@ -244,7 +244,7 @@ def history(search: Search, records: Sequence[TrialRecord]) -> Figure:
         axes.step(steps, [*best, best[-1]], where="post", color=_ACCENT, label="best so far")
     axes.set_xlabel("trial")
     axes.set_ylabel(search.config.metric)
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
     return figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,28 +38,28 @@ _ENVIRONMENT = {
 _TUNE = "tune"
 """Folder of the search for what Tune writes on the way; nobody reads it afterwards."""
 
-_POLL_S = 0.2
-
 
 def run_to_the_end(search: Search, driver: Driver) -> None:
     """Runs the driver's trials, each to its end."""
-    _fit(search, driver, FIFOScheduler(), "it was ended from outside")
+    while driver.prepare():
+        _fit(search, driver, FIFOScheduler(), "it was ended from outside")
 
 
 def run_with_halving(search: Search, driver: Driver, journal: Journal) -> None:
-    """Runs the driver's trials under successive halving, which knows the trials of earlier runs."""
+    """Runs the driver's trials under successive halving, which knows the trials of earlier rounds and runs."""
     config = search.config.scheduler
-    scheduler = ASHAScheduler(
-        time_attr=PROGRESS,
-        metric=VALUE,
-        mode=search.config.direction,
-        max_t=search.reports,
-        grace_period=round(config.grace_epochs * config.reports_per_epoch),
-        reduction_factor=config.reduction_factor,
-    )
-    for record in journal.of("search"):
-        _replay(scheduler, record)
-    _fit(search, driver, scheduler, f"asha: below the best 1/{config.reduction_factor:g} of those that came as far")
+    while driver.prepare():
+        scheduler = ASHAScheduler(
+            time_attr=PROGRESS,
+            metric=VALUE,
+            mode=search.config.direction,
+            max_t=search.reports,
+            grace_period=round(config.grace_epochs * config.reports_per_epoch),
+            reduction_factor=config.reduction_factor,
+        )
+        for record in journal.of("search"):
+            _replay(scheduler, record)
+        _fit(search, driver, scheduler, f"asha: below the best 1/{config.reduction_factor:g} of those that came as far")
 
 
 @dataclass(frozen=True)
@@ -117,16 +116,11 @@ def concurrent_trials(search: Search) -> int | None:
 
 
 def _all(driver: Driver) -> list[TrialRecord]:
-    records: list[TrialRecord] = []
-    while True:
-        try:
-            record = driver.next()
-        except StopIteration:
-            return records
-        if record is None:
-            time.sleep(_POLL_S)
-        else:
+    records = []
+    while driver.prepare():
+        if (record := driver.next()) is not None:
             records.append(record)
+    return records
 
 
 def _fit(
@@ -141,7 +135,7 @@ def _fit(
         os.environ.setdefault(name, value)
     # It misses Tune's own result files.
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
-    job, in_place, alone = TrialJob.of(search), search.resources.workers == 1, population is None
+    job, alone = TrialJob.of(search), population is None
     members = search.storage.folder(POPULATION)
 
     def train(config: dict[str, Any]) -> None:
@@ -159,8 +153,8 @@ def _fit(
             search_alg=DriverSearcher(driver, search.config.direction) if alone else None,
             scheduler=scheduler,
             num_samples=-1 if alone else 1,
-            # A process that is used again has imported PyTorch already; one that led a worker group must end with it.
-            reuse_actors=in_place,
+            # One that waits to be used again keeps its CPUs from the stages that the next trial needs.
+            reuse_actors=False,
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),

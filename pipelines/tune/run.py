@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
+from pipelines.placement import checked_nodes, require_lasting
 from pipelines.records import MANIFEST_FILE
 from pipelines.storage import Storage
 from pipelines.tune.search import Search
@@ -23,12 +24,18 @@ def run_search(search: Search) -> None:
     """Does what is missing of the search, from its first trial to its report.
 
     Raises:
+        PlacementError: the nodes of the cluster do not see the folders of the search.
         ValueError: there is nothing to validate with, or no training reached its end.
     """
+    require_lasting(search.graph.workspace)
+    from pipelines.allotment import allot
     from pipelines.ray_session import ray_session
 
+    recipe = search.recipe
     # Ray Train learns from the dashboard that a trial with a worker group was ended, and frees its resources.
-    with ray_session(search.recipe.resources, dashboard=search.resources.workers > 1):
+    dashboard = search.resources.workers > 1
+    with ray_session(recipe.resources, dashboard=dashboard), checked_nodes(search.graph, recipe):
+        allot([*(stage.name for stage in search.shared), search.config.stage], recipe.resources)
         # They import Ray, whose switches the session sets first.
         from pipelines.tune.inputs import InputStages
         from pipelines.tune.tracking import SearchTracker
@@ -36,7 +43,7 @@ def run_search(search: Search) -> None:
         tracker = SearchTracker(search)
         try:
             inputs = InputStages(search.config.stage, tracker)
-            inputs.run(search.graph, [stage.name for stage in search.shared], search.recipe)
+            inputs.run(search.graph, [stage.name for stage in search.shared], recipe)
             _require_validation(search)
             _run_trials(search, tracker, inputs)
         except BaseException as error:

@@ -406,6 +406,28 @@ def test_a_population_exchanges_weights_and_settings(folder: Path, ray_local: An
 
 
 @pytest.mark.search
+def test_stages_between_trials_get_the_cpus_of_trials_that_ended(folder: Path) -> None:
+    """With one CPU, the frames of the second trial can only be made when the first holds nothing any more."""
+    options = write_search(
+        folder,
+        "one-cpu",
+        space={QUALITY: "grid 91 51"},
+        trials=2,
+        sampler={"name": "grid"},
+        scheduler={"name": "none"},
+        recipe={
+            "model": {"game": {"teacher": "none"}},
+            "retrieval": {"epochs": 1},
+            "resources": {"local_cpus": 1, "decode": {"cpus_per_task": 1}},
+        },
+    )
+    done = run_command([sys.executable, "-m", "jobs.tune", *options], timeout_s=400)
+    assert done.returncode == 0, done.stderr[-5000:]
+    records = Journal(read_search(options).storage).of("search")
+    assert [record.state for record in records] == ["finished", "finished"]
+
+
+@pytest.mark.search
 def test_trials_with_two_workers_are_ended_early_too(folder: Path) -> None:
     """Each trial is a worker group; that of one that was ended gives its CPUs to the next."""
     options = write_search(
