@@ -104,6 +104,7 @@ def losses(*steps: int) -> list[tuple[int, Mapping[str, float]]]:
     return [(step, {"train/loss": 1 / step, "epoch": step / 10}) for step in steps]
 
 
+@pytest.mark.slow_fault
 def test_a_server_that_is_down_at_the_start_and_dies_on_the_way_misses_nothing(
     server: MlflowServer, tmp_path: Path, ray_local: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,6 +201,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow_fault
 def test_what_a_killed_driver_kept_for_a_hanging_server_is_delivered_by_the_next_run_on_a_bucket(
     server: MlflowServer, s3_bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
