@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,9 @@ _LOCAL_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 """For a Ray that this process starts, on this machine alone."""
+
+
+_DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
 
 def set_ray_environment() -> None:
@@ -74,6 +78,11 @@ def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Itera
         yield
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
     import ray
@@ -93,10 +102,15 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
 
     remove_dead_sessions()
     folder = make_session_folder()
+    port = _free_port() if dashboard else None
+    if port is not None:
+        # Workers ask the dashboard that they find, and find none where several Rays run on the machine.
+        os.environ[_DASHBOARD] = f"http://127.0.0.1:{port}"
     with _keeping_the_end():
         ray.init(
             num_cpus=resources.local_cpus,
             include_dashboard=dashboard,
+            dashboard_port=port,
             object_store_memory=int(resources.local_object_store_gb * 2**30),
             log_to_driver=False,
             logging_level="warning",
@@ -109,6 +123,8 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
         finished = True
     finally:
         ray.shutdown()
+        if dashboard:
+            del os.environ[_DASHBOARD]
         if finished:
             shutil.rmtree(folder, ignore_errors=True)
         else:

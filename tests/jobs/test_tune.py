@@ -433,7 +433,8 @@ def test_trials_with_two_workers_are_ended_early_too(folder: Path) -> None:
     options = write_search(
         folder,
         "workers",
-        space={LR: f"grid {GOOD} {BAD}"},
+        # Others than those of the searches before: what is trained is not trained again.
+        space={LR: f"grid {GOOD / 3} {BAD / 3}"},
         trials=2,
         sampler={"name": "grid"},
         scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 2},
