@@ -3,9 +3,10 @@
     python -m benchmarks.memory [--videos 1000 5000 20000] [--plot memory.png] [--folder FOLDER]
 
 Runs the stages up to the labels, each time in a fresh workspace, on that many tiny generated videos (links to
-a few files), and looks twice a second at the proportional set size of every process: what it holds
-alone, and its share of what it holds with others. The table gives the largest of any process of a kind;
-the plot also shows the course of the longest run. Linux only, for the sizes are those of /proc.
+a few files), and looks twice a second at the memory of every process: what it holds alone, and its share of
+what it holds with others, such as the object store. Pages of files, mostly libraries, are not counted: a
+process's share of them depends on what else runs on the machine. The table gives the largest of any process of a
+kind; the plot also shows the course of the longest run. Linux only, for the sizes are those of /proc.
 """
 
 from __future__ import annotations
@@ -124,11 +125,10 @@ def _kind(pid: int) -> str | None:
 
 
 def _size_mb(pid: int) -> float:
-    """Proportional set size of a process; 0 if it has ended."""
+    """Proportional set size of a process without the pages of files; 0 if it has ended."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1e3
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) / 1e3
     return 0.0
 
 
@@ -152,7 +152,7 @@ def plot(runs: list[Run], path: str) -> None:
         peaks.plot([run.videos for run in runs], [run.peak_mb(kind) for run in runs], marker="o", label=kind)
         points = runs[-1].courses.get(kind, [])
         course.plot([seconds for seconds, _ in points], [size for _, size in points])
-    peaks.set(xlabel="videos", ylabel="largest process of a kind, PSS in MB", ylim=(0, None), xlim=(0, None))
+    peaks.set(xlabel="videos", ylabel="largest process of a kind, MB", ylim=(0, None), xlim=(0, None))
     course.set(xlabel=f"seconds into the run with {runs[-1].videos:,} videos")
     peaks.legend()
     figure.savefig(path, dpi=120)
@@ -167,9 +167,14 @@ def main() -> None:
     runs = []
     for videos in sorted(options.videos):
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            runs.append(measure(videos, Path(folder)))
+            run = measure(videos, Path(folder))
+        # The next takes longer: what is known is said at once.
+        print(
+            f"{videos:,} videos:", ", ".join(f"{kind} {run.peak_mb(kind):.0f} MB" for kind in run.courses), flush=True
+        )
+        runs.append(run)
     kinds = ["driver", *KINDS.values()]
-    print("Largest process of a kind, PSS in MB")
+    print("Largest process of a kind, MB")
     rows = [[f"{run.videos:,}", f"{run.seconds:.0f}", *(f"{run.peak_mb(kind):.0f}" for kind in kinds)] for run in runs]
     print(table(["videos", "seconds", *kinds], rows))
     plot(runs, options.plot)

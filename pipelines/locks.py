@@ -109,8 +109,7 @@ class Lock:
 @contextmanager
 def held(workspace: Storage, name: str) -> Iterator[Lock]:
     """Holds ``name`` of ``workspace``, waiting until no other process does; says for whom it waits."""
-    path = f"{FOLDER}/{name}/{uuid.uuid4().hex}.json"
-    content = json.dumps(asdict(this_process())).encode()
+    path, content = _new_claim(name)
     poll_s, reminded = _FIRST_POLL_S, -_REMIND_S
     while True:
         workspace.write_bytes(path, content)
@@ -131,6 +130,22 @@ def held(workspace: Storage, name: str) -> Iterator[Lock]:
         lock.release()
 
 
+@contextmanager
+def held_if_free(workspace: Storage, name: str) -> Iterator[Lock | None]:
+    """Holds ``name`` of ``workspace``; gives None where another process does."""
+    path, content = _new_claim(name)
+    workspace.write_bytes(path, content)
+    if _live_claims(workspace, name, own=path):
+        workspace.delete(path)
+        yield None
+        return
+    lock = Lock(workspace, path, content)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
 def owners(workspace: Storage) -> dict[str, Owner]:
     """Who holds which name at this moment, as far as an onlooker can tell."""
     return {
@@ -138,6 +153,11 @@ def owners(workspace: Storage) -> dict[str, Owner]:
         for name in workspace.folders(FOLDER)
         if (claims := [claim for claim in _claims(workspace, name) if process_lives(claim.owner) is not False])
     }
+
+
+def _new_claim(name: str) -> tuple[str, bytes]:
+    """Path and content of a claim to ``name`` that is this process's own."""
+    return f"{FOLDER}/{name}/{uuid.uuid4().hex}.json", json.dumps(asdict(this_process())).encode()
 
 
 def _live_claims(workspace: Storage, name: str, *, own: str) -> list[Claim]:

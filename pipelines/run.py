@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pipelines.configs import Recipe
 from pipelines.placement import checked_nodes, require_lasting
 from pipelines.progress import format_seconds
 from pipelines.runs import record_run
 from pipelines.stages import Graph, Outcome, Step
-
-if TYPE_CHECKING:
-    from pipelines.tracking import PipelineTracker
+from pipelines.tracking import PipelineTracker, deliver_kept
 
 logger = logging.getLogger(__name__)
 
 
 def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcome]:
-    """Executes ``steps``; where all are done, neither Ray nor MLflow is started.
+    """Executes ``steps``; where all are done, neither Ray nor, unless something is left for it, MLflow is started.
 
     Raises:
         PlacementError: the nodes of the cluster do not see the folders of the run.
@@ -27,10 +24,10 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
     require_lasting(graph.workspace)
     record_run(graph, recipe)
     if all(step.state == "done" for step in steps):
+        deliver_kept(graph.workspace, recipe.tracking)
         return [_skip(graph, step) for step in steps]
     from pipelines.allotment import allot
     from pipelines.ray_session import ray_session
-    from pipelines.tracking import PipelineTracker
 
     outcomes: list[Outcome] = []
     with ray_session(recipe.resources), checked_nodes(graph, recipe):

@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 
 from pipelines.locks import FOLDER as LOCKS
 from pipelines.locks import owners
+from pipelines.outbox import FOLDER as UNDELIVERED
 from pipelines.records import INDEX_FILE
 from pipelines.shards import ShardPool, generation_of
 from pipelines.stages import ARTIFACT, Graph, Stage, digest, discard, plain, read_document
@@ -25,7 +26,7 @@ RUNS = "runs"
 SHARDS = "shards"
 """Folder of the pools that stages of several runs share."""
 
-_KEPT = frozenset({RUNS, LOCKS, "logs", "mlartifacts"})
+_KEPT = frozenset({RUNS, LOCKS, UNDELIVERED, "logs", "mlartifacts"})
 """Folders of a workspace that hold no artifacts."""
 
 

@@ -42,7 +42,8 @@ _GENERATION_FILE = "generation.json"
 """In the folder of a stage that was asked to do its work again: the generation that this began."""
 
 _SHARD_NAME = re.compile(r"[0-9a-f]{24}(?:-(\d+))?\.parquet")
-_LISTING_THREADS = 16
+_LISTING_THREADS = 8
+"""Enough to hide how long an object store takes to answer; each keeps what it once needed of memory."""
 
 
 def generation_of(shard: str) -> int:

@@ -125,6 +125,9 @@ class StageTracker:
         for step, metrics in points:
             self.log_metrics(metrics, step)
 
+    def log_curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """All points of a training so far; those that were logged before are passed over."""
+
     def log_document(self, name: str, document: Any) -> None:
         """A JSON document under the file name ``name``."""
 

@@ -374,8 +374,20 @@ class Storage:
 
 
 def read_parquet(source: Any, *, columns: list[str] | None = None) -> pa.Table:
-    """The table in an open Parquet file, its pages compared with their checksums."""
-    return pq.read_table(source, columns=columns, page_checksum_verification=True)
+    """The table in an open Parquet file, in one piece, its pages compared with their checksums.
+
+    ``pyarrow.parquet.read_table`` would scan it as a data set: with tasks, and buffers that stay allocated, for
+    every row group, and a shard has one for each row.
+
+    Raises:
+        ValueError: a column is not there.
+        OSError, pyarrow.ArrowException: it is no Parquet file, or a damaged one.
+    """
+    with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
+        if absent := set(columns or ()) - set(file.schema_arrow.names):
+            raise ValueError(f"it has no column {', '.join(sorted(absent))}")
+        table = file.read(columns=columns, use_threads=False)
+    return (table if columns is None else table.select(columns)).combine_chunks()
 
 
 def shown(uri: str) -> str:

@@ -1,7 +1,8 @@
 """MLflow: a run per pipeline run, a nested run per stage, written by the driver alone.
 
 Workers send their curves to the driver (``pipelines.train.metric_sink``), so the default SQLite
-file has one writer. The server named by ``MLFLOW_TRACKING_URI`` is used where there is one.
+file has one writer. The server named by ``MLFLOW_TRACKING_URI`` is used where there is one; while it
+is away the calls are kept in the workspace (``pipelines.outbox``).
 """
 
 from __future__ import annotations
@@ -9,30 +10,24 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import wraps
-from importlib.util import find_spec
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.configs import TrackingConfig
-from pipelines.stages import StageTracker, plain, versions
+from pipelines.outbox import FOLDER, AwayError, Outbox, deliver_left, is_left
+from pipelines.stages import StageTracker, digest, plain, versions
 from pipelines.storage import Storage, StorageError, shown
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+    from mlflow.entities import Run
+
+    from pipelines.mlflow_recorder import MlflowRecorder
 
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-_PARAM_LENGTH = 500
-_BATCH_METRICS = 900  # MLflow takes 1,000 metrics in one call
-_BATCH_PARAMS = 100
-
-_CLIENTS = {"s3": "boto3", "gs": "google.cloud.storage"}
-"""What MLflow itself writes to an object store with."""
 
 
 def tracking_uri(workspace: Storage) -> str:
@@ -59,11 +54,15 @@ class PipelineTracker:
     """The parent run of one pipeline run.
 
     Args:
-        workspace: where the database lies, unless there is a server.
+        workspace: where the database lies, unless there is a server; and what a server that is away misses.
         config: which experiment.
         recipe: its settings become the parameters of the run.
         name: of the run.
         identity: tags that tell the run from all others; one that has them is continued.
+
+    Raises:
+        StorageError: MLflow refuses, or its database cannot be written. A server that cannot be reached is
+            a warning.
     """
 
     def __init__(
@@ -75,192 +74,161 @@ class PipelineTracker:
         name: str = "pipeline",
         identity: Mapping[str, str] | None = None,
     ) -> None:
-        import mlflow
-        from mlflow.tracking import MlflowClient
-
-        for noisy in ("alembic", "mlflow.store", "mlflow.tracking"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        # It warns that a pickled model runs code when it is loaded: the docs say so, once.
-        logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
-        self._uri = tracking_uri(workspace)
-        given = os.environ.get("MLFLOW_TRACKING_URI")
-        if not given and not workspace.is_local:
+        uri = tracking_uri(workspace)
+        if not workspace.is_local and not os.environ.get("MLFLOW_TRACKING_URI"):
             logger.warning(
                 "MLFLOW_TRACKING_URI is not set and %s cannot hold a database: runs are recorded in %s on this machine",
                 workspace.uri,
-                self._uri,
+                uri,
             )
-        mlflow.set_tracking_uri(self._uri)
-        if not given:
-            # MLflow exports it, but it belongs to this workspace, not to whatever this process runs next.
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
-        with naming_errors(self._uri):
-            self.client = cast("MlflowClient", _NamingClient(MlflowClient(tracking_uri=self._uri), self._uri))
-        self._config = config
-        self.experiment_id = self._find_experiment(workspace)
-        self.run_id = self.open_run(name, recipe, identity)
-        for package, version in versions().items():
-            self.client.set_tag(self.run_id, f"version.{package}", version)
+        self._workspace, self._config = workspace, config
+        self._recorder = _recorder(workspace, config)
+        self._outbox = Outbox(workspace, shown(uri), self._recorder)
+        self.run = key_of(identity) if identity else uuid.uuid4().hex
+        self.open_run(self.run, name, recipe, tags=identity or {})
+        self.tracker_of(self.run).log_tags({f"version.{package}": version for package, version in versions().items()})
 
     def open_run(
-        self, name: str, settings: Any, identity: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
-    ) -> str:
-        """Continues the run with the tags ``identity``, or creates one; returns its id."""
-        run_id, known = None, frozenset[str]()
-        if identity:
-            has_tags = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-            for run in self.client.search_runs([self.experiment_id], filter_string=has_tags, max_results=1):
-                run_id, known = str(run.info.run_id), frozenset(run.data.params)
-                self.client.update_run(run_id, status="RUNNING")
-        if run_id is None:
-            run_id = self._create_run(name, {**(identity or {}), **(tags or {})})
-        # A parameter cannot be changed; settings that may differ from an earlier run's change no result.
-        _log_params(self.client, run_id, plain(settings), known)
-        return run_id
+        self, run: str, name: str, settings: Any, *, parent: str | None = None, tags: Mapping[str, str]
+    ) -> None:
+        """Continues the run whose key is ``run``, or makes it."""
+        from pipelines.mlflow_recorder import flat
 
-    def _find_experiment(self, workspace: Storage) -> str:
-        name = self._config.experiment
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        # A server decides itself where artifacts lie; with a database MLflow would take the current folder.
-        location = None if self._uri.startswith("http") else f"{_artifact_uri(workspace)}/mlartifacts"
-        _require_client(location)
-        return str(self.client.create_experiment(name, artifact_location=location))
-
-    def _create_run(self, name: str, tags: Mapping[str, str]) -> str:
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
-        return str(run.info.run_id)
+        params = {name: str(value) for name, value in flat(plain(settings)).items()}
+        self._outbox.send(
+            {
+                "call": "open",
+                "run": run,
+                "name": name,
+                "parent": parent,
+                "tags": dict(tags),
+                "params": params,
+                "at": _now_ms(),
+            }
+        )
 
     def stage(self, name: str, fingerprint: str, settings: Mapping[str, Any]) -> MlflowStageTracker:
         """Opens the nested run of a stage."""
-        tags = {"mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
-        run_id = self.open_run(name, settings, tags=tags)
-        return MlflowStageTracker(self.client, run_id, name, log_models=self._config.log_model)
+        run = uuid.uuid4().hex
+        self.open_run(run, name, settings, parent=self.run, tags={"stage": name, "fingerprint": fingerprint})
+        return self.tracker_of(run, log_models=self._config.log_model)
+
+    def tracker_of(self, run: str, *, log_models: bool = False) -> MlflowStageTracker:
+        """What writes to the run whose key is ``run``."""
+        return MlflowStageTracker(self._outbox, run, self._workspace, log_models=log_models)
+
+    def nested_runs(self) -> list[Run] | None:
+        """MLflow's runs below this one; None while the server is away."""
+        return self._outbox.ask(lambda: self._recorder.nested(self.run))
 
     def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
         """Tags the run with the fingerprint of every stage, the data's among them."""
-        for stage, fingerprint in fingerprints.items():
-            self.client.set_tag(self.run_id, f"fingerprint.{stage}", fingerprint)
+        self.tracker_of(self.run).log_tags(
+            {f"fingerprint.{stage}": fingerprint for stage, fingerprint in fingerprints.items()}
+        )
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Final metrics of the whole run."""
-        MlflowStageTracker(self.client, self.run_id, "pipeline", log_models=False).log_metrics(metrics)
+        self.tracker_of(self.run).log_metrics(metrics)
 
     def finish(self, status: Status) -> None:
-        """Ends the parent run."""
-        _terminate(self.client, self.run_id, status)
+        """Ends the parent run, and delivers what can be delivered."""
+        self.tracker_of(self.run).finish(status)
+        try:
+            self._outbox.close()
+        except StorageError as error:
+            if status == "FINISHED":
+                raise
+            logger.warning("%s", error)
 
 
 class MlflowStageTracker(StageTracker):
-    """The nested run of one stage."""
+    """A run of MLflow, by its key; every point of a curve is sent once."""
 
-    def __init__(self, client: MlflowClient, run_id: str, stage: str, *, log_models: bool) -> None:
-        self._client, self.run_id, self._stage, self._log_models = client, run_id, stage, log_models
+    def __init__(self, outbox: Outbox, run: str, workspace: Storage, *, log_models: bool) -> None:
+        self._outbox, self._run, self._workspace, self._log_models = outbox, run, workspace, log_models
+        self._sent: set[tuple[int, str]] = set()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         self.log_batch([(step, metrics)])
 
     def log_batch(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        from mlflow.entities import Metric
+        now, new = _now_ms(), []
+        for step, metrics in points:
+            fresh = {name: float(value) for name, value in metrics.items() if (step, name) not in self._sent}
+            self._sent.update((step, name) for name in fresh)
+            if fresh:
+                new.append((step, now, fresh))
+        if new:
+            self._send("metrics", points=new)
 
-        now = int(time.time() * 1000)
-        values = [Metric(name, float(value), now, step) for step, metrics in points for name, value in metrics.items()]
-        for start in range(0, len(values), _BATCH_METRICS):
-            self._client.log_batch(self.run_id, metrics=values[start : start + _BATCH_METRICS])
+    def log_curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        self.log_batch(points)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run; one that it has is replaced."""
+        self._send("tags", tags=dict(tags))
 
     def log_document(self, name: str, document: Any) -> None:
-        self._client.log_dict(self.run_id, plain(document), name)
+        self._send("document", name=name, document=plain(document))
+
+    def log_files(self, folder: Storage, names: Sequence[str]) -> None:
+        """Files of a folder in the workspace, where they must stay."""
+        self._send("files", folder=self._path(folder), names=list(names))
 
     def log_model(self, folder: Storage) -> None:
-        if not self._log_models:
-            return
-        import mlflow
-
-        from pipelines.train.mlflow_model import served_model
-
-        model, signature = served_model(folder)
-        with naming_errors(mlflow.get_tracking_uri()), mlflow.start_run(run_id=self.run_id):
-            mlflow.pytorch.log_model(model, name="model", signature=signature, serialization_format="pickle")
-        # Leaving the block above ends the run; the stage goes on.
-        self._client.update_run(self.run_id, status="RUNNING")
+        if self._log_models:
+            self._send("model", folder=self._path(folder))
 
     def finish(self, status: Status) -> None:
-        _terminate(self._client, self.run_id, status)
+        try:
+            self._send("end", status=status, at=_now_ms())
+        except StorageError as error:
+            if status == "FINISHED":
+                raise
+            # What ended the run is being raised, and must not be hidden by this.
+            logger.warning("%s", error)
+
+    def _path(self, folder: Storage) -> str:
+        return folder.uri.removeprefix(f"{self._workspace.uri}/")
+
+    def _send(self, call: str, **arguments: Any) -> None:
+        self._outbox.send({"call": call, "run": self._run, **arguments})
 
 
-class _NamingClient:
-    """MLflow's client, whose errors name the server or database and say what to do."""
-
-    def __init__(self, client: MlflowClient, uri: str) -> None:
-        self._client, self._uri = client, uri
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked for while it is copied, before it has a client
-            raise AttributeError(name)
-        method = getattr(self._client, name)
-
-        @wraps(method)
-        def call(*args: Any, **options: Any) -> Any:
-            with naming_errors(self._uri):
-                return method(*args, **options)
-
-        return call
+def key_of(identity: Mapping[str, str]) -> str:
+    """What names a run that is continued, before MLflow does."""
+    return digest(dict(identity))
 
 
-@contextmanager
-def naming_errors(uri: str) -> Iterator[None]:
-    """Turns what MLflow raises about the server or database at ``uri`` into ``StorageError``."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
+def deliver_kept(workspace: Storage, config: TrackingConfig) -> None:
+    """Delivers what earlier runs kept for an MLflow server that was away, where it is back."""
+    if not is_left(workspace):
+        return
+    recorder = _recorder(workspace, config)
     try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise StorageError(
-            f"cannot record the run in {shown(uri)}: {reason}. Make room there, or check that it can be reached, and "
-            "run the same command again: what is finished is kept"
-        ) from error
+        recorder.require_answer()
+        deliver_left(workspace, shown(tracking_uri(workspace)), recorder)
+    except AwayError as error:
+        logger.warning("%s; what earlier runs kept for it stays in %s", error, workspace.place(FOLDER))
 
 
-def _terminate(client: MlflowClient, run_id: str, status: Status) -> None:
-    try:
-        client.set_terminated(run_id, status)
-    except StorageError as error:
-        if status == "FINISHED":
-            raise
-        # What ended the run is being raised, and must not be hidden by this.
-        logger.warning("%s", error)
+def _recorder(workspace: Storage, config: TrackingConfig) -> MlflowRecorder:
+    for noisy in ("alembic", "mlflow.store", "mlflow.tracking"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It warns that a pickled model runs code when it is loaded: the docs say so, once.
+    logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
+    # It warns of every attempt; that a server is away is said once.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    from pipelines.mlflow_recorder import MlflowRecorder
+
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    recorder = MlflowRecorder(tracking_uri(workspace), workspace, config.experiment)
+    if not given:
+        # MLflow exports it, but it belongs to this workspace, not to whatever this process runs next.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return recorder
 
 
-def _artifact_uri(workspace: Storage) -> str:
-    return f"file://{workspace.path()}" if workspace.is_local else workspace.uri
-
-
-def _require_client(location: str | None) -> None:
-    """Raises ``ValueError`` where MLflow would find out at the end of a stage that it cannot write there."""
-    package = _CLIENTS.get((location or "").partition("://")[0])
-    try:
-        found = package is None or find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it lies in
-        found = False
-    if not found:
-        raise ValueError(
-            f"MLflow keeps its artifacts in {location} and needs {package} for it: pip install 'hbi-on-ray[cloud]', or "
-            "set MLFLOW_TRACKING_URI to a server that keeps them"
-        )
-
-
-def _log_params(client: MlflowClient, run_id: str, document: Mapping[str, Any], known: Collection[str]) -> None:
-    from mlflow.entities import Param
-
-    params = [Param(name, str(value)[:_PARAM_LENGTH]) for name, value in _flatten(document) if name not in known]
-    for start in range(0, len(params), _BATCH_PARAMS):
-        client.log_batch(run_id, params=params[start : start + _BATCH_PARAMS])
-
-
-def _flatten(document: Any, path: str = "") -> list[tuple[str, Any]]:
-    if isinstance(document, Mapping) and document:
-        return [leaf for key, value in document.items() for leaf in _flatten(value, f"{path}.{key}" if path else key)]
-    return [(path, document)]
+def _now_ms() -> int:
+    return int(time.time() * 1000)

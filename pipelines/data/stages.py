@@ -27,16 +27,18 @@ def shapes_stage(shapes: ShapesConfig, recipe: Recipe) -> Stage:
         from pipelines.data.shapes import write_annotations, write_clips
 
         total = shapes.train_videos + shapes.test_videos
+        # What the tasks hold travels to them; the tracker stays with the driver.
+        output = context.output
 
         def write(numbers: pa.Table) -> pa.Table:
-            count = write_clips(shapes, numbers.column("number").to_pylist(), context.output)
+            count = write_clips(shapes, numbers.column("number").to_pylist(), output)
             return pa.table({"clips": [count]})
 
         numbers = pa.table({"number": list(range(total))})
         with Progress("shapes", total=total, unit="clips") as progress:
             for row in map_shards(split_shards(numbers, _CLIPS_PER_TASK), write, resources=recipe.resources.decode):
                 progress.advance(row["clips"])
-        write_annotations(shapes, context.output)
+        write_annotations(shapes, output)
         return {"rows": total, "errors": 0}
 
     return Stage(name="shapes", version=1, settings=plain(shapes), inputs=(), run=run)

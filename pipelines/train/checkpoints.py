@@ -4,6 +4,7 @@
     model.json          kind of the model and its configuration
     training.pt         optimizer and schedule (tensors and plain values only)
     position.json       epoch, step in the epoch, step
+    curve.jsonl         every point of every curve up to there
 
 Nothing is unpickled: ``training.pt`` is read with ``weights_only=True``.
 """
@@ -11,7 +12,7 @@ Nothing is unpickled: ``training.pt`` is read with ``weights_only=True``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -27,9 +28,10 @@ from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from pipelines.stages import plain
 from pipelines.storage import DamagedFileError, Storage, StorageError
+from pipelines.train.history import Point, from_record, to_record
 from pipelines.train.layout import DESCRIPTION
 
-WEIGHTS, TRAINING, POSITION = "model.safetensors", "training.pt", "position.json"
+WEIGHTS, TRAINING, POSITION, CURVE = "model.safetensors", "training.pt", "position.json", "curve.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,4 +242,26 @@ def load_training(folder: Path, *, optimizer: torch.optim.Optimizer) -> tuple[Ma
         return state["schedule"], Position(**json.loads((folder / POSITION).read_bytes()))
     # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
     except Exception as error:
+        raise DamagedFileError(f"the checkpoint in {folder} cannot be resumed from, it is damaged: {error}") from error
+
+
+def save_curve(folder: Path, curve: Sequence[Point]) -> None:
+    """Writes the points that were reported so far.
+
+    Raises:
+        StorageError: they could not be written.
+    """
+    with _writing(folder):
+        (folder / CURVE).write_text("".join(f"{json.dumps(to_record(point))}\n" for point in curve))
+
+
+def load_curve(folder: Path) -> list[Point]:
+    """The points of the curves up to the checkpoint.
+
+    Raises:
+        DamagedFileError: they cannot be read.
+    """
+    try:
+        return [from_record(json.loads(line)) for line in (folder / CURVE).read_text().splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedFileError(f"the checkpoint in {folder} cannot be resumed from, it is damaged: {error}") from error

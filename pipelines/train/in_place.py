@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from pipelines.stages import CheckpointPlace
+from pipelines.train.history import Point
 from pipelines.train.loop import LoopSettings, Task, TrainingLoop
-from pipelines.train.metric_sink import Point
 
 _FLUSH_S = 1.0
 
@@ -54,8 +54,8 @@ def train_in_place(
     settings: LoopSettings,
     place: CheckpointPlace,
     receive: Callable[[list[Point]], None],
-) -> None:
-    """Trains from the latest checkpoint in ``place``, or from the start, to the end.
+) -> list[Point]:
+    """Trains from the latest checkpoint in ``place``, or from the start, to the end; returns the whole curve.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
@@ -68,3 +68,4 @@ def train_in_place(
         loop.run()
     finally:
         reporter.flush()
+    return loop.curve

@@ -22,8 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import make_optimizer
-from pipelines.train.checkpoints import Position, load_training, load_weights, save_model, save_training
+from pipelines.train.checkpoints import (
+    Position,
+    load_curve,
+    load_training,
+    load_weights,
+    save_curve,
+    save_model,
+    save_training,
+)
 from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, world_size
+from pipelines.train.history import Point
 from pipelines.train.layout import SCORE as SCORE
 
 logger = logging.getLogger(__name__)
@@ -169,9 +178,12 @@ class TrainingLoop(Generic[Batch]):
         self.total_steps = sum(map(task.steps, range(task.epochs)))
         self.optimizer, self.schedule = make_optimizer(self.core, task.optimizer_config, self.total_steps)
         self.position = Position()
+        self.curve: list[Point] = []
+        """Every point from the start of the training, also those that were reported before it was interrupted."""
         if resume is not None:
             load_weights(resume, self.core)
             schedule, self.position = load_training(resume, optimizer=self.optimizer)
+            self.curve = load_curve(resume)
             self.schedule.load_state_dict(dict(schedule))
             logger.info("resumed at epoch %d, step %d", self.position.epoch, self.position.step)
         self.model: nn.Module = self.core
@@ -254,7 +266,7 @@ class TrainingLoop(Generic[Batch]):
         for group in self.optimizer.param_groups:
             metrics[f"learning_rate/{group['name']}"] = float(group["lr"])
         metrics["epoch"] = self.position.epoch + self.position.step_in_epoch / self.task.steps(self.position.epoch)
-        self.reporter.metrics(self.position.step, {**metrics, **meter.read()})
+        self._report({**metrics, **meter.read()})
 
     def _within_epoch(self, steps: int, meter: _Throughput) -> None:
         """Validates and saves where a part of the epoch is done, or saves alone where that is due."""
@@ -276,8 +288,12 @@ class TrainingLoop(Generic[Batch]):
         self.model.eval()
         with torch.inference_mode(), self._autocast():
             metrics = dict(self.task.validate(self.core, self.device))
-        self.reporter.metrics(self.position.step, {"epoch": epoch, **metrics})
+        self._report({"epoch": epoch, **metrics})
         return float(metrics[SCORE])
+
+    def _report(self, metrics: Mapping[str, float]) -> None:
+        self.curve.append((self.position.step, dict(metrics)))
+        self.reporter.metrics(self.position.step, metrics)
 
     def _save(self, score: float) -> None:
         with TemporaryDirectory() as scratch:
@@ -287,6 +303,7 @@ class TrainingLoop(Generic[Batch]):
                 save_training(
                     folder, optimizer=self.optimizer, schedule=self.schedule.state_dict(), position=self.position
                 )
+                save_curve(folder, self.curve)
             self.reporter.checkpoint(folder if rank() == 0 else None, score)
 
 

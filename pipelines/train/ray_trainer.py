@@ -34,10 +34,11 @@ from pipelines.stages import StageContext, TrialHost
 from pipelines.storage import Storage, StorageError, remedy
 from pipelines.train.checkpoint_folder import CheckpointFolder
 from pipelines.train.checkpoints import WEIGHTS
+from pipelines.train.history import History, Point
 from pipelines.train.in_place import train_in_place
 from pipelines.train.layout import CHECKPOINTS, DESCRIPTION, MODEL, NON_FINITE, RAY_TRAIN
 from pipelines.train.loop import SCORE, LoopSettings, NonFiniteLossError, Task, TrainingLoop
-from pipelines.train.metric_sink import POLL_S, History, Point, fetch, start_sink
+from pipelines.train.metric_sink import POLL_S, fetch, start_sink
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,17 @@ class _RayReporter:
             raise StorageError(f"cannot keep a checkpoint in {self._place}: {error}. {remedy(error)}") from error
 
 
-def _work(config: dict[str, Any]) -> Mapping[str, Any] | None:
-    """The body of every worker; returns the report of what went wrong where a restart would not help."""
+@dataclass(frozen=True)
+class _Done:
+    """What a worker returns."""
+
+    curve: list[Point]
+    non_finite: Mapping[str, Any] | None = None
+    """The report of what went wrong where a restart would not help."""
+
+
+def _work(config: dict[str, Any]) -> _Done:
+    """The body of every worker."""
     job: _Job = config["job"]
     device = ray.train.torch.get_device()
     settings = _on_device(job.settings, job.precision, device)
@@ -90,8 +100,8 @@ def _work(config: dict[str, Any]) -> Mapping[str, Any] | None:
     try:
         loop.run()
     except NonFiniteLossError as error:
-        return error.report
-    return None
+        return _Done(loop.curve, error.report)
+    return _Done(loop.curve)
 
 
 def _on_device(settings: LoopSettings, precision: str, device: torch.device) -> LoopSettings:
@@ -118,6 +128,7 @@ def train_on_ray(
     """
     total = sum(map(task.steps, range(task.epochs)))
     history, trial = History(context.output), context.trial
+    context.tracker.log_curve(history.points)
     if trial is not None:
         settings = replace(settings, validations_per_epoch=trial.validations_per_epoch)
     with Progress(task.kind, total=total, unit="steps") as progress:
@@ -130,13 +141,18 @@ def train_on_ray(
 
         try:
             if trial is not None and resources.workers == 1:
-                score = _train_here(task, context, trial, settings, precision, worker_gpus(resources) > 0, receive)
+                curve, score = _train_here(
+                    task, context, trial, settings, precision, worker_gpus(resources) > 0, receive
+                )
             else:
-                score = _train_on_workers(task, context, settings, precision, resources, receive)
+                curve, score = _train_on_workers(task, context, settings, precision, resources, receive)
         except NonFiniteLossError as error:
             report = {**error.report, "saved": context.output.place(NON_FINITE)}
             context.output.write_json(NON_FINITE, report)
             raise NonFiniteLossError(report) from error
+    # A driver or a sink that was killed has taken points with it; the checkpoints have all of them.
+    history.complete(curve)
+    context.tracker.log_curve(history.points)
     return {"steps": total, **history.latest("validation/"), "best/score": score}
 
 
@@ -148,14 +164,14 @@ def _train_here(
     precision: str,
     on_gpu: bool,
     receive: Receive,
-) -> float:
-    """Trains in this process; returns the score of the checkpoint that it commits."""
+) -> tuple[list[Point], float]:
+    """Trains in this process; returns the whole curve, and the score of the checkpoint that it commits."""
     # A process without a GPU of its own may see those of others.
     device = torch.device("cuda" if on_gpu else "cpu")
     place = trial.checkpoints or CheckpointFolder(context.output.folder(CHECKPOINTS))
     settings = _on_device(settings, precision, device)
     try:
-        train_in_place(task, device=device, settings=settings, place=place, receive=receive)
+        curve = train_in_place(task, device=device, settings=settings, place=place, receive=receive)
     except NonFiniteLossError as error:
         if not context.output.exists(CHECKPOINTS):
             raise
@@ -163,7 +179,7 @@ def _train_here(
     with TemporaryDirectory() as scratch:
         folder, score = place.best(Path(scratch))
         _keep_model(folder, context.output)
-    return score
+    return curve, score
 
 
 def _train_on_workers(
@@ -173,8 +189,8 @@ def _train_on_workers(
     precision: str,
     resources: TrainResources,
     receive: Receive,
-) -> float:
-    """Trains on a worker group; returns the score of the checkpoint that it commits."""
+) -> tuple[list[Point], float]:
+    """Trains on a worker group; returns the whole curve, and the score of the checkpoint that it commits."""
     gpus = worker_gpus(resources)
     sink = start_sink()
     trainer = TorchTrainer(
@@ -204,15 +220,16 @@ def _train_on_workers(
         result = _fit_beside(trainer, partial(fetch, sink, receive))
     except WorkerGroupError as error:
         raise _mendable(error) or error from None
-    if result.return_value is not None:
+    done: _Done = result.return_value
+    if done.non_finite is not None:
         last = {} if result.checkpoint is None else {"last_checkpoint": result.checkpoint.path}
-        raise NonFiniteLossError({**result.return_value, **last})
+        raise NonFiniteLossError({**done.non_finite, **last})
     best, score = max(
         ((checkpoint, metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints), key=lambda pair: pair[1]
     )
     with best.as_directory() as folder:
         _keep_model(Path(folder), context.output)
-    return float(score)
+    return done.curve, float(score)
 
 
 def _mendable(error: WorkerGroupError) -> Exception | None:

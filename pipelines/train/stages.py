@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from pipelines.data.labels_stage import labels_pool
 from pipelines.records import MANIFEST_FILE
 from pipelines.stages import Artifact, Counts, Stage, StageContext, plain
 from pipelines.storage import Storage
-from pipelines.train.layout import ESTIMATOR_METRICS, FRAMES_JSON, HISTORY, MODEL, RETRIEVAL_METRICS, VIDEO_QA_METRICS
+from pipelines.train.history import History
+from pipelines.train.layout import ESTIMATOR_METRICS, FRAMES_JSON, MODEL, RETRIEVAL_METRICS, VIDEO_QA_METRICS
 
 if TYPE_CHECKING:
     from pipelines.train.pairs import TrainingData
@@ -27,10 +27,8 @@ logger = logging.getLogger(__name__)
 
 def _progress(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
     """How far an interrupted training came; it goes on from its last checkpoint before that step."""
-    if not output.exists(HISTORY):
-        return None
-    last = json.loads(output.read_bytes(HISTORY).splitlines()[-1])
-    return f"stopped at step {last['step']:,}"
+    points = History(output).points
+    return f"stopped at step {points[-1][0]:,}" if points else None
 
 
 def estimator_stage(recipe: Recipe) -> Stage:

@@ -17,8 +17,8 @@ from pipelines.graph import make_graph
 from pipelines.stages import StageContext, TrialHost, plain
 from pipelines.storage import Storage
 from pipelines.train.checkpoint_folder import CheckpointFolder
+from pipelines.train.history import History
 from pipelines.train.layout import CHECKPOINTS
-from pipelines.train.metric_sink import History
 from pipelines.tune.journal import Report
 from pipelines.tune.trial import HOPELESS, TrialJob, TuneTracker, tell_failure
 

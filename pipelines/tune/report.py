@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -145,16 +143,20 @@ class Results:
             RANKING: f"{self.ranking_table()}\n".encode(),
             BEST_RECIPE: self.best_recipe().encode(),
         }
-        with TemporaryDirectory() as scratch:
-            for name, data in files.items():
-                storage.write_bytes(name, data)
-                (Path(scratch) / name).write_bytes(data)
-            best = self.ranking[0]
-            metrics = {
-                "final/mean": best.mean,
-                **{f"importance/{name}": share for name, share in self.importance.items()},
-            }
-            tracker.log_results(Path(scratch), metrics, {"trials.json": self.trial_table()}, {SUMMARY: self.summary()})
+        for name, data in files.items():
+            storage.write_bytes(name, data)
+        metrics = {
+            "final/mean": self.ranking[0].mean,
+            **{f"importance/{name}": share for name, share in self.importance.items()},
+        }
+        tracker.log_results(
+            storage,
+            list(files),
+            metrics,
+            len(self.trials),
+            {"trials.json": self.trial_table()},
+            {SUMMARY: self.summary()},
+        )
         storage.write_json(SUMMARY, self.summary())
 
 

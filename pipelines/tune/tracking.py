@@ -8,19 +8,18 @@ their tags and logs what they lack.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.configs import Recipe
 from pipelines.stages import plain
 from pipelines.storage import Storage
-from pipelines.tracking import MlflowStageTracker, PipelineTracker, Status
-from pipelines.train.metric_sink import History
+from pipelines.tracking import MlflowStageTracker, PipelineTracker, Status, key_of
+from pipelines.train.history import History
 from pipelines.tune.journal import TrialRecord
 from pipelines.tune.search import Search
 
-_MOST_RUNS = 50_000  # of one parent; MLflow gives no more at once
 _STATUS: Mapping[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -29,88 +28,88 @@ class SearchTracker(PipelineTracker):
 
     def __init__(self, search: Search) -> None:
         settings = {"search": plain(search.config), **plain(search.recipe)}
-        identity = {"search": search.fingerprint}
+        self._identity = {"search": search.fingerprint}
         super().__init__(
             search.graph.workspace,
             search.recipe.tracking,
             settings,
             name=f"search {search.config.stage}",
-            identity=identity,
+            identity=self._identity,
         )
         self.log_fingerprints({search.config.stage: search.graph.fingerprints[search.config.stage]})
 
     def trial(self, record: TrialRecord, recipe: Recipe, output: Storage) -> TrialRun:
         """Opens or continues the nested run of a trial whose stage writes to ``output``."""
-        identity = {"mlflow.parentRunId": self.run_id, "trial": record.name}
-        tags = {"phase": record.phase, "setting": record.label, "fingerprint": record.fingerprint}
-        run_id = self.open_run(record.name, plain(recipe), identity, tags)
-        return TrialRun(self, run_id, output)
+        run = key_of({**self._identity, "trial": record.name})
+        tags = {
+            "trial": record.name,
+            "phase": record.phase,
+            "setting": record.label,
+            "fingerprint": record.fingerprint,
+        }
+        self.open_run(run, record.name, recipe, parent=self.run, tags=tags)
+        return TrialRun(self.tracker_of(run), output)
 
     def unsettled(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """Those of the ended ``records`` whose nested runs do not say so: the driver was killed in between."""
-        nested = self.client.search_runs(
-            [self.experiment_id],
-            filter_string=f"tags.`mlflow.parentRunId` = '{self.run_id}'",
-            max_results=_MOST_RUNS,
-        )
+        """Those of the ended ``records`` whose nested runs do not say so: the driver was killed in between.
+
+        Of a server that is away it is not known, so it is told again of all of them.
+        """
+        nested = self.nested_runs() or []
         statuses = {run.data.tags.get("trial"): run.info.status for run in nested}
         return [record for record in records if record.ended and statuses.get(record.name) != _STATUS[record.state]]
 
     def log_best(self, value: float, ended: int) -> None:
         """One point of the curve of the best value, over the number of trials that ended."""
-        self._tracker_of(self.run_id).log_metrics({"best/value": value}, ended)
+        self.tracker_of(self.run).log_metrics({"best/value": value}, ended)
 
     def log_results(
-        self, folder: Path, metrics: Mapping[str, float], tables: Mapping[str, Any], documents: Mapping[str, Any]
+        self,
+        folder: Storage,
+        names: Sequence[str],
+        metrics: Mapping[str, float],
+        trials: int,
+        tables: Mapping[str, Mapping[str, Sequence[Any]]],
+        documents: Mapping[str, Any],
     ) -> None:
-        """What the whole search came to: the files in ``folder``, figures, tables by column, JSON documents."""
-        tracker = self._tracker_of(self.run_id)
-        self.client.log_artifacts(self.run_id, str(folder))
-        tracker.log_metrics(metrics)
+        """What the whole search came to: files of its folder, figures, tables by column, JSON documents.
+
+        A search that is extended has new figures, so they are curves over the number of ``trials``.
+        """
+        tracker = self.tracker_of(self.run)
+        tracker.log_files(folder, names)
+        tracker.log_metrics(metrics, trials)
         for name, table in tables.items():
-            self.client.log_table(self.run_id, table, name)
+            # As MLflow's log_table writes it, which would add the rows once more every time.
+            rows = [list(row) for row in zip(*table.values(), strict=True)]
+            tracker.log_document(name, {"columns": list(table), "data": rows})
+        shown = [{"path": name, "type": "table"} for name in tables]
+        tracker.log_tags({"mlflow.loggedArtifacts": json.dumps(shown)})
         for name, document in documents.items():
             tracker.log_document(name, document)
-
-    def _tracker_of(self, run_id: str) -> MlflowStageTracker:
-        return MlflowStageTracker(self.client, run_id, "search", log_models=False)
 
 
 class TrialRun:
     """The nested run of one trial."""
 
-    def __init__(self, parent: SearchTracker, run_id: str, output: Storage) -> None:
-        self._client, self._run_id, self._output = parent.client, run_id, output
-        self._tracker = MlflowStageTracker(parent.client, run_id, "trial", log_models=False)
-        # What an earlier run of the search has logged.
-        self._logged = {
-            (point.step, name)
-            for name in parent.client.get_run(run_id).data.metrics
-            for point in parent.client.get_metric_history(run_id, name)
-        }
+    def __init__(self, tracker: MlflowStageTracker, output: Storage) -> None:
+        self._tracker, self._output = tracker, output
 
     def catch_up(self) -> None:
         """Logs the points of the trial's history that are not logged yet."""
-        new = []
-        for step, metrics in History(self._output).points:
-            fresh = {name: value for name, value in metrics.items() if (step, name) not in self._logged}
-            self._logged |= {(step, name) for name in fresh}
-            if fresh:
-                new.append((step, fresh))
-        self._tracker.log_batch(new)
+        self._tracker.log_curve(History(self._output).points)
 
     def finish(self, record: TrialRecord, checkpoint: str) -> None:
         """Logs the outcome and where the model lies, and closes the run."""
         self.catch_up()
         if record.value is not None:
             self._tracker.log_metrics({"value": record.value}, record.reports[-1].step if record.reports else 0)
-        self._client.set_tag(self._run_id, "checkpoint", checkpoint)
-        self._client.set_tag(self._run_id, "stop_reason", record.reason)
+        self._tracker.log_tags({"checkpoint": checkpoint, "stop_reason": record.reason})
         self._tracker.log_document("trial.json", record)
         self._tracker.finish(_STATUS[record.state])
 
     def interrupt(self, status: Status) -> None:
         """Closes the run of a trial that did not end; it is continued when the search goes on."""
         self.catch_up()
-        self._client.set_tag(self._run_id, "stop_reason", "the search was interrupted")
+        self._tracker.log_tags({"stop_reason": "the search was interrupted"})
         self._tracker.finish(status)

@@ -17,8 +17,8 @@ from pipelines.configs import Recipe
 from pipelines.graph import make_graph
 from pipelines.stages import StageTracker, TrialHost, plain
 from pipelines.storage import Storage
+from pipelines.train.history import History, Point
 from pipelines.train.layout import CHECKPOINTS, RAY_TRAIN, SCORE
-from pipelines.train.metric_sink import History, Point
 from pipelines.tune.journal import Report
 from pipelines.tune.search import MakeRecipe, Search
 from pipelines.tune.space import with_values

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.jobs.killing import descendants, wait_until_gone
+from tests.jobs.killing import descendants, kill, wait_until_gone
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -73,7 +73,14 @@ class RayCluster:
             *("--temp-dir", str(self.folder / f"node{len(self.nodes)}")),
             before=before,
         )
-        self.wait_for_nodes(len(self.nodes))
+        self.wait_for_nodes(sum(node.poll() is None for node in self.nodes))
+
+    def lose_node(self, number: int) -> None:
+        """Kills all that runs on a node at once, as a machine that loses its power; the head is number 0."""
+        node = self.nodes[number]
+        for pid in (node.pid, *descendants(node.pid)):
+            kill(pid)
+        node.wait()
 
     def wait_for_nodes(self, count: int, *, timeout_s: float = 240) -> None:
         """Returns when ``count`` nodes are alive."""
@@ -160,8 +167,7 @@ def _stop(cluster: RayCluster) -> None:
         node.send_signal(signal.SIGTERM)
     left = wait_until_gone(started - {node.pid for node in cluster.nodes}, timeout_s=20)
     for pid in left:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        kill(pid)
     for node in cluster.nodes:
         with suppress(subprocess.TimeoutExpired):
             node.wait(10)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,8 @@ import pytest
 
 from pipelines.storage import Storage
 from tests.cluster.conftest import Result
-from tests.cluster.ray_nodes import BIN, ROOT, free_ports, ray_cluster, wait_for
-from tests.jobs.killing import descendants, wait_until_gone
+from tests.cluster.ray_nodes import ROOT, ray_cluster
+from tests.mlflow_server import mlflow_server
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -48,40 +45,6 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-@contextmanager
-def mlflow_server(folder: Path, artifacts: str) -> Iterator[str]:
-    """An MLflow server as cluster/mlflow starts it, but for its database."""
-    (port,) = free_ports(1)
-    line = [str(BIN / "mlflow"), "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    line += [f"--backend-store-uri=sqlite:///{folder}/server.db", f"--artifacts-destination={artifacts}"]
-    address = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-        return False
-
-    with (
-        (folder / "server.log").open("wb") as log,
-        subprocess.Popen(
-            # It ends by a signal to its whole group.
-            line,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        ) as server,
-    ):
-        try:
-            wait_for(answers, "the MLflow server", timeout_s=180)
-            yield address
-        finally:
-            workers = descendants(server.pid)
-            server.terminate()
-            server.wait(30)
-            for pid in wait_until_gone(workers, timeout_s=20):
-                os.kill(pid, 9)
-
-
 def test_the_pipeline_runs_on_an_object_store(
     requests: list[str],
     s3_bucket: str,
@@ -94,7 +57,8 @@ def test_the_pipeline_runs_on_an_object_store(
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
     workspace = f"{s3_bucket}/run"
-    with mlflow_server(tmp_path, f"{s3_bucket}/mlflow") as tracking:
+    with mlflow_server(tmp_path, f"{s3_bucket}/mlflow") as server:
+        tracking = server.uri
         environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         with ray_cluster(num_cpus=4, environment={**environment, "MLFLOW_TRACKING_URI": tracking}) as cluster:
             line = ["python", "-m", "jobs.run", "--config", str(recipe), "--workspace", workspace]

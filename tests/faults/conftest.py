@@ -7,11 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.storage import Storage
+from tests.faults.finished_run import FinishedRun, write_full_recipe
 from tests.faults.flaky_s3 import FlakyS3, flaky_s3
+from tests.jobs.recipes import read, run
 from tests.pipelines.data.conftest import process, real_videos, remux, write_video
 
 __all__ = ["process", "real_videos", "remux", "write_video"]
@@ -128,3 +131,11 @@ def unprivileged() -> Iterator[None]:
     os.seteuid(NOBODY)
     yield
     os.seteuid(0)
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> FinishedRun:
+    """All stages of a small recipe, done once."""
+    path = write_full_recipe(tmp_path_factory.mktemp("full-run"))
+    run(read(path))
+    return FinishedRun(path)

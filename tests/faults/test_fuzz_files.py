@@ -27,15 +27,18 @@ from pipelines.shards import ShardPool
 from pipelines.stages import plain
 from pipelines.storage import DamagedFileError, Storage
 from pipelines.train.checkpoints import (
+    CURVE,
     DESCRIPTION,
     POSITION,
     TRAINING,
     WEIGHTS,
     Position,
     config_from_plain,
+    load_curve,
     load_training,
     load_weights,
     read_description,
+    save_curve,
     save_model,
     save_training,
 )
@@ -115,6 +118,7 @@ def checkpoint(tmp_path: Path) -> Path:
     optimizer.step()
     save_model(tmp_path, model, kind="any", config=plain(RetrievalConfig()))
     save_training(tmp_path, optimizer=optimizer, schedule={"last": 1}, position=Position(step=7))
+    save_curve(tmp_path, [(5, {"train/loss": 0.5, "epoch": 0.5}), (7, {"train/loss": 0.25, "epoch": 0.7})])
     torch.save(model.state_dict(), tmp_path / "plain.pt")
     torch.save(model.state_dict(), tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     torch.jit.script(model).save(str(tmp_path / "script.pt"))
@@ -136,6 +140,7 @@ def describe(folder: Path) -> None:
         (WEIGHTS, lambda folder: load_weights(folder, nn.Linear(3, 2))),
         (TRAINING, resume),
         (POSITION, resume),
+        (CURVE, load_curve),
         (DESCRIPTION, describe),
         ("plain.pt", lambda folder: read_checkpoint(folder / "plain.pt")),
         ("old.bin", lambda folder: read_checkpoint(folder / "old.bin")),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hbi_models.configs import OptimizerConfig
-from pipelines.train.checkpoints import WEIGHTS, Position
+from pipelines.train.checkpoints import WEIGHTS, Position, load_curve
 from pipelines.train.layout import DESCRIPTION
 from pipelines.train.loop import SCORE, UNSCORED, LoopSettings, NonFiniteLossError, TrainingLoop
 
@@ -160,12 +160,17 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path, in
     before, after = LineTask(), LineTask()
     with pytest.raises(InterruptError):
         train(before, first, checkpoint_every_steps=3)
-    found = train(after, second, resume=tmp_path / "first" / str(interrupt_after - 1), checkpoint_every_steps=3)
+    checkpoint = tmp_path / "first" / str(interrupt_after - 1)
+    found = train(after, second, resume=checkpoint, checkpoint_every_steps=3)
 
     assert before.seen + after.seen == list(LineTask().batches(Position())), "goes on with the next batch"
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
     assert first.curve("train/loss") | second.curve("train/loss") == whole.curve("train/loss")
+    # Every checkpoint holds all that was told before it, also before an interruption.
+    assert load_curve(checkpoint) == first.points
+    last = load_curve(tmp_path / "second" / str(len(second.scores) - 1)) if second.scores else load_curve(checkpoint)
+    assert last == first.points + second.points
 
 
 def test_resuming_a_finished_training_does_nothing(tmp_path: Path) -> None:

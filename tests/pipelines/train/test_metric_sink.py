@@ -1,64 +1,30 @@
 from __future__ import annotations
 
-import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.storage import Storage
-from pipelines.train.layout import HISTORY
-from pipelines.train.metric_sink import History, Point
+from pipelines.train.history import Point
+from pipelines.train.metric_sink import fetch, start_sink
+from tests.jobs.killing import wait_until, workers_at
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-def points(*steps: int, loss: float) -> list[Point]:
-    return [(step, {"train/loss": loss + step}) for step in steps]
-
-
-def recorded(storage: Storage, name: str = "train/loss") -> dict[int, float]:
-    records = [json.loads(line) for line in storage.read_bytes(HISTORY).splitlines()]
-    found = [(record["step"], record[name]) for record in records if name in record]
-    assert len(found) == len(dict(found)), "a step has one value"
-    return dict(found)
-
-
-def test_points_are_kept_in_the_order_they_came(storage: Storage) -> None:
-    history = History(storage)
-    history.extend(points(5, 10, loss=0))
-    history.extend([])
-    history.extend(points(15, loss=0))
-    assert list(recorded(storage).items()) == [(5, 5), (10, 10), (15, 15)]
-
-
-def test_nothing_is_written_before_the_first_point(storage: Storage) -> None:
-    History(storage).extend([])
-    assert not storage.exists(HISTORY)
-
-
-def test_a_restart_goes_on_with_the_history(storage: Storage) -> None:
-    History(storage).extend(points(5, 10, loss=0))
-    History(storage).extend(points(15, loss=0))
-    assert recorded(storage) == {5: 5, 10: 10, 15: 15}
-
-
-def test_steps_that_are_done_again_replace_the_old_ones(storage: Storage) -> None:
-    History(storage).extend(points(5, 10, 15, loss=0))
-    again = History(storage)
-    again.extend(points(10, loss=100))
-    assert recorded(storage) == {5: 5, 10: 110, 15: 15}
-    again.extend(points(15, 20, loss=100))
-    assert recorded(storage) == {5: 5, 10: 110, 15: 115, 20: 120}
-
-
-def test_other_curves_of_a_step_stay(storage: Storage) -> None:
-    history = History(storage)
-    history.extend([(10, {"train/loss": 1.0, "epoch": 0.9})])
-    history.extend([(10, {"validation/score": 50.0, "epoch": 1.0})])
-    history.extend([(10, {"train/gradient_norm": 3.0})])
-    assert recorded(storage) == {10: 1.0}
-    assert recorded(storage, "validation/score") == {10: 50.0}
-    assert recorded(storage, "epoch") == {10: 1.0}
+@pytest.mark.fault
+def test_a_sink_that_is_killed_starts_again_and_ends_no_training(ray_local: Any) -> None:
+    received: list[Point] = []
+    sink = start_sink()
+    ray_local.get(sink.put.remote([(1, {"train/loss": 1.0})]))
+    fetch(sink, received.extend)
+    (process,) = workers_at("MetricSink")
+    ray_local.get(sink.put.remote([(2, {"train/loss": 0.5})]))
+    os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{process}").exists(), alive=lambda: True)
+    # What was in it is lost; the checkpoints have it.
+    fetch(sink, received.extend)
+    ray_local.get(sink.put.remote([(3, {"train/loss": 0.25})]))
+    fetch(sink, received.extend)
+    assert [step for step, _ in received] == [1, 3]
+    ray_local.kill(sink)

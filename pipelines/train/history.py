@@ -1,0 +1,74 @@
+"""The curves of a training, point by point, as they lie beside its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipelines.line_log import LineLog
+from pipelines.storage import DamagedFileError, Storage
+from pipelines.train.layout import HISTORY
+
+Point = tuple[int, Mapping[str, float]]
+"""A step, and metrics that were measured there."""
+
+
+def to_record(point: Point) -> dict[str, float]:
+    """A point as it is written down: its metrics beside its ``step``."""
+    step, metrics = point
+    return {"step": step, **metrics}
+
+
+def from_record(record: Any) -> Point:
+    """The point that was written down as ``record``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    metrics = dict(record) if isinstance(record, Mapping) else {}
+    step = metrics.pop("step", None)
+    if type(step) is not int or not all(type(value) in (int, float) for value in metrics.values()):
+        raise ValueError(f"{record!r:.80} is no point of a curve; a whole step and metrics that are numbers are needed")
+    return step, metrics
+
+
+class History:
+    """All points of a training stage, kept beside its checkpoints; a restart goes on with it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._log = LineLog(storage, HISTORY)
+        self._metrics: dict[int, dict[str, float]] = {}
+        try:
+            self._add(map(from_record, self._log.records()))
+        except ValueError as error:
+            raise DamagedFileError(
+                f"{storage.place(HISTORY)} is damaged, or something else wrote it: {error}"
+            ) from error
+
+    @property
+    def points(self) -> list[Point]:
+        """All points, by step; the metrics of a step are one point."""
+        return sorted(self._metrics.items())
+
+    def latest(self, prefix: str) -> dict[str, float]:
+        """The last value of every metric whose name starts with ``prefix``."""
+        return {name: value for _, metrics in self.points for name, value in metrics.items() if name.startswith(prefix)}
+
+    def extend(self, points: Sequence[Point]) -> None:
+        """Adds points and commits them; a step that is done again replaces the old point."""
+        self._add(points)
+        self._log.append(map(to_record, points))
+
+    def complete(self, points: Sequence[Point]) -> None:
+        """The training ended: adds those of ``points`` that are missing, and puts all into one file, a step a line."""
+        missing = [
+            (step, {name: value for name, value in metrics.items() if name not in self._metrics.get(step, {})})
+            for step, metrics in points
+        ]
+        self._add([point for point in missing if point[1]])
+        if self._metrics:
+            self._log.replace(map(to_record, self.points))
+
+    def _add(self, points: Iterable[Point]) -> None:
+        for step, metrics in points:
+            self._metrics.setdefault(step, {}).update(metrics)

@@ -1,0 +1,144 @@
+"""A small run of every stage that nothing happened to, and workspaces that hold its first stages alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from pipelines.configs import Recipe
+from pipelines.data.frames_stage import frames_pool
+from pipelines.data.labels_stage import labels_pool
+from pipelines.graph import make_graph
+from pipelines.shards import ShardPool
+from pipelines.storage import Storage
+from pipelines.train.checkpoints import WEIGHTS
+from pipelines.train.layout import HISTORY, MODEL, RAY_TRAIN
+from tests.jobs.recipes import read, write_recipe
+
+CHECKPOINT_EVERY = 5
+"""Steps between two checkpoints of a training."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A recipe whose stages are all done."""
+
+    recipe_file: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        return read(self.recipe_file)
+
+    @property
+    def stages(self) -> list[str]:
+        return [stage.name for stage in make_graph(self.recipe).stages]
+
+    def until_before(self, stage: str, folder: Path) -> Recipe:
+        """The same recipe in a workspace in ``folder`` that holds what was there when ``stage`` began."""
+        recipe = replace(self.recipe, workspace=str(folder / "workspace"))
+        done, begun = make_graph(self.recipe), make_graph(recipe)
+        before = self.stages[: self.stages.index(stage)]
+        copied = [(done.output(name), begun.output(name)) for name in before]
+        copied += [
+            (pools(self.recipe)[name].storage, pools(recipe)[name].storage) for name in pools(recipe) if name in before
+        ]
+        for source, target in copied:
+            shutil.copytree(source.path(), target.path())
+        return recipe
+
+
+def write_full_recipe(folder: Path) -> Path:
+    """A recipe of all stages, with enough steps and shards to be killed among them."""
+    optimizer = {"lr": 1e-3, "clip_lr_factor": 1.0}
+    training = {
+        "batch_size": 8,
+        "augmentation": {"operations": 1},
+        "optimizer": optimizer,
+        "checkpoint": {"every_steps": CHECKPOINT_EVERY},
+    }
+    return write_recipe(
+        folder,
+        tasks=["retrieval", "video_qa"],
+        data={
+            "validation_videos": 12,
+            "shapes": {
+                "train_videos": 84,
+                "test_videos": 12,
+                "captions_per_video": 1,
+                "image_size_px": 32,
+                "duration_s": 2.0,
+            },
+        },
+        labels={"videos_per_shard": 3, "batch_size": 3},
+        estimator={
+            "epochs": 12,
+            "batch_size": 8,
+            "optimizer": {"lr": 1e-3},
+            "checkpoint": {"every_steps": CHECKPOINT_EVERY},
+        },
+        retrieval={**training, "epochs": 6},
+        video_qa={
+            **training,
+            "epochs": 6,
+            "max_words": 16,
+            "merging": {"text_rates": [0.5, 0.5], "video_rates": [0.5, 0.5], "heads": 4},
+            "head": {"projection": 16, "hidden": 16},
+        },
+        # Many short calls of the actors.
+        evaluation={"bootstrap_samples": 50, "tile": 1},
+        qa_evaluation={"bootstrap_samples": 50, "batch_size": 1},
+        resources={
+            "local_cpus": 4,
+            "local_object_store_gb": 0.15,
+            "labels": {"max_actors": 1},
+            "evaluation": {"max_actors": 1},
+            "qa_evaluation": {"max_actors": 1},
+            **{stage: {"workers": 2} for stage in ("estimator", "retrieval", "video_qa")},
+        },
+        tracking={"every_steps": 1, "log_model": False},
+    )
+
+
+def pools(recipe: Recipe) -> dict[str, ShardPool]:
+    """The pools of shards, by the stage that fills them."""
+    workspace = Storage(recipe.workspace)
+    return {"frames": frames_pool(workspace, recipe), "labels": labels_pool(workspace, recipe)}
+
+
+def paces(recipe: Recipe, training: str) -> dict[int, float]:
+    """How fast each step was that a training told of: a figure that no second run of the step gives again."""
+    points = _points(make_graph(recipe).output(training))
+    return {point["step"]: point["throughput/pairs_per_s"] for point in points if "throughput/pairs_per_s" in point}
+
+
+def _points(training: Storage) -> Iterator[dict[str, Any]]:
+    return map(json.loads, training.read_bytes(HISTORY).splitlines())
+
+
+def kept_step(recipe: Recipe, training: str) -> int:
+    """The step of the checkpoint that a training goes on from."""
+    output = make_graph(recipe).output(training)
+    snapshot = json.loads(output.read_bytes(f"{RAY_TRAIN}/checkpoint_manager_snapshot.json"))
+    latest = snapshot["checkpoint_results"][-1]["checkpoint_dir_name"]
+    return int(output.read_json(f"{RAY_TRAIN}/{latest}/position.json")["step"])
+
+
+def done_twice(before: dict[int, float], after: dict[int, float]) -> list[int]:
+    """The steps that were told of before and done once more."""
+    assert before.keys() <= after.keys()
+    return sorted(step for step, pace in before.items() if after[step] != pace)
+
+
+def assert_same_weights(recipe: Recipe, expected: Recipe, training: str) -> None:
+    """The models that two runs chose are the same up to rounding."""
+    found, wanted = (load_file(make_graph(run).output(training).path(MODEL, WEIGHTS)) for run in (recipe, expected))
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=name)
