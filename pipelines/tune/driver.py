@@ -22,7 +22,7 @@ from pipelines.configs import Recipe
 from pipelines.progress import Progress
 from pipelines.runs import record_run
 from pipelines.storage import Storage
-from pipelines.train.layout import CHECKPOINTS, MODEL
+from pipelines.train.layout import CHECKPOINTS, MODEL, RAY_TRAIN
 from pipelines.tune.inputs import InputStages
 from pipelines.tune.journal import Journal, Phase, Report, TrialRecord
 from pipelines.tune.search import FOLDER, Search
@@ -198,7 +198,8 @@ class Driver:
         return self._tracker.trial(record, recipe, self._output(record))
 
     def _settle(self, record: TrialRecord, run: TrialRun) -> None:
-        run.finish(record, self._output(record).folder(MODEL if record.state == "finished" else CHECKPOINTS).uri)
+        checkpoints = CHECKPOINTS if self._search.resources.workers == 1 else RAY_TRAIN
+        run.finish(record, self._output(record).folder(MODEL if record.state == "finished" else checkpoints).uri)
 
     def best(self) -> TrialRecord | None:
         """The best of the trials that were trained to their end."""
