@@ -111,11 +111,13 @@ class Finished:
         raise SystemExit(f"{workspace.uri} holds no finished run; run a recipe there first")
 
     def counts(self, stage: str) -> Mapping[str, float]:
-        return self.artifacts[stage]["counts"]  # type: ignore[no-any-return]
+        counts: Mapping[str, float] = self.artifacts[stage]["counts"]
+        return counts
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        return self.artifacts["frames"]["config"]  # type: ignore[no-any-return]
+        config: Mapping[str, Any] = self.artifacts["frames"]["config"]
+        return config
 
     @property
     def videos(self) -> float:

@@ -10,28 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.pipeline import execute, start_log
-from jobs.settings import read_recipe, recipe_parser, run_job
-from pipelines.graph import make_graph, make_qa_evaluation_graph
+from jobs.pipeline import evaluate
+from jobs.settings import run_job
+from pipelines.graph import make_qa_evaluation_graph
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job and returns its exit code."""
-    parser = recipe_parser("Evaluates a question answering checkpoint on a split of the recipe's data.")
-    parser.add_argument("--checkpoint", type=str | None, help="Folder of ours or file of the published code.")
-    parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
-    parser.add_argument("--force", action="store_true", help="Evaluate again although it is done.")
-    recipe, options = read_recipe(parser, arguments)
-    checkpoint = options["checkpoint"]
-    if not options["plan"]:
-        start_log(recipe, "evaluate_video_qa")
-    return execute(
-        make_graph(recipe) if checkpoint is None else make_qa_evaluation_graph(recipe, checkpoint),
-        recipe,
-        plan_only=options["plan"],
-        from_stage="qa_evaluation" if checkpoint is None else None,
-        until_stage="qa_evaluation",
-        force=["qa_evaluation"] if options["force"] else [],
+    return evaluate(
+        "Evaluates a question answering checkpoint on a split of the recipe's data.",
+        arguments,
+        job="evaluate_video_qa",
+        stage="qa_evaluation",
+        make_checkpoint_graph=make_qa_evaluation_graph,
     )
 
 

@@ -46,6 +46,33 @@ def run_stages(
     )
 
 
+def evaluate(
+    description: str,
+    arguments: Sequence[str] | None,
+    *,
+    job: str,
+    stage: str,
+    make_checkpoint_graph: Callable[[Recipe, str], Graph],
+) -> int:
+    """Parses the command line and runs ``stage`` on the recipe's model, or on the checkpoint that is given."""
+    parser = recipe_parser(description)
+    parser.add_argument("--checkpoint", type=str | None, help="Folder of ours or file of the published code.")
+    parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
+    parser.add_argument("--force", action="store_true", help="Evaluate again although it is done.")
+    recipe, options = read_recipe(parser, arguments)
+    checkpoint = options["checkpoint"]
+    if not options["plan"]:
+        start_log(recipe, job)
+    return execute(
+        make_graph(recipe) if checkpoint is None else make_checkpoint_graph(recipe, checkpoint),
+        recipe,
+        plan_only=options["plan"],
+        from_stage=stage if checkpoint is None else None,
+        until_stage=stage,
+        force=[stage] if options["force"] else [],
+    )
+
+
 def execute(
     graph: Graph,
     recipe: Recipe,

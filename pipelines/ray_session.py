@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from pipelines.configs import ActorResources, ResourcesConfig, TrainResources
@@ -41,7 +41,6 @@ _LOCAL_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 """For a Ray that this process starts, on this machine alone."""
-
 
 _DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
@@ -78,11 +77,6 @@ def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Itera
         yield
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
     import ray
@@ -102,11 +96,7 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
 
     remove_dead_sessions()
     folder = make_session_folder()
-    port = _free_port() if dashboard else None
-    if port is not None:
-        # Workers ask the dashboard that they find, and find none where several Rays run on the machine.
-        os.environ[_DASHBOARD] = f"http://127.0.0.1:{port}"
-    with _keeping_the_end():
+    with _keeping_the_end(), _dashboard_that_workers_find() if dashboard else nullcontext() as port:
         ray.init(
             num_cpus=resources.local_cpus,
             include_dashboard=dashboard,
@@ -123,13 +113,30 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
         finished = True
     finally:
         ray.shutdown()
-        if dashboard:
-            del os.environ[_DASHBOARD]
         if finished:
             shutil.rmtree(folder, ignore_errors=True)
         else:
             keep_session_folder(folder)
             logger.info("Ray: the logs of its workers are in %s", folder)
+
+
+@contextmanager
+def _dashboard_that_workers_find() -> Iterator[int]:
+    """A port for a dashboard; the workers of a Ray that is started meanwhile know it.
+
+    By themselves they take the only Ray of the machine, and fail where there are several.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    before = os.environ.get(_DASHBOARD)
+    os.environ[_DASHBOARD] = f"http://127.0.0.1:{port}"
+    try:
+        yield port
+    finally:
+        if before is None:
+            del os.environ[_DASHBOARD]
+        else:
+            os.environ[_DASHBOARD] = before
 
 
 @contextmanager

@@ -232,7 +232,8 @@ class Storage:
     def _listing(self, path: str) -> list[Any]:
         selector = pafs.FileSelector(self.path(path), allow_not_found=True)
         with self._naming("list", path):
-            return self.filesystem.get_file_info(selector)  # type: ignore[no-any-return]
+            found: list[Any] = self.filesystem.get_file_info(selector)
+        return found
 
     def read_bytes(self, path: str) -> bytes:
         """The contents of the file at ``path``.

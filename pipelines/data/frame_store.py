@@ -86,7 +86,8 @@ class FrameStore:
         try:
             table = self._open(shard).read_row_group(self._rows[video], columns=["frames"])
             (row,) = table.cast(_STORED).to_pylist()
-            return row["frames"]  # type: ignore[no-any-return]
+            images: list[bytes] = row["frames"]
+            return images
         except FileNotFoundError:
             raise LostFramesError(f"{self._pool.storage.place(shard)} is missing. {_MEND}") from None
         except (*UNREADABLE, LookupError) as error:

@@ -64,8 +64,7 @@ def answer_questions(
             texts = [question.question for _, question in part]
             questions = encode_texts(model.encoder, texts, device=device, batch_size=batch_size)
             places = torch.tensor([place for place, _ in part])
-            about = tuple(level.map(lambda tensor, rows=places: tensor[rows]) for level in clips)  # type: ignore[misc]
-            logits = model.answer_logits(_on(device, questions), _on(device, about), level_rates)
+            logits = model.answer_logits(_on(device, questions), _on(device, _rows_of(clips, places)), level_rates)
             labels = torch.tensor([vocabulary.label(question.answer) for _, question in part])
             parts.append(_best_answers(logits.float().cpu(), labels))
     return concatenate_answers(parts)
@@ -83,6 +82,10 @@ def concatenate_answers(parts: Sequence[Answers]) -> Answers:
         labels=torch.cat([part.labels for part in parts]),
         probabilities=torch.cat([part.probabilities for part in parts]),
     )
+
+
+def _rows_of(levels: Levels, rows: Int[Tensor, " chosen"]) -> Levels:
+    return tuple(level.map(lambda tensor: tensor[rows]) for level in levels)
 
 
 def _on(device: torch.device, levels: Levels) -> Levels:

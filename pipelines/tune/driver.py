@@ -236,7 +236,8 @@ class DriverSearcher(Searcher):  # type: ignore[misc]
         try:
             record = self._driver.next()
         except StopIteration:
-            return Searcher.FINISHED  # type: ignore[no-any-return]
+            finished: str = Searcher.FINISHED
+            return finished
         return None if record is None else configuration(record)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -62,9 +62,9 @@ def plan_of(search: Search) -> str:
 
 
 def _states(journal: Journal, phase: Phase) -> str:
-    counts = Counter(record.state for record in journal.of(phase))
+    counts: Counter[str] = Counter(record.state for record in journal.of(phase))
     names = {"finished": "finished", "stopped": "ended early", "failed": "failed", "running": "to go on with"}
-    known = [f"{counts[state]} {name}" for state, name in names.items() if counts[state]]  # type: ignore[index]
+    known = [f"{counts[state]} {name}" for state, name in names.items() if counts[state]]
     return f", of which {', '.join(known)}" if known else ""
 
 
