@@ -12,8 +12,6 @@ kind; the plot also shows the course of the longest run. Linux only, for the siz
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,9 +23,8 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.clips import generated_clips, link_videos
 from pipelines.configs import ShapesConfig
-from pipelines.data.shapes import VIDEOS_FOLDER, write_clips
-from pipelines.storage import Storage
 from pipelines.tables import table
 
 DISTINCT, FRAMES, IMAGE_PX = 16, 4, 32
@@ -60,23 +57,13 @@ class Run:
 def write_videos(folder: Path, videos: int) -> Path:
     """Links so many videos into ``folder``; returns the path of a recipe that reads them."""
     config = ShapesConfig(train_videos=DISTINCT, test_videos=1, image_size_px=IMAGE_PX, duration_s=1.0, fps=FRAMES)
-    clips = folder / "clips"
-    write_clips(config, range(DISTINCT), Storage(str(clips)))
-    files = sorted((clips / VIDEOS_FOLDER).iterdir())
-    (folder / "videos").mkdir()
-    with (folder / "captions.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "caption", "split"])
-        for number in range(videos):
-            name = f"{number:06}.mp4"
-            os.link(files[number % DISTINCT], folder / "videos" / name)
-            writer.writerow([name, f"a small square moves across the picture number {number}", "train"])
+    captions, _ = link_videos(folder, generated_clips(folder / "clips", config), videos)
     recipe = {
         "workspace": str(folder / "workspace"),
         "data": {
             "dataset": "captions_file",
-            "annotations": str(folder / "captions.csv"),
-            "videos": str(folder / "videos"),
+            "annotations": str(captions),
+            "videos": str(captions.parent / "videos"),
             "validation_videos": 0,
         },
         "frames": {"fps": FRAMES, "max_frames": FRAMES, "short_side_px": 64},

@@ -1,164 +1,194 @@
-"""Two ways of reading training frames, side by side: random access by row, and Ray Data's iterator.
+"""Samples per second on the way from Parquet to a batch of uint8 frames, without and with augmentation.
 
-    python -m benchmarks.training_input [--videos 384] [--threads 2]
-
-Both read the same Parquet shards (12 JPEG frames of 224×224 per video) and make the same uint8 batches. The
-yardstick is bare decoding: the same JPEG bytes, already in memory, decoded by the same number of
-threads. Results are compared for equality before time is.
+The yardstick without augmentation is bare decoding: the same JPEG bytes, already in memory, decoded one by one in
+as many threads by libjpeg-turbo itself (simplejpeg; twice as fast as PIL here, and a third faster than
+torchvision), and dropped. The one with augmentation is what timm does, the same operations on PIL's images, from
+the same bytes to the same batch.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+import simplejpeg
 import torch
 from PIL import Image
-from torch import Tensor
+from timm.data.auto_augment import NAME_TO_OP
 
-from pipelines.configs import ResourcesConfig
-from pipelines.data.frame_store import FrameStore, decode_images, stack_frames
-from pipelines.ray_session import ray_session
+from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, ratios
+from pipelines.configs import AugmentationConfig
+from pipelines.data.augmentation import (
+    OPERATIONS,
+    Frames,
+    Operation,
+    apply_operation,
+    augmentation_rng,
+    draw_operations,
+    rand_augment,
+)
+from pipelines.data.frame_store import FrameBatch, FrameStore, as_images, stack_frames
 from pipelines.records import FRAMES
 from pipelines.shards import ShardPool
 from pipelines.storage import Storage
-from pipelines.tables import table
-from pipelines.train.batches import load_ahead
 
-FRAMES_PER_VIDEO, SIZE_PX, BATCH, SHARD = 12, 224, 32, 64
+VIDEOS, DISTINCT, AUGMENTED, FRAMES_PER_VIDEO, BATCH, SHARD = 256, 32, 64, 12, 32, 64
+HEIGHT, WIDTH, SIZE_PX = 224, 298, 224
+"""What the stage frames stores of a video of 4 to 3, and what the model takes of it."""
+TIMES = 5
+CORES = os.cpu_count() or 1
+CONFIG = AugmentationConfig()
+WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
+PIL_SETTINGS = {"fillcolor": (128, 128, 128), "resample": Image.Resampling.BICUBIC}
 
 
-def make_shards(folder: Path, videos: int) -> ShardPool:
-    """Smooth random images, whose JPEGs have the size of those of real video (about 14 KB)."""
+def rows(folder: Path) -> Iterator[Row]:
+    torch.set_num_threads(1)
+    pool = write_shards(folder, VIDEOS)
+    store = FrameStore(pool.storage, pool.index(["video_id"]), threads=CORES)
+    order = np.random.default_rng(1).permutation(len(store)).tolist()
+    encoded = [store.encoded(video) for video in order]
+    with ThreadPoolExecutor(CORES) as threads:
+        require_equal_pixels(encoded[0], store.decoded(order[0]))
+        bare, ours = in_turns([partial(decode_all, threads, encoded), partial(read_all, store, order)], TIMES)
+        yield Row(
+            f"training input: Parquet to uint8, {FRAMES_PER_VIDEO} frames of {WIDTH}×{HEIGHT}",
+            f"libjpeg-turbo, {CORES} threads",
+            per_second(VIDEOS, bare),
+            per_second(VIDEOS, ours),
+            "samples/s",
+            ratios(bare, ours),
+            Target("≥", 0.85),
+        )
+        require_equal_operations(np.stack([decode(image) for image in encoded[0]]))
+        pil, ours = in_turns(
+            [
+                partial(augment_with_pil, threads, encoded[:AUGMENTED]),
+                partial(read_all, store, order[:AUGMENTED], augment=True),
+            ],
+            TIMES,
+        )
+        yield Row(
+            "the same, with RandAugment",
+            f"PIL as timm uses it, {CORES} threads",
+            per_second(AUGMENTED, pil),
+            per_second(AUGMENTED, ours),
+            "samples/s",
+            ratios(pil, ours),
+            Target("≥", 3),
+        )
+
+
+def write_shards(folder: Path, videos: int) -> ShardPool:
+    """Smooth random images, whose JPEGs have the size of those of real video; every few videos the same."""
     generator = np.random.default_rng(0)
+    distinct = [[draw_image(generator) for _ in range(FRAMES_PER_VIDEO)] for _ in range(min(videos, DISTINCT))]
     pool = ShardPool(Storage(str(folder)), FRAMES)
     for first in range(0, videos, SHARD):
-        rows = []
+        shard = []
         for video in range(first, min(first + SHARD, videos)):
-            images = []
-            for _ in range(FRAMES_PER_VIDEO):
-                coarse = generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)
-                sink = io.BytesIO()
-                Image.fromarray(coarse).resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC).save(
-                    sink, "JPEG", quality=90
-                )
-                images.append(sink.getvalue())
-            rows.append(
-                {"video_id": f"v{video:05d}", "key": f"k{video:05d}", "frames": images, "frame_index": [], "time_s": []}
-            )
-        pool.commit(rows)
+            name, images = f"{video:05d}", distinct[video % len(distinct)]
+            shard.append({"video_id": name, "key": name, "frames": images, "frame_index": [], "time_s": []})
+        pool.commit(shard)
     return pool
 
 
-def bare_decoding(encoded: list[list[bytes]], threads: int) -> int:
-    with ThreadPoolExecutor(threads) as executor:
-        return sum(len(images) for images in executor.map(decode_images, encoded)) // FRAMES_PER_VIDEO
+def draw_image(generator: np.random.Generator) -> bytes:
+    coarse = generator.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(sink, "JPEG", quality=90)
+    return sink.getvalue()
 
 
-class StoreBatches:
-    """What training does: any videos, in a random order, batch by batch."""
-
-    def __init__(self, store: FrameStore) -> None:
-        self._store = store
-        self._order = np.random.default_rng(1).permutation(len(store)).tolist()
-
-    def addresses(self) -> list[tuple[int, int]]:
-        return [(0, step) for step in range(len(self._order) // BATCH)]
-
-    def __getitem__(self, address: tuple[int, int]) -> tuple[list[str], Tensor]:
-        videos = self._order[address[1] * BATCH : (address[1] + 1) * BATCH]
-        batch = self._store.batch(videos, image_size_px=SIZE_PX, max_frames=FRAMES_PER_VIDEO)
-        return [self._store.video_ids[video] for video in videos], batch.frames
+def decode(image: bytes) -> Frames:
+    pixels: Frames = simplejpeg.decode_jpeg(image)
+    return pixels
 
 
-def ray_batches(folder: Path, threads: int) -> Iterator[tuple[list[str], Tensor]]:
-    import ray.data
-    from ray.data.collate_fn import ArrowBatchCollateFn
+def decode_all(threads: ThreadPoolExecutor, encoded: Sequence[Sequence[bytes]]) -> None:
+    def work(images: Sequence[bytes]) -> None:
+        for image in images:
+            decode(image)
 
-    class Collate(ArrowBatchCollateFn):  # type: ignore[misc]
-        def __call__(self, batch: pa.Table) -> dict[str, object]:
-            with ThreadPoolExecutor(threads) as executor:
-                images = list(executor.map(decode_images, batch.column("frames").to_pylist()))
-            frames = stack_frames(images, image_size_px=SIZE_PX, max_frames=FRAMES_PER_VIDEO).frames
-            return {"ids": batch.column("video_id").to_pylist(), "frames": frames}
-
-    rows = ray.data.read_parquet(str(folder)).select_columns(["video_id", "frames"])
-    batches = rows.iter_torch_batches(
-        batch_size=BATCH,
-        drop_last=True,
-        collate_fn=Collate(),
-        local_shuffle_buffer_size=4 * BATCH,
-        local_shuffle_seed=0,
-        prefetch_batches=3,
-    )
-    for batch in batches:
-        yield batch["ids"], batch["frames"]
+    list(threads.map(work, encoded))
 
 
-def timed(work: Callable[[], int]) -> float:
-    """Videos per second."""
-    started = time.perf_counter()
-    return work() / (time.perf_counter() - started)
+def read_all(store: FrameStore, order: Sequence[int], *, augment: bool = False) -> None:
+    """What a training's loader does: any videos, in a random order, batch by batch."""
+    for start in range(0, len(order), BATCH):
+        videos = order[start : start + BATCH]
+
+        def change(row: int, frames: Frames, start: int = start) -> Frames:
+            return rand_augment(frames, CONFIG, generator_of(start + row))
+
+        store.batch(videos, image_size_px=SIZE_PX, max_frames=FRAMES_PER_VIDEO, change=change if augment else None)
 
 
-def check_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    for name in first.keys() & second.keys():
-        assert torch.equal(first[name], second[name]), f"{name} differs between the two ways of reading"
+def augment_with_pil(threads: ThreadPoolExecutor, encoded: Sequence[Sequence[bytes]]) -> list[FrameBatch]:
+    """The same batches with PIL's operations on each frame."""
+
+    def work(position: int) -> list[torch.Tensor]:
+        drawn = draw_operations(CONFIG, generator_of(position))
+        images = []
+        for data in encoded[position]:
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+            for operation in drawn:
+                image = apply_with_pil(image, operation)
+            images.append(np.asarray(image))
+        return as_images(np.stack(images))
+
+    return [
+        stack_frames(
+            list(threads.map(work, range(start, min(start + BATCH, len(encoded))))),
+            image_size_px=SIZE_PX,
+            max_frames=FRAMES_PER_VIDEO,
+        )
+        for start in range(0, len(encoded), BATCH)
+    ]
 
 
-def collect(batches: Iterator[tuple[list[str], Tensor]]) -> dict[str, Tensor]:
-    return {name: frames for ids, batch in batches for name, frames in zip(ids, batch, strict=True)}
+def apply_with_pil(image: Image.Image, operation: Operation) -> Image.Image:
+    arguments = [] if operation.name in WITHOUT_ARGUMENT else [operation.argument]
+    changed: Image.Image = NAME_TO_OP[operation.name](image, *arguments, **PIL_SETTINGS)
+    return changed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=384)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, ray_session(ResourcesConfig(local_cpus=2)):
-        folder = Path(scratch)
-        pool = make_shards(folder, options.videos)
-        index = pool.index(["video_id"])
-        store = FrameStore(pool.storage, index, threads=options.threads)
-        encoded = [store.encoded(video) for video in range(len(store))]
-        source = StoreBatches(store)
-
-        def random_access() -> Iterator[tuple[list[str], Tensor]]:
-            return load_ahead(source, source.addresses(), processes=0, pin_memory=False)
-
-        check_equal(collect(random_access()), collect(ray_batches(folder, options.threads)))
-        contenders: dict[str, Callable[[], int]] = {
-            "bare JPEG decoding": lambda: bare_decoding(encoded, options.threads),
-            "random access by row": lambda: sum(len(ids) for ids, _ in random_access()),
-            "Ray Data iterator": lambda: sum(len(ids) for ids, _ in ray_batches(folder, options.threads)),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(options.repeats):
-            for name, work in contenders.items():
-                rates[name].append(timed(work))
-        bare = rates["bare JPEG decoding"]
-        rows = []
-        for name, values in rates.items():
-            ratios = [value / reference for value, reference in zip(values, bare, strict=True)]
-            rows.append(
-                [
-                    name,
-                    f"{statistics.median(values):.0f}",
-                    f"{statistics.median(ratios):.2f}",
-                    f"{min(ratios):.2f}–{max(ratios):.2f}",
-                ]
-            )
-        print(table(["reading", "videos/s", "× bare", "min–max"], rows))
+def generator_of(position: int) -> np.random.Generator:
+    return augmentation_rng(0, 0, 0, str(position))
 
 
-if __name__ == "__main__":
-    main()
+def require_equal_pixels(encoded: Sequence[bytes], decoded: Sequence[torch.Tensor]) -> None:
+    """Compares what our loader decodes with bare decoding, and both with PIL.
+
+    Raises:
+        ResultsDifferError: a pixel differs.
+    """
+    for data, image in zip(encoded, decoded, strict=True):
+        pixels = image.movedim(0, -1).numpy()
+        pil = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        if not (np.array_equal(pixels, decode(data)) and np.array_equal(pixels, pil)):
+            raise ResultsDifferError("a stored image has other pixels than libjpeg-turbo or PIL give it")
+
+
+def require_equal_operations(frames: Frames) -> None:
+    """Compares every operation with PIL's.
+
+    Raises:
+        ResultsDifferError: a pixel differs by more than a level, the rounding of a sum.
+    """
+    for name, kind in OPERATIONS.items():
+        argument = kind.to_argument(CONFIG.magnitude / 10, 1.0)
+        operation = Operation(name, argument)
+        expected = np.stack([np.asarray(apply_with_pil(Image.fromarray(frame), operation)) for frame in frames])
+        difference = int(np.abs(apply_operation(frames, operation).astype(int) - expected).max())
+        if difference > 1:
+            raise ResultsDifferError(f"{name} differs from PIL's by {difference} levels")
+
+
+def per_second(videos: int, seconds: Spread) -> Spread:
+    return Spread(tuple(videos / value for value in seconds.values))

@@ -336,13 +336,15 @@ class Storage:
         ``row_group_size`` 1 makes every row readable at random.
         """
         sink = pa.BufferOutputStream()
-        # Frames are compressed already; compressing them again costs time and saves nothing.
+        # Frames are compressed already; compressing them again costs time and saves nothing. Statistics would
+        # hold the first and the last of a video's small images once more, a half of the file.
         pq.write_table(
             table,
             sink,
             row_group_size=row_group_size,
             compression="none",
             use_dictionary=False,
+            write_statistics=False,
             write_page_checksum=True,
         )
         buffer = sink.getvalue()

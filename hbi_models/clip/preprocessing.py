@@ -67,7 +67,8 @@ def normalize_pixels(
     """Returns float pixels, centred and scaled per channel, on the device of ``frames``."""
     mean_255 = torch.tensor(mean, device=frames.device).mul(255).reshape(3, 1, 1)
     std_255 = torch.tensor(std, device=frames.device).mul(255).reshape(3, 1, 1)
-    return (frames - mean_255) / std_255
+    # What the layout of a batch in memory is must not decide which convolution runs.
+    return (frames.contiguous() - mean_255).div_(std_255)
 
 
 def preprocess_image(image: UInt8[np.ndarray, "height width 3"], size_px: int) -> Float[Tensor, "3 size size"]:

@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
@@ -37,14 +36,15 @@ def posterize(frames: Frames, bits: int) -> Frames:
 
 def solarize(frames: Frames, threshold: float) -> Frames:
     """Levels from ``threshold`` on inverted."""
-    levels = np.arange(256)
-    return _look_up(frames, np.where(levels < threshold, levels, 255 - levels))
+    # Arithmetic on bytes takes a fifth of the time of a table.
+    inverted: Frames = frames ^ ((frames >= threshold).view(np.uint8) * np.uint8(255))
+    return inverted
 
 
 def solarize_add(frames: Frames, amount: int) -> Frames:
     """Levels below 128 raised by ``amount``."""
-    levels = np.arange(256)
-    return _look_up(frames, np.where(levels < 128, np.minimum(levels + amount, 255), levels))
+    raised: Frames = frames + (frames < 128).view(np.uint8) * np.uint8(amount)
+    return raised
 
 
 def brightness(frames: Frames, factor: float) -> Frames:
@@ -161,24 +161,24 @@ def _neighbours(
     a, b, c, d, e, f = matrix
     x = torch.arange(width, dtype=torch.float64) + 0.5
     y = torch.arange(height, dtype=torch.float64)[:, None] + 0.5
-    source_x, source_y = a * x + b * y + c, d * x + e * y + f
+    # Where a coordinate depends on one axis alone, as in every shift and shear, so do its taps: most of the time here.
+    source_x = a * x[None] + c if b == 0 else a * x + b * y + c
+    source_y = e * y + f if d == 0 else d * x + e * y + f
     inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
     columns, weights_x = _cubic(source_x, width)
     rows, weights_y = _cubic(source_y, height)
-    indices = rearrange(rows, "height width taps -> (height width) taps 1") * width + rearrange(
-        columns, "height width taps -> (height width) 1 taps"
-    )
-    weights = rearrange(weights_y, "height width taps -> (height width) taps 1") * rearrange(
-        weights_x, "height width taps -> (height width) 1 taps"
-    )
-    indices, weights, outside = indices.flatten(1), weights.flatten(1), ~inside.flatten()[:, None]
+    indices = (rows * width)[..., None] + columns[..., None, :]
+    weights = weights_y[..., None] * weights_x[..., None, :]
+    shape = (height, width, *indices.shape[2:])
+    indices, weights = (part.expand(shape).flatten(2).flatten(0, 1) for part in (indices, weights))
+    outside = ~inside.flatten()[:, None]
     only_first = torch.eye(1, weights.shape[1])
-    return indices.masked_fill_(outside, height * width), torch.where(outside, only_first, weights)
+    return indices.masked_fill(outside, height * width), torch.where(outside, only_first, weights)
 
 
 def _cubic(
-    position: Float[Tensor, "height width"], size: int
-) -> tuple[Int[Tensor, "height width taps"], Float[Tensor, "height width taps"]]:
+    position: Float[Tensor, "#height #width"], size: int
+) -> tuple[Int[Tensor, "#height #width taps"], Float[Tensor, "#height #width taps"]]:
     """Four neighbours along an axis, edges repeated, and PIL's cubic weights (Keys, a = -1).
 
     Where all positions are pixel centres, as across a shear, the pixel itself is enough.
@@ -186,10 +186,10 @@ def _cubic(
     left = (position - 0.5).floor()
     t = (position - 0.5 - left).float()
     if not t.any():
-        return left.long().clamp(0, size - 1)[..., None], torch.ones_like(t)[..., None]
+        return left.int().clamp(0, size - 1)[..., None], torch.ones_like(t)[..., None]
     weights = torch.stack(
         [-t + 2 * t**2 - t**3, 1 - 2 * t**2 + t**3, t + t**2 - t**3, -(t**2) + t**3],
         dim=-1,
     )
-    taps = left.long()[..., None] + torch.arange(-1, 3)
+    taps = left.int()[..., None] + torch.arange(-1, 3, dtype=torch.int32)
     return taps.clamp(0, size - 1), weights

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor, nn
 
@@ -30,8 +29,8 @@ from hbi_models.optimizer import clamp_logit_scale_
 from hbi_models.retrieval import RetrievalModel
 from pipelines.configs import AugmentationConfig, Split
 from pipelines.data.answers import Vocabulary
-from pipelines.data.augmentation import augmentation_rng, rand_augment
-from pipelines.data.frame_store import FrameBatch, FrameStore, as_channels_last, stack_frames
+from pipelines.data.augmentation import Frames, augmentation_rng, rand_augment
+from pipelines.data.frame_store import FrameBatch, FrameStore
 from pipelines.data.splits import QuestionView, SplitView
 from pipelines.storage import Storage
 from pipelines.train.batches import BatchAddress, BatchSource, load_ahead
@@ -166,29 +165,19 @@ class PairSource:
         return PairBatch(torch.from_numpy(token_ids), torch.from_numpy(word_mask), frames.frames, frames.mask, ids)
 
     def _frames(self, epoch: int, pairs: Sequence[Pair]) -> FrameBatch:
-        size, store = {"image_size_px": self._image_size_px, "max_frames": self._model.max_frames}, self._view.store
-        if not self._training.augmentation.enabled:
-            return store.batch([pair.video for pair in pairs], **size)
-        clips = [
-            _augmented(
-                store.decoded(pair.video),
-                self._training.augmentation,
-                self._seed,
-                epoch,
-                pair,
-                store.video_ids[pair.video],
-            )
-            for pair in pairs
-        ]
-        return stack_frames(clips, **size)
+        store, config = self._view.store, self._training.augmentation
 
+        def augment(row: int, frames: Frames) -> Frames:
+            pair = pairs[row]
+            generator = augmentation_rng(self._seed, epoch, pair.pass_index, store.video_ids[pair.video])
+            return rand_augment(frames, config, generator)
 
-def _augmented(
-    images: list[Tensor], config: AugmentationConfig, seed: int, epoch: int, pair: Pair, video_id: str
-) -> list[Tensor]:
-    generator = augmentation_rng(seed, epoch, pair.pass_index, video_id)
-    augmented = torch.from_numpy(rand_augment(as_channels_last(images), config, generator))
-    return list(rearrange(augmented, "frames height width rgb -> frames rgb height width"))
+        return store.batch(
+            [pair.video for pair in pairs],
+            image_size_px=self._image_size_px,
+            max_frames=self._model.max_frames,
+            change=augment if config.enabled else None,
+        )
 
 
 @dataclass(kw_only=True)

@@ -307,7 +307,7 @@ def png_of(width: int, height: int) -> bytes:
         (png_of(50_000, 50_000), "exceeds limit"),
         (b"", "cannot identify"),
         (b"GIF89a" + bytes(100), "cannot identify"),
-        (jpeg(1)[:-300], "truncated"),
+        (jpeg(1)[:-300], "Premature end"),
     ],
     ids=["bomb", "larger-bomb", "empty", "other-format", "cut-off"],
 )

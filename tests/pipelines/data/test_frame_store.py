@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -67,6 +68,23 @@ def test_a_batch_is_cropped_padded_and_masked(store: FrameStore) -> None:
     assert batch.mask.tolist() == [[True, True, True, False], [True, False, False, False]]
     assert torch.equal(batch.frames[0, 1], images(2)[1][:, :, 2:10])
     assert not batch.frames[~batch.mask].any()
+
+
+def test_a_batch_can_be_made_where_no_gradients_are_wanted(store: FrameStore) -> None:
+    expected = store.batch([2, 0], image_size_px=8, max_frames=4)
+    with torch.inference_mode():
+        batch = store.batch([2, 0], image_size_px=8, max_frames=4)
+        assert torch.equal(batch.frames, expected.frames)
+        assert torch.equal(batch.mask, expected.mask)
+
+
+def test_whole_frames_are_changed_before_the_crop(store: FrameStore) -> None:
+    def mark(row: int, frames: np.ndarray) -> np.ndarray:
+        assert frames.shape == (1 + (2 - row) % 3, 8, 12, 3)
+        return np.full_like(frames, 100 + row)
+
+    batch = store.batch([2, 1], image_size_px=8, max_frames=4, change=mark)
+    assert [batch.frames[row][batch.mask[row]].unique().tolist() for row in (0, 1)] == [[100], [101]]
 
 
 def test_more_frames_than_asked_for_are_cut(store: FrameStore) -> None:
