@@ -172,6 +172,9 @@ class MlflowStageTracker(StageTracker):
     def log_document(self, name: str, document: Any) -> None:
         self._client.log_dict(self.run_id, plain(document), name)
 
+    def log_text(self, name: str, text: str) -> None:
+        self._client.log_text(self.run_id, text, name)
+
     def log_model(self, folder: Storage) -> None:
         if not self._log_models:
             return
