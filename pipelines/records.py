@@ -96,6 +96,20 @@ RANKS = pa.schema(
 """One row per query: ``direction`` is ``text_to_video`` or ``video_to_text`` (then without a
 caption index); ranks start at 1."""
 
+TOP_VIDEOS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("caption_index", pa.int32(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("rank", pa.float64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("top_videos", pa.list_(pa.string()), nullable=False),
+        pa.field("top_scores", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""One row per text-to-video query: the caption, the rank and the score of its own video, and the best
+videos with their scores, the best first."""
+
 ANSWERS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),

@@ -14,6 +14,9 @@ from hbi_models.configs import require
 # OpenAI's spelling of the two special tokens, which captions may contain, and open_clip's.
 SPECIAL_TOKENS = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}
 
+START, END = "⟨start⟩", "⟨end⟩"
+"""How people read the first and the last token."""
+
 
 class CaptionTokenizer:
     """CLIP's byte-pair encoding with 49408 entries; loading takes a fraction of a second.
@@ -58,6 +61,19 @@ class CaptionTokenizer:
         openai_spelling = {theirs: ours for ours, theirs in SPECIAL_TOKENS.items()}
         texts = (self._bpe.decoder[token_id] for token_id in self._framed(caption))
         return [openai_spelling.get(text, text) for text in texts]
+
+    def readable_pieces(self, caption: str) -> list[str]:
+        """Returns the same as people read them: letters instead of byte codes, "‑" where a word goes on.
+
+        The special tokens are ``START`` and ``END``; what is no whole letter by itself is "�".
+        """
+        return [START, *map(self._readable, self.pieces(caption)[1:-1]), END]
+
+    def _readable(self, piece: str) -> str:
+        if piece in SPECIAL_TOKENS:
+            return piece
+        letters = bytes(self._bpe.byte_decoder[code] for code in piece.removesuffix("</w>"))
+        return letters.decode(errors="replace") + ("" if piece.endswith("</w>") else "‑")
 
     def _framed(self, caption: str) -> list[int]:
         pieces = self.encode(caption)[: self.max_words - 2]

@@ -117,7 +117,9 @@ def retrieval_stage(recipe: Recipe) -> Stage:
             ),
         )
         metrics = _train(recipe, context, task)
-        context.tracker.log_model(context.output.folder(MODEL))
+        model = context.output.folder(MODEL)
+        model.write_json(FRAMES_JSON, plain(recipe.frames))
+        context.tracker.log_model(model)
         return {"rows": len(view), "errors": 0, **metrics}
 
     settings = plain(training)
