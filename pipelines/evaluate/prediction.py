@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,24 +44,38 @@ class QuestionAnswerer:
     frames: FramesConfig
     """How videos are sampled and decoded, as they were for training."""
 
-    @torch.inference_mode()
-    def answer(self, video: str, question: str, *, top: int = 5) -> list[Prediction]:
+    def answer(
+        self, video: str, question: str, *, top: int = 5, start_s: float | None = None, end_s: float | None = None
+    ) -> list[Prediction]:
         """The best answers, the best first.
 
         Args:
             video: path or URI of a video file; it is decoded in a process that can be killed.
             question: a question about it.
             top: how many answers; of a small vocabulary all.
+            start_s: start of the segment that the question is about; None = the file's.
+            end_s: its end, likewise.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it cannot be decoded, the question is empty, or ``top`` is not positive.
         """
-        require(bool(question.strip()), "the question is empty; ask something about the video")
+        check_question(question)
+        return self.answer_about(self._extract(video, start_s, end_s), question, top=top)
+
+    @torch.inference_mode()
+    def answer_about(self, images: Sequence[bytes], question: str, *, top: int = 5) -> list[Prediction]:
+        """The best answers about a video whose frames are ``images``, sampled as :attr:`frames` says.
+
+        Raises:
+            ValueError: the question is empty, or ``top`` is not positive.
+        """
+        check_question(question)
         require(top >= 1, f"top is {top}; it must be 1 or more")
         device, encoder = next(self.model.parameters()).device, self.model.encoder
-        images = decode_images(self._extract(video))
-        clip = stack_frames([images], image_size_px=encoder.clip.image_size_px, max_frames=encoder.config.max_frames)
+        clip = stack_frames(
+            [decode_images(images)], image_size_px=encoder.clip.image_size_px, max_frames=encoder.config.max_frames
+        )
         token_ids, mask = map(torch.from_numpy, CaptionTokenizer(encoder.config.max_words)([question]))
         questions = encoder.encode_text(TextBatch(token_ids.to(device), mask.to(device)))
         videos = encoder.encode_video(VideoBatch(normalize_pixels(clip.frames.to(device)), clip.mask.to(device)))
@@ -71,15 +86,21 @@ class QuestionAnswerer:
             for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def _extract(self, video: str) -> list[bytes]:
-        uri = absolute_uri(video)
-        row = make_extract_frames(self.frames)({"video_id": "", "uri": uri, "key": "", "start_s": None, "end_s": None})
+    def _extract(self, video: str, start_s: float | None, end_s: float | None) -> list[bytes]:
+        row = make_extract_frames(self.frames)(
+            {"video_id": "", "uri": absolute_uri(video), "key": "", "start_s": start_s, "end_s": end_s}
+        )
         if row["error_reason"] == "missing":
             raise FileNotFoundError(f"{video}: {row['error_message']}")
         if row["error_reason"] is not None:
             raise ValueError(f"{video} cannot be used ({row['error_reason']}): {row['error_message']}")
         frames: list[bytes] = row["frames"]
         return frames
+
+
+def check_question(question: str) -> None:
+    """Raises ``ValueError`` for what is no question."""
+    require(bool(question.strip()), "the question is empty; ask something about the video")
 
 
 def load_answerer(checkpoint: str, recipe: Recipe | None = None) -> QuestionAnswerer:
