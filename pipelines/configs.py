@@ -430,6 +430,20 @@ class QAEvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexingConfig:
+    """Features of the videos of an index (``jobs.index``)."""
+
+    batch_size: int = 32
+    """Videos encoded at once."""
+
+    videos_per_shard: int = 64
+    """Videos per Parquet file: the unit of work and of commit."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "indexing", "batch_size", "videos_per_shard")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskResources:
     """Machines for one stage of independent tasks without a model."""
 
@@ -524,6 +538,8 @@ class ResourcesConfig:
     evaluation: ActorResources = field(default_factory=ActorResources)
     video_qa: TrainResources = field(default_factory=TrainResources)
     qa_evaluation: ActorResources = field(default_factory=ActorResources)
+    index: ActorResources = field(default_factory=ActorResources)
+    """Of the index for search (``jobs.index``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -593,6 +609,7 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     video_qa: VideoQATrainingConfig = field(default_factory=VideoQATrainingConfig)
     qa_evaluation: QAEvaluationConfig = field(default_factory=QAEvaluationConfig)
+    indexing: IndexingConfig = field(default_factory=IndexingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -176,9 +176,6 @@ class MlflowStageTracker(StageTracker):
         """Files of a folder in the workspace, where they must stay."""
         self._send("files", folder=self._path(folder), names=list(names))
 
-    def log_text(self, name: str, text: str) -> None:
-        self._client.log_text(self.run_id, text, name)
-
     def log_model(self, folder: Storage) -> None:
         if self._log_models:
             self._send("model", folder=self._path(folder))

@@ -11,19 +11,23 @@ from pipelines.train.checkpoints import config_from_plain
 from pipelines.train.layout import FRAMES_JSON
 
 
-def read_video(video: str, frames: FramesConfig) -> dict[str, Any]:
+def read_video(
+    video: str, frames: FramesConfig, *, start_s: float | None = None, end_s: float | None = None
+) -> dict[str, Any]:
     """The row of ``records.FRAMES`` of a video file, decoded in a process that can be killed.
 
     Args:
         video: path or URI.
         frames: how to sample and decode it.
+        start_s: start of the segment that is meant; None = the file's.
+        end_s: its end, likewise.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be decoded.
     """
     uri = absolute_uri(video)
-    row = make_extract_frames(frames)({"video_id": "", "uri": uri, "key": "", "start_s": None, "end_s": None})
+    row = make_extract_frames(frames)({"video_id": "", "uri": uri, "key": "", "start_s": start_s, "end_s": end_s})
     if row["error_reason"] == "missing":
         raise FileNotFoundError(f"{video}: {row['error_message']}")
     if row["error_reason"] is not None:

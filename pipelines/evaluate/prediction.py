@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,24 +42,39 @@ class QuestionAnswerer:
     frames: FramesConfig
     """How videos are sampled and decoded, as they were for training."""
 
-    @torch.inference_mode()
-    def answer(self, video: str, question: str, *, top: int = 5) -> list[Prediction]:
+    def answer(
+        self, video: str, question: str, *, top: int = 5, start_s: float | None = None, end_s: float | None = None
+    ) -> list[Prediction]:
         """The best answers, the best first.
 
         Args:
             video: path or URI of a video file; it is decoded in a process that can be killed.
             question: a question about it.
             top: how many answers; of a small vocabulary all.
+            start_s: start of the segment that the question is about; None = the file's.
+            end_s: its end, likewise.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it cannot be decoded, the question is empty, or ``top`` is not positive.
         """
-        require(bool(question.strip()), "the question is empty; ask something about the video")
+        check_question(question)
+        row = read_video(video, self.frames, start_s=start_s, end_s=end_s)
+        return self.answer_about(row["frames"], question, top=top)
+
+    @torch.inference_mode()
+    def answer_about(self, images: Sequence[bytes], question: str, *, top: int = 5) -> list[Prediction]:
+        """The best answers about a video whose frames are ``images``, sampled as :attr:`frames` says.
+
+        Raises:
+            ValueError: the question is empty, or ``top`` is not positive.
+        """
+        check_question(question)
         require(top >= 1, f"top is {top}; it must be 1 or more")
         device, encoder = next(self.model.parameters()).device, self.model.encoder
-        images = decode_images(read_video(video, self.frames)["frames"])
-        clip = stack_frames([images], image_size_px=encoder.clip.image_size_px, max_frames=encoder.config.max_frames)
+        clip = stack_frames(
+            [decode_images(images)], image_size_px=encoder.clip.image_size_px, max_frames=encoder.config.max_frames
+        )
         token_ids, mask = map(torch.from_numpy, CaptionTokenizer(encoder.config.max_words)([question]))
         questions = encoder.encode_text(TextBatch(token_ids.to(device), mask.to(device)))
         videos = encoder.encode_video(VideoBatch(normalize_pixels(clip.frames.to(device)), clip.mask.to(device)))
@@ -68,6 +84,11 @@ class QuestionAnswerer:
             Prediction(self.vocabulary.answers[label], probability)
             for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+
+def check_question(question: str) -> None:
+    """Raises ``ValueError`` for what is no question."""
+    require(bool(question.strip()), "the question is empty; ask something about the video")
 
 
 def load_answerer(checkpoint: str, recipe: Recipe | None = None) -> QuestionAnswerer:

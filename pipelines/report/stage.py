@@ -24,7 +24,7 @@ def report_stage(recipe: Recipe, stages: Iterable[Stage]) -> Stage:
     def run(context: StageContext) -> Counts:
         page = make_page(context, recipe)
         context.output.write_bytes(PAGE, page.encode())
-        context.tracker.log_text(PAGE, page)
+        context.tracker.log_files(context.output, [PAGE])
         return {"rows": 1, "errors": 0, "bytes": len(page.encode())}
 
     settings = plain(recipe.report)

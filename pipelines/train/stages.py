@@ -117,6 +117,7 @@ def retrieval_stage(recipe: Recipe) -> Stage:
             ),
         )
         metrics = _train(recipe, context, task)
+        # The folder of the model then holds all that searching with it needs.
         model = context.output.folder(MODEL)
         model.write_json(FRAMES_JSON, plain(recipe.frames))
         context.tracker.log_model(model)
