@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.next_steps import next_steps
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
 from pipelines.configs import Recipe
 from pipelines.graph import make_graph
@@ -106,6 +107,9 @@ def execute(
     if folder is not None:
         print(f"Logs:      {folder}")
     print(f"MLflow:    {ui_command(graph.workspace)}")
+    commands = next_steps(graph, recipe.evaluation.split)
+    if commands:
+        print("\nNext, for example:\n" + "".join(f"\n  {command}" for command in commands))
     return 0
 
 

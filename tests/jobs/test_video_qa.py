@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -119,6 +120,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(path, read(path, *options), run_command(command(path, *options), timeout_s=400))
     assert run.done.returncode == 0, run.done.stderr[-5000:]
     return run
+
+
+def test_the_printed_next_steps_work(finished: Run, tmp_path: Path) -> None:
+    _, _, printed = finished.done.stdout.partition("Next, for example:")
+    commands = {line.split()[2]: shlex.split(line) for line in printed.splitlines() if line}
+    assert list(commands) == ["jobs.index", "jobs.search", "jobs.serve", "jobs.draw", "jobs.ask"]
+    for name in ("jobs.index", "jobs.search", "jobs.draw", "jobs.ask"):
+        options = ["--resources.index.max_actors", "1"] if name == "jobs.index" else []
+        done = run_command([*commands[name], *options], timeout_s=200, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-5000:]
+    assert len(list((tmp_path / "figures").iterdir())) == 5
+    served = commands["jobs.serve"][3:]
+    assert served == ["--index", f"{finished.recipe.workspace}/index", "--video_qa", finished.model.uri]
 
 
 def test_both_tasks_share_videos_and_frames(finished: Run) -> None:
