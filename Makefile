@@ -2,7 +2,6 @@
 # make search set up, and search the loss weights on generated videos
 # make test   set up, and run every check: format, lint, types, import contracts, tests
 # make test-search    searches that take minutes
-# make test-index   an index built, continued, searched and served, the web page in Chromium
 # make test-cluster   the tests that start Ray clusters, of several nodes too
 # make test-faults   the long rows of docs/faults.md, and many times as many random inputs
 #
@@ -14,7 +13,7 @@ BIN := $(abspath $(VENV))/bin
 # One thread per process: Ray runs as many processes as there are CPUs.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo search test test-search test-index test-cluster test-faults check benchmark clean
+.PHONY: demo search test test-search test-cluster test-faults check benchmark clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml
@@ -23,7 +22,7 @@ search: $(VENV)/.installed
 	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --search jobs/recipes/search_kl_skl.yaml
 
 test: $(VENV)/.installed-dev check
-	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not search and not index'
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not search'
 
 test-faults: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m slow_fault
@@ -31,9 +30,6 @@ test-faults: $(VENV)/.installed-dev
 
 test-search: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m search tests/jobs
-
-test-index: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m index tests/jobs tests/pipelines
 
 test-cluster: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m cluster tests/cluster

@@ -11,7 +11,6 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.serve.conftest import VIDEOS, Server
 
-pytestmark = pytest.mark.index
 
 CHROMIUM = os.environ.get("HBI_CHROMIUM", "/usr/bin/chromium")
 FLAGS = (
