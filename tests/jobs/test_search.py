@@ -24,7 +24,6 @@ from pipelines.storage import Storage
 from pipelines.train.checkpoints import load_model
 from tests.search_index import build_index, write_model, write_videos
 
-
 QUERIES = ["a red circle moves left", "a small blue square grows", "the circle", "two shapes and then a star"]
 VIDEOS = 12
 

@@ -18,7 +18,6 @@ from pipelines.evaluate.prediction import load_answerer
 from pipelines.search.searcher import Searcher
 from tests.serve.conftest import MAX_UPLOAD_MB, VIDEOS, Server
 
-
 QUERY = "a red circle moves left"
 VIDEO = {"Content-Type": "video/mp4"}
 

@@ -11,7 +11,6 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.serve.conftest import VIDEOS, Server
 
-
 CHROMIUM = os.environ.get("HBI_CHROMIUM", "/usr/bin/chromium")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
