@@ -83,6 +83,6 @@ def command(recipe: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "jobs.run", "--config", str(recipe), *options]
 
 
-def run_command(line: Sequence[str], *, timeout_s: float, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_command(line: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
-    return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=cwd)
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False)
