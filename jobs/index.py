@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from jobs.next_steps import command
 from jobs.pipeline import execute, start_log
 from jobs.settings import read_recipe, recipe_parser, run_job
 from pipelines.search.index_stage import make_index_graph, publish, read_search_model
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = execute(graph, recipe, plan_only=options["plan"], force=options["force"])
     if not options["plan"]:
         publish(graph)
-        print(f'Search:    python -m jobs.search --index {options["index"]} "a red circle moves left"')
+        print(f"Search:    {command('search', '--index', options['index'], 'a red circle moves left')}")
     return code
 
 

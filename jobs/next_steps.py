@@ -38,7 +38,13 @@ def next_steps(graph: Graph, split: str) -> list[str]:
             commands.append(["draw", "--checkpoint", _place(model, MODEL), *clip, "--text", caption])
         for question in video["questions"][:1] if answerer else []:
             commands.append(["ask", "--checkpoint", *answerer, *clip, question["question"]])
-    return [shlex.join([_python(), "-m", f"jobs.{name}", *arguments]) for name, *arguments in commands]
+    return [command(name, *arguments) for name, *arguments in commands]
+
+
+def command(job: str, *arguments: str) -> str:
+    """A line that runs ``jobs.<job>`` with this interpreter, by the name that it has from here."""
+    python = "python" if shutil.which("python") == sys.executable else _short(sys.executable)
+    return shlex.join([python, "-m", f"jobs.{job}", *arguments])
 
 
 def _finished(graph: Graph, name: str) -> Artifact | None:
@@ -53,11 +59,6 @@ def _examples(manifest: Artifact, split: str) -> list[dict[str, Any]]:
         1, columns=["uri", "captions", "questions"], filter=ds.field("split") == split
     ).to_pylist()
     return found
-
-
-def _python() -> str:
-    """This interpreter, by the name that runs it from here."""
-    return "python" if shutil.which("python") == sys.executable else _short(sys.executable)
 
 
 def _place(artifact: Artifact, name: str) -> str:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 WIDTH, HEIGHT = 300.0, 150.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 8.0, 8.0, 22.0
 _MOST_POINTS = 300
@@ -58,24 +60,22 @@ def curve(title: str, points: Sequence[tuple[float, float]]) -> Chart:
     )
 
 
-def histogram(title: str, values: Sequence[float], *, bins: int = 24) -> Chart:
+def histogram(title: str, values: Sequence[float] | np.ndarray, *, bins: int = 24) -> Chart:
     """How often values occur; whole numbers have a bar each where there are few of them."""
-    low, high = min(values), max(values)
-    is_whole = all(float(value).is_integer() for value in values)
-    if is_whole and high - low < bins:
+    found = np.asarray(values, dtype=np.float64)
+    low, high = float(found.min()), float(found.max())
+    if high - low < bins and bool((found == np.floor(found)).all()):
         bins, width = int(high - low) + 1, 1.0
     else:
         width = (high - low) / bins or 1.0
-    counts = [0] * bins
-    for value in values:
-        counts[min(int((value - low) / width), bins - 1)] += 1
+    counts = np.bincount(np.minimum((found - low) / width, bins - 1).astype(np.int64), minlength=bins).tolist()
     largest, step = max(counts), (WIDTH - _LEFT - _RIGHT) / bins
     bars = [
         (_LEFT + index * step + 0.5, _up(count / largest), max(step - 1, 0.5), _up(0.0) - _up(count / largest))
         for index, count in enumerate(counts)
         if count
     ]
-    middle = sorted(values)[len(values) // 2]
+    middle = float(np.partition(found, len(found) // 2)[len(found) // 2])
     return Chart(
         title,
         "",

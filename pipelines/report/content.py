@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
@@ -22,10 +23,12 @@ from pipelines.report.charts import Chart, curves, histogram
 from pipelines.report.pictures import Thumbnails, data_uri
 from pipelines.stages import Artifact, StageContext, plain
 from pipelines.storage import Storage
+from pipelines.tables import by_questions
 from pipelines.train.layout import HISTORY
 
 _MOST_ERRORS = 1000
 _MOST_WORDS = 30
+_ROWS_AT_ONCE = 100_000
 _METRICS = {
     "recall_at_1": "R@1",
     "recall_at_5": "R@5",
@@ -184,7 +187,7 @@ class Reader:
             reasons=Counter(row["reason"] for row in errors).most_common(),
             splits=self._splits(),
             statistics=self._statistics(),
-            words=self._words(),
+            words=self._most_frequent_words(),
             trainings=[training for artifact in artifacts if (training := _training(artifact)) is not None],
             retrieval=self._retrieval(),
             best=best,
@@ -260,25 +263,27 @@ class Reader:
         charts = []
         for split in SPLITS:
             part = self._manifest.filter(pc.equal(self._manifest.column("split"), split))
-            lengths = [len(text.split()) for text in pc.list_flatten(part.column("captions")).to_pylist()]
-            if lengths:
+            lengths = pc.list_value_length(_words(pc.list_flatten(part.column("captions")))).to_numpy()
+            if len(lengths):
                 charts.append(histogram(f"words of a caption, {split}", lengths))
             seconds = self._durations(part)
-            if seconds:
+            if len(seconds):
                 charts.append(histogram(f"seconds of a video, {split}", seconds))
         return charts
 
-    def _durations(self, part: pa.Table) -> list[float]:
+    def _durations(self, part: pa.Table) -> np.ndarray:
         """Seconds of the files of some rows of the manifest."""
         mine = self._seen.filter(pc.is_in(self._seen.column("video_id"), part.column("video_id").combine_chunks()))
         seconds = pc.divide(mine.column("source_frames").cast(pa.float64()), mine.column("source_fps"))
-        return [value for value in seconds.to_pylist() if value is not None]
+        return np.asarray(seconds.drop_null())
 
-    def _words(self) -> list[tuple[str, int]]:
-        texts = pc.list_flatten(self._manifest.column("captions")).to_pylist()
-        return Counter(word.strip(".,!?;:\"'()").lower() for text in texts for word in text.split()).most_common(
-            _MOST_WORDS
-        )
+    def _most_frequent_words(self) -> list[tuple[str, int]]:
+        counts: Counter[str] = Counter()
+        for rows in self._manifest.select(["captions"]).to_batches(max_chunksize=_ROWS_AT_ONCE):
+            words = pc.utf8_lower(pc.utf8_trim(pc.list_flatten(_words(pc.list_flatten(rows.column(0)))), ".,!?;:\"'()"))
+            for found in pc.value_counts(words).to_pylist():
+                counts[found["values"]] += found["counts"]
+        return counts.most_common(_MOST_WORDS)
 
     def _retrieval(self) -> MetricTable | None:
         metrics = self._metrics("evaluation")
@@ -303,7 +308,7 @@ class Reader:
         if metrics is None:
             return None
         rows: list[tuple[str, Sequence[str]]] = []
-        for kind, values in metrics["all"].items():
+        for kind, values in by_questions(metrics["all"]):
             answerable = metrics["answerable"].get(kind)
             rows.append(
                 (
@@ -401,3 +406,8 @@ def _searches(workspace: Storage) -> list[Picture]:
 
 def _interval(metric: Mapping[str, float]) -> str:
     return f"{metric['value']:.1f} ({metric['low']:.1f}–{metric['high']:.1f})"
+
+
+def _words(texts: Any) -> Any:
+    """The words of each text."""
+    return pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
