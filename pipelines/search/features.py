@@ -20,7 +20,7 @@ from hbi_models.axes import TokenLevel
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
 from pipelines.data.frame_store import FrameStore
-from pipelines.evaluate.encoding import Levels, concatenate, encode_videos
+from pipelines.evaluate.encoding import Levels, encode_videos
 from pipelines.search.first_pass import video_vectors
 from pipelines.shards import SUMMARY, ShardPool
 from pipelines.storage import UNREADABLE, DamagedFileError, Storage
@@ -208,5 +208,12 @@ class FeatureStore:
 
 
 def together(clips: Sequence[Clip]) -> Levels:
-    """The levels of several videos as one batch."""
-    return concatenate([clip.levels for clip in clips])
+    """The levels of several videos as one batch; all are padded to the same sizes."""
+    return tuple(
+        TokenLevel(
+            features=torch.cat([level.features for level in levels]),
+            mask=torch.cat([level.mask for level in levels]),
+            logits=torch.cat([level.logits for level in levels]),
+        )
+        for levels in zip(*(clip.levels for clip in clips), strict=True)
+    )
