@@ -183,7 +183,7 @@ class FeatureStore:
     def _read(self, wanted: tuple[str, Mapping[int, int]]) -> dict[int, Clip]:
         shard, rows = wanted
         try:
-            table = self._open(shard).read_row_groups(list(rows.values()), columns=list(_READ))
+            table = self._open(shard).read_row_groups(list(rows.values()), columns=list(_READ), use_threads=False)
             columns = [table.column(name).combine_chunks() for name in _READ]
             return {place: self._clip(columns, row) for row, place in enumerate(rows)}
         except FileNotFoundError:
