@@ -4,6 +4,8 @@
 # make test-search    searches that take minutes
 # make test-cluster   the tests that start Ray clusters, of several nodes too
 # make test-faults   the long rows of docs/faults.md, and many times as many random inputs
+# make bench          ours against honest baselines, on this machine: benchmarks/RESULTS.md
+# make bench-gpu      the models alone on a CUDA GPU, against its limits
 #
 # The virtual environment is made on first use and reused afterwards; VENV=path chooses another.
 
@@ -13,7 +15,7 @@ BIN := $(abspath $(VENV))/bin
 # One thread per process: Ray runs as many processes as there are CPUs.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo search test test-search test-cluster test-faults check benchmark clean
+.PHONY: demo search test test-search test-cluster test-faults check bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml
@@ -40,8 +42,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-benchmark: $(VENV)/.installed-dev
-	$(RUN) -m benchmarks.labels
+bench: $(VENV)/.installed-dev
+	$(RUN) -m benchmarks.bench
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.gpu
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'

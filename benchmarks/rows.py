@@ -76,6 +76,11 @@ def ratios(above: Spread, below: Spread) -> Spread:
     return Spread(tuple(a / b for a, b in zip(above.values, below.values, strict=True)))
 
 
+def scaled(spread: Spread, factor: float) -> Spread:
+    """Of a part of the work to all of it, or to another unit."""
+    return Spread(tuple(factor * value for value in spread.values))
+
+
 def in_turns(works: Sequence[Callable[[], object]], times: int) -> list[Spread]:
     """Seconds of each of ``works``, run one after the other ``times`` times, after one unmeasured run of each."""
     for work in works:

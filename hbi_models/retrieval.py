@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hbi_models.axes import Interaction, PairFeatures, TextBatch, TokenFeatures, TokenLevel, VideoBatch
@@ -165,6 +165,23 @@ def build_hierarchy(
         logits = importance_logits(importance[level], tokens.features)
         levels.append(TokenLevel(tokens.features, tokens.mask, logits))
     return tuple(levels)
+
+
+@torch.no_grad()
+def hierarchy_members(
+    levels: Sequence[TokenLevel], merges: nn.ModuleDict
+) -> tuple[Bool[Tensor, "items finest tokens"], ...]:
+    """Returns for every level which of the finest real tokens each of its tokens was merged from.
+
+    ``levels`` are what ``build_hierarchy`` made with the same ``merges``, without tie-break noise.
+    """
+    members = [torch.diag_embed(levels[0].mask)]
+    for name, below in zip(LEVELS[1:], levels, strict=False):
+        merge = merges[name]
+        assert isinstance(merge, TokenMerge)
+        clusters = merge.cluster(merge.prepare(TokenFeatures(below.features, below.mask))[0], below.mask)
+        members.append((members[-1].float() @ clusters.float()).bool())
+    return tuple(members)
 
 
 def make_merges(dim: int, max_tokens: int, rates: tuple[float, float], config: RetrievalConfig) -> nn.ModuleDict:

@@ -9,19 +9,22 @@ backward pass needs the places of the maxima, not the cosines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from hbi_models.axes import TokenLevel
 from hbi_models.configs import require
 
-MAX_TILE_ELEMENTS = 1 << 24
-"""Cosines computed at once: 64 MiB in float32, large enough to keep a GPU busy."""
+MAX_TILE_ELEMENTS_CPU = 1 << 20
+"""Cosines computed at once: 4 MiB in float32, which the maxima still find in the processor's cache."""
+MAX_TILE_ELEMENTS_GPU = 1 << 24
+"""The same on an accelerator: 64 MiB, large enough to keep it busy."""
 
 
 def retrieval_similarity(
@@ -30,7 +33,7 @@ def retrieval_similarity(
     rates: Sequence[float],
     *,
     zero_floor: bool = False,
-    max_tile_elements: int = MAX_TILE_ELEMENTS,
+    max_tile_elements: int | None = None,
 ) -> Float[Tensor, "texts videos"]:
     """Returns the levels' similarities, mixed by ``rates``; levels with rate 0 are not computed.
 
@@ -51,7 +54,7 @@ def retrieval_similarity(
 
 
 def level_similarity(
-    texts: TokenLevel, videos: TokenLevel, *, zero_floor: bool = False, max_tile_elements: int = MAX_TILE_ELEMENTS
+    texts: TokenLevel, videos: TokenLevel, *, zero_floor: bool = False, max_tile_elements: int | None = None
 ) -> Float[Tensor, "texts videos"]:
     """Returns the similarity of every text with every video at one level, in [-1, 1].
 
@@ -62,33 +65,37 @@ def level_similarity(
         texts: Words of the texts.
         videos: Frames of the videos.
         zero_floor: Published slip: padded tokens take part in the maxima with cosine 0.
-        max_tile_elements: Upper bound of the cosines computed at once.
+        max_tile_elements: Upper bound of the cosines computed at once; by default what suits the device.
     """
-    words, frames = unit_tokens(texts), unit_tokens(videos)
+    words, frames = candidates(texts, zero_floor=zero_floor), candidates(videos, zero_floor=zero_floor)
     word_weights, frame_weights = token_weights(texts), token_weights(videos)
-    excluded_words = excluded_from_maxima(texts.mask, zero_floor=zero_floor)
-    excluded_frames = excluded_from_maxima(videos.mask, zero_floor=zero_floor)
     rows, columns = tile_shape(words, frames, max_tile_elements)
-
-    def tile(row: int, column: int) -> Float[Tensor, "tile_texts tile_videos"]:
-        texts_here, videos_here = slice(row, row + rows), slice(column, column + columns)
-        cosines = einsum(
-            words[texts_here], frames[videos_here], "texts words dim, videos frames dim -> texts words videos frames"
-        )
-        best_frame = cosines.masked_fill(excluded_frames[videos_here], -torch.inf).max(dim=3).values
-        excluded = rearrange(excluded_words[texts_here], "texts words -> texts words 1 1")
-        best_word = cosines.masked_fill(excluded, -torch.inf).max(dim=1).values
-        text_side = einsum(word_weights[texts_here], best_frame, "texts words, texts words videos -> texts videos")
-        video_side = einsum(frame_weights[videos_here], best_word, "videos frames, texts videos frames -> texts videos")
-        return (text_side + video_side) / 2
-
+    video_tiles = list(zip(torch.split(frames, columns), torch.split(frame_weights, columns), strict=True))
+    text_tiles = zip(torch.split(words, rows), torch.split(word_weights, rows), strict=True)
     with torch.autocast(device_type=words.device.type, enabled=False):
         return torch.cat(
-            [
-                torch.cat([tile(row, column) for column in range(0, len(frames), columns)], dim=1)
-                for row in range(0, len(words), rows)
-            ]
+            [torch.cat([similarity_tile(*text, *video) for video in video_tiles], dim=1) for text in text_tiles]
         )
+
+
+def similarity_tile(
+    words: Float[Tensor, "texts words dim"],
+    word_weights: Float[Tensor, "texts words"],
+    frames: Float[Tensor, "videos frames dim"],
+    frame_weights: Float[Tensor, "videos frames"],
+) -> Float[Tensor, "texts videos"]:
+    """Returns the similarity of texts with videos, of tokens of length 1 that all may be a maximum."""
+    cosines = einsum(words, frames, "texts words dim, videos frames dim -> texts words videos frames")
+    best_frame, best_word = maxima(cosines, dim=3), maxima(cosines, dim=1)
+    text_side = einsum(word_weights, best_frame, "texts words, texts words videos -> texts videos")
+    video_side = einsum(frame_weights, best_word, "videos frames, texts videos frames -> texts videos")
+    return (text_side + video_side) / 2
+
+
+def maxima(values: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
+    """Returns the maxima along ``dim``; for a gradient it keeps their places and not the values."""
+    # ``amax`` is several times faster, but its gradient needs the values.
+    return values.max(dim=dim).values if values.requires_grad else values.amax(dim=dim)
 
 
 def token_cosines(texts: TokenLevel, videos: TokenLevel) -> Float[Tensor, "pairs words frames"]:
@@ -110,17 +117,30 @@ def unit_tokens(level: TokenLevel) -> Float[Tensor, "items tokens dim"]:
     return F.normalize(level.features.float(), dim=-1).masked_fill(~mask, 0)
 
 
-def excluded_from_maxima(mask: Bool[Tensor, "items tokens"], *, zero_floor: bool) -> Bool[Tensor, "items tokens"]:
-    """Returns which tokens cannot be a maximum: padding, unless the item holds nothing else."""
+def candidates(level: TokenLevel, *, zero_floor: bool) -> Float[Tensor, "items tokens dim"]:
+    """Returns tokens of length 1 among which maxima may be taken without a mask.
+
+    In the place of padding stands a copy of a real token of the item, which no maximum notices. An
+    item that holds nothing else keeps its zeros, and so does all padding with ``zero_floor``.
+    """
+    tokens = unit_tokens(level)
     if zero_floor:
-        return torch.zeros_like(mask)
-    return ~mask & mask.any(dim=-1, keepdim=True)
+        return tokens
+    first_real = level.mask.int().argmax(dim=1)
+    copies = rearrange(tokens[torch.arange(len(tokens)), first_real], "items dim -> items 1 dim")
+    return torch.where(rearrange(level.mask, "items tokens -> items tokens 1"), tokens, copies)
 
 
 def tile_shape(
-    words: Float[Tensor, "texts words dim"], frames: Float[Tensor, "videos frames dim"], max_elements: int
+    words: Float[Tensor, "texts words dim"], frames: Float[Tensor, "videos frames dim"], max_elements: int | None
 ) -> tuple[int, int]:
-    """Returns how many texts and videos make a tile of at most ``max_elements`` cosines, at least one each."""
+    """Returns how many texts and videos make a tile of at most ``max_elements`` cosines, at least one each.
+
+    Tiles are as square as the numbers of items allow: their matrix products read the least then.
+    """
+    if max_elements is None:
+        max_elements = MAX_TILE_ELEMENTS_CPU if words.device.type == "cpu" else MAX_TILE_ELEMENTS_GPU
     pairs = max(max_elements // (words.shape[1] * frames.shape[1]), 1)
-    columns = max(min(len(frames), pairs), 1)
-    return max(min(len(words), pairs // columns), 1), columns
+    rows = min(math.isqrt(pairs), max(len(words), 1))
+    columns = min(pairs // rows, max(len(frames), 1))
+    return min(pairs // columns, max(len(words), 1)), columns

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.next_steps import next_steps
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
 from pipelines.configs import Recipe
 from pipelines.graph import make_graph
+from pipelines.report.stage import PAGE, REPORT
 from pipelines.run import results, run_plan
 from pipelines.stages import Graph
 from pipelines.storage import Storage, absolute_uri
@@ -97,11 +99,17 @@ def execute(
             _print_retrieval(artifact.storage.read_json("metrics.json"))
         if outcome.step.stage.name == "qa_evaluation":
             _print_answers(artifact.storage.read_json("metrics.json"))
-        print(f"Artifacts: {artifact.storage.uri}")
+        if outcome.step.stage.name == REPORT:
+            print(f"Report:    {artifact.storage.place(PAGE)}")
+        else:
+            print(f"Artifacts: {artifact.storage.uri}")
     folder = log_folder(recipe.workspace)
     if folder is not None:
         print(f"Logs:      {folder}")
     print(f"MLflow:    {ui_command(graph.workspace)}")
+    commands = next_steps(graph, recipe.evaluation.split)
+    if commands:
+        print("\nNext, for example:\n" + "".join(f"\n  {command}" for command in commands))
     return 0
 
 

@@ -99,7 +99,7 @@ def set_up_logging(folder: Path | None, *, name: str) -> Path | None:
     console.setFormatter(form)
     console.addFilter(lambda record: record.name != _traceback.name)
     root.addHandler(console)
-    for noisy in ("alembic", "httpx", "urllib3", "botocore", "ray.train", "open_clip"):
+    for noisy in ("alembic", "httpx", "urllib3", "botocore", "ray.train", "open_clip", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if folder is None:
         return None

@@ -26,6 +26,18 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Task = Literal["retrieval", "video_qa"]
 
 
+PUBLISHED_METRICS = (
+    *(
+        f"{direction}/{name}"
+        for direction in ("text_to_video", "video_to_text")
+        for name in ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "median_rank", "mean_rank")
+    ),
+    "all/accuracy",
+    "answerable/accuracy",
+)
+"""Metrics of the evaluations that the report compares with figures of others."""
+
+
 def require_counts(config: object, section: str, *names: str, least: int = 1) -> None:
     """Raises ``ValueError`` unless each named field of ``config`` is None or ``least`` or more."""
     for name in names:
@@ -418,6 +430,20 @@ class QAEvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexingConfig:
+    """Features of the videos of an index (``jobs.index``)."""
+
+    batch_size: int = 32
+    """Videos encoded at once."""
+
+    videos_per_shard: int = 64
+    """Videos per Parquet file: the unit of work and of commit."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "indexing", "batch_size", "videos_per_shard")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskResources:
     """Machines for one stage of independent tasks without a model."""
 
@@ -512,6 +538,36 @@ class ResourcesConfig:
     evaluation: ActorResources = field(default_factory=ActorResources)
     video_qa: TrainResources = field(default_factory=TrainResources)
     qa_evaluation: ActorResources = field(default_factory=ActorResources)
+    index: ActorResources = field(default_factory=ActorResources)
+    """Of the index for search (``jobs.index``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """The page at the end of a run."""
+
+    enabled: bool = True
+    """Write it."""
+
+    queries: int = 8
+    """How many of the best and of the worst queries are shown."""
+
+    figures: int = 2
+    """How many of each are drawn with their interactions."""
+
+    mistakes: int = 12
+    """How many wrongly answered questions of each type are shown."""
+
+    published: dict[str, float] = field(default_factory=dict)
+    """Figures to compare with, by metric: ``text_to_video/recall_at_1``, ``all/accuracy``."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "report", "queries", "figures", "mistakes", least=0)
+        unknown = sorted(set(self.published) - set(PUBLISHED_METRICS))
+        require(
+            not unknown,
+            f"report.published names {', '.join(unknown)}; the metrics are: {', '.join(PUBLISHED_METRICS)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -553,7 +609,9 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     video_qa: VideoQATrainingConfig = field(default_factory=VideoQATrainingConfig)
     qa_evaluation: QAEvaluationConfig = field(default_factory=QAEvaluationConfig)
+    indexing: IndexingConfig = field(default_factory=IndexingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,8 @@
                                                              │      ┆       │
                                                              └──────┴───────┴─► video_qa ─► qa_evaluation
 
-The recipe's tasks say which of the two ends there are. The dotted line is there where question
+The recipe's tasks say which of the two ends there are; the stage ``report`` comes after all of
+them and shows what they made. The dotted line is there where question
 answering starts from the retrieval model.
 
 A stage's settings hold what its result depends on and nothing else: resources, tracking and the
@@ -25,6 +26,7 @@ from pipelines.data.labels_stage import labels_stage
 from pipelines.data.stages import manifest_stage, shapes_stage
 from pipelines.data.video_files import join_uri
 from pipelines.evaluate.stages import evaluation_stage, qa_evaluation_stage
+from pipelines.report.stage import report_stage
 from pipelines.stages import Graph, Stage
 from pipelines.storage import Storage
 from pipelines.train.model_folder import is_published_file, vocabulary_of
@@ -46,6 +48,8 @@ def make_graph(recipe: Recipe) -> Graph:
         stages += [retrieval_stage(recipe), evaluation_stage(recipe)]
     if answering:
         stages += [video_qa_stage(recipe), qa_evaluation_stage(recipe)]
+    if recipe.report.enabled:
+        stages.append(report_stage(recipe, stages))
     return Graph(Storage(recipe.workspace), stages)
 
 

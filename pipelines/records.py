@@ -85,6 +85,22 @@ LABELS = pa.schema(
 importance logits, and the interaction label of each cell. ``caption_index`` counts the video's
 captions, or its training and validation questions where the data has no captions."""
 
+FEATURES = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("coarse", pa.list_(pa.float16()), nullable=False),
+        pa.field("tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("features", pa.list_(pa.float16()), nullable=False),
+        pa.field("logits", pa.list_(pa.float32()), nullable=False),
+        pa.field("time_s", pa.list_(pa.float64()), nullable=False),
+        pa.field("end_s", pa.float64(), nullable=False),
+    ]
+)
+"""One row per searchable video: its vector for the first pass of a search, and what the model's own
+similarity needs: ``tokens`` real tokens at each level, their features (levels, tokens, channels; row-major)
+and importance logits. ``time_s`` are the times of the frames, ``end_s`` where the last one ends."""
+
 RANKS = pa.schema(
     [
         pa.field("direction", pa.string(), nullable=False),
@@ -95,6 +111,20 @@ RANKS = pa.schema(
 )
 """One row per query: ``direction`` is ``text_to_video`` or ``video_to_text`` (then without a
 caption index); ranks start at 1."""
+
+TOP_VIDEOS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("caption_index", pa.int32(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("rank", pa.float64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("top_videos", pa.list_(pa.string()), nullable=False),
+        pa.field("top_scores", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""One row per text-to-video query: the caption, the rank and the score of its own video, and the best
+videos with their scores, the best first."""
 
 ANSWERS = pa.schema(
     [

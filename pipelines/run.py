@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pipelines.configs import Recipe
 from pipelines.placement import checked_nodes, require_lasting
 from pipelines.progress import format_seconds
+from pipelines.report.stage import REPORT
 from pipelines.runs import record_run
 from pipelines.stages import Graph, Outcome, Step
 from pipelines.tracking import PipelineTracker, deliver_kept
@@ -52,8 +53,8 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
 
 
 def results(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The stages that no other one of the run needs: what the run was for."""
-    needed = {name for outcome in outcomes for name in outcome.step.stage.inputs}
+    """The stages that no other one of the run needs, but for the report about all: what the run was for."""
+    needed = {name for outcome in outcomes if outcome.step.stage.name != REPORT for name in outcome.step.stage.inputs}
     return [outcome for outcome in outcomes if outcome.step.stage.name not in needed]
 
 

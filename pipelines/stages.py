@@ -131,6 +131,9 @@ class StageTracker:
     def log_document(self, name: str, document: Any) -> None:
         """A JSON document under the file name ``name``."""
 
+    def log_files(self, folder: Storage, names: Sequence[str]) -> None:
+        """Files in ``folder``, which is in the workspace and stays there."""
+
     def log_model(self, folder: Storage) -> None:
         """The trained model in ``folder``."""
 

@@ -71,12 +71,17 @@ def answers_table(document: Mapping[str, Any]) -> str:
             *(_interval(values[name]) for name in metrics),
             *(_interval(answerable[kind][name]) if kind in answerable else "" for name in metrics),
         ]
-        for kind, values in sorted(everything.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))
+        for kind, values in by_questions(everything)
     ]
     for name, values in document["baselines"].items():
         accuracies = [_interval(values[part]) if part in values else "" for part in ("all", "answerable")]
         rows.append([name.replace("_", " "), "", accuracies[0], "", accuracies[1], ""])
     return table(["", "questions", "top-1", "top-5", "answerable top-1", "answerable top-5"], rows)
+
+
+def by_questions(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Metrics of question types, those with most questions first; ``overall`` is before all."""
+    return sorted(metrics.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))
 
 
 def _interval(metric: Mapping[str, float]) -> str:

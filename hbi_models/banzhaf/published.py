@@ -86,19 +86,50 @@ def sample_published_labels(
     labels = torch.zeros_like(similarity)
     for word in range(similarity.shape[1]):
         for frame in range(similarity.shape[2]):
-            for _ in range(num_draws):
-                kept_words = _draw(word_mask.shape, generator)
-                kept_frames = _draw(frame_mask.shape, generator)
-                labels[:, word, frame] += value_of_draw(
-                    scale * similarity,
-                    word_weights,
-                    frame_weights,
-                    word_mask & kept_words,
-                    frame_mask & kept_frames,
-                    word=word,
-                    frame=frame,
-                )
-    return (labels / num_draws).masked_fill(~(word_mask[:, :, None] & frame_mask[:, None, :]), 0)
+            labels[:, word, frame] = sample_published_cell(
+                similarity,
+                word_weights,
+                frame_weights,
+                word_mask,
+                frame_mask,
+                word=word,
+                frame=frame,
+                generator=generator,
+                scale=scale,
+                num_draws=num_draws,
+            )
+    return labels.masked_fill(~(word_mask[:, :, None] & frame_mask[:, None, :]), 0)
+
+
+@torch.no_grad()
+def sample_published_cell(
+    similarity: Float[Tensor, "pairs words frames"],
+    word_weights: Float[Tensor, "pairs words"],
+    frame_weights: Float[Tensor, "pairs frames"],
+    word_mask: Bool[Tensor, "pairs words"],
+    frame_mask: Bool[Tensor, "pairs frames"],
+    *,
+    word: int,
+    frame: int,
+    generator: torch.Generator,
+    scale: float = PUBLISHED_SCALE,
+    num_draws: int = PUBLISHED_DRAWS,
+) -> Float[Tensor, " pairs"]:
+    """Returns ``sample_published_labels`` of one word and one frame, which mean nothing where either is padding."""
+    total = similarity.new_zeros(len(similarity))
+    for _ in range(num_draws):
+        kept_words = _draw(word_mask.shape, generator)
+        kept_frames = _draw(frame_mask.shape, generator)
+        total += value_of_draw(
+            scale * similarity,
+            word_weights,
+            frame_weights,
+            word_mask & kept_words,
+            frame_mask & kept_frames,
+            word=word,
+            frame=frame,
+        )
+    return total / num_draws
 
 
 def value_of_draw(

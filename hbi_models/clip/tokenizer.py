@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -14,9 +15,12 @@ from hbi_models.configs import require
 # OpenAI's spelling of the two special tokens, which captions may contain, and open_clip's.
 SPECIAL_TOKENS = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}
 
+START, END = "⟨start⟩", "⟨end⟩"
+"""How people read the first and the last token."""
+
 
 class CaptionTokenizer:
-    """CLIP's byte-pair encoding with 49408 entries; loading takes a fraction of a second.
+    """CLIP's byte-pair encoding with 49408 entries; the first one of a process takes a fraction of a second.
 
     A caption becomes the start token, at most ``max_words - 2`` pieces and the end token, then
     zeros. Zero is also the id of a real piece, so only the mask tells padding.
@@ -25,8 +29,7 @@ class CaptionTokenizer:
     def __init__(self, max_words: int) -> None:
         require(max_words >= 3, f"max_words is {max_words}; a caption needs start, one piece and end: 3")
         self.max_words = max_words
-        self._bpe = open_clip.SimpleTokenizer()
-        self._bpe.clean_fn = partial(clean_caption, clean=self._bpe.clean_fn)
+        self._bpe = _byte_pair_encoding()
 
     @property
     def vocabulary_size(self) -> int:
@@ -59,9 +62,30 @@ class CaptionTokenizer:
         texts = (self._bpe.decoder[token_id] for token_id in self._framed(caption))
         return [openai_spelling.get(text, text) for text in texts]
 
+    def readable_pieces(self, caption: str) -> list[str]:
+        """Returns the same as people read them: letters instead of byte codes, "‑" where a word goes on.
+
+        The special tokens are ``START`` and ``END``; what is no whole letter by itself is "�".
+        """
+        return [START, *map(self._readable, self.pieces(caption)[1:-1]), END]
+
+    def _readable(self, piece: str) -> str:
+        if piece in SPECIAL_TOKENS:
+            return piece
+        letters = bytes(self._bpe.byte_decoder[code] for code in piece.removesuffix("</w>"))
+        return letters.decode(errors="replace") + ("" if piece.endswith("</w>") else "‑")
+
     def _framed(self, caption: str) -> list[int]:
         pieces = self.encode(caption)[: self.max_words - 2]
         return [self._bpe.sot_token_id, *pieces, self._bpe.eot_token_id]
+
+
+@cache
+def _byte_pair_encoding() -> Any:
+    """open_clip's tokenizer, which reads its vocabulary once in a process."""
+    bpe = open_clip.SimpleTokenizer()
+    bpe.clean_fn = partial(clean_caption, clean=bpe.clean_fn)
+    return bpe
 
 
 def clean_caption(text: str, clean: Callable[[str], str]) -> str:

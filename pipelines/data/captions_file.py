@@ -8,7 +8,6 @@ path, so that adding videos moves no other video.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from pipelines.data.line_files import (
     drawn_splits,
     folder_of,
     read_records,
+    seconds_of,
     split_of,
     text_of,
     video_address,
@@ -159,7 +159,7 @@ def _parse(number: int, record: Record, base: str, problems: Problems) -> _Line 
         if not address:
             raise ValueError("path (or uri) is empty")
         uri = video_address(address, base)
-        start_s, end_s = _seconds(record, "start_s"), _seconds(record, "end_s")
+        start_s, end_s = seconds_of(record, "start_s"), seconds_of(record, "end_s")
         if end_s is not None and end_s <= (start_s or 0):
             raise ValueError(f"end_s {end_s:g} is not after start_s {start_s or 0:g}")
         split = split_of(record)
@@ -177,16 +177,3 @@ def _parse(number: int, record: Record, base: str, problems: Problems) -> _Line 
     except ValueError as error:
         problems.add(number, str(error).removeprefix("this line: "))
         return None
-
-
-def _seconds(record: Record, column: str) -> float | None:
-    text = text_of(record, column)
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ValueError(f"{column} is {text[:40]!r}; a number of seconds is needed") from None
-    if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"{column} is {text[:40]}; it must be a finite number of seconds from the start, 0 or more")
-    return seconds

@@ -40,23 +40,35 @@ def make_extract_frames(
 
     def extract_frames(row: Row) -> dict[str, Any]:
         decoding = process or _process_of_this_worker(config.timeout_s, config.max_memory_gb)
-        settings = ExtractSettings(
-            rate=config.fps,
-            max_frames=config.max_frames,
-            short_side_px=config.short_side_px,
-            decoder=config.decoder,
-            format=config.format,
-            jpeg_quality=config.jpeg_quality,
-            start_s=row["start_s"],
-            end_s=row["end_s"],
-        )
         try:
             source = _open_source(row["uri"], max_bytes=int(config.max_memory_gb * 1e9 * MAX_REMOTE_FRACTION))
-            return _frames_row(row, decoding.extract(source, settings))
+            return _frames_row(row, decoding.extract(source, _settings(config, row["start_s"], row["end_s"])))
         except ExtractionError as error:
             return _error_row(row, error.reason, first_line(error))
 
     return extract_frames
+
+
+def extract_from_bytes(content: bytes, config: FramesConfig) -> ExtractedVideo:
+    """The frames of a video file that is in memory, decoded in the process of this worker.
+
+    Raises:
+        ExtractionError: there are none.
+    """
+    return _process_of_this_worker(config.timeout_s, config.max_memory_gb).extract(content, _settings(config))
+
+
+def _settings(config: FramesConfig, start_s: float | None = None, end_s: float | None = None) -> ExtractSettings:
+    return ExtractSettings(
+        rate=config.fps,
+        max_frames=config.max_frames,
+        short_side_px=config.short_side_px,
+        decoder=config.decoder,
+        format=config.format,
+        jpeg_quality=config.jpeg_quality,
+        start_s=start_s,
+        end_s=end_s,
+    )
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import posixpath
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -153,6 +154,24 @@ def text_of(record: Record, column: str) -> str:
     if not isinstance(value, (str, int, float)) or isinstance(value, bool):
         raise ValueError(f"{column} is a {type(value).__name__}; a text is needed")
     return str(value).strip()
+
+
+def seconds_of(record: Record, column: str) -> float | None:
+    """The seconds in ``column``, from the start of a video; None where there are none.
+
+    Raises:
+        ValueError: it is no finite number, or a negative one.
+    """
+    text = text_of(record, column)
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(f"{column} is {text[:40]!r}; a number of seconds is needed") from None
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"{column} is {text[:40]}; it must be a finite number of seconds from the start, 0 or more")
+    return seconds
 
 
 def split_of(record: Record) -> Split | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,13 +17,11 @@ from hbi_models.video_qa import VideoQAModel
 from pipelines.configs import FramesConfig, Recipe
 from pipelines.data.answers import Vocabulary, read_vocabulary
 from pipelines.data.frame_store import decode_images, stack_frames
-from pipelines.data.frames import make_extract_frames
 from pipelines.data.msrvtt_qa import ANSWERS_FILE
 from pipelines.data.video_files import join_uri
-from pipelines.storage import Storage, absolute_uri
-from pipelines.train.checkpoints import config_from_plain
+from pipelines.evaluate.one_video import frames_of, read_video
+from pipelines.storage import Storage
 from pipelines.train.initial_weights import load_video_qa_checkpoint
-from pipelines.train.layout import FRAMES_JSON
 from pipelines.train.model_folder import is_published_file, vocabulary_of
 
 
@@ -43,24 +42,39 @@ class QuestionAnswerer:
     frames: FramesConfig
     """How videos are sampled and decoded, as they were for training."""
 
-    @torch.inference_mode()
-    def answer(self, video: str, question: str, *, top: int = 5) -> list[Prediction]:
+    def answer(
+        self, video: str, question: str, *, top: int = 5, start_s: float | None = None, end_s: float | None = None
+    ) -> list[Prediction]:
         """The best answers, the best first.
 
         Args:
             video: path or URI of a video file; it is decoded in a process that can be killed.
             question: a question about it.
             top: how many answers; of a small vocabulary all.
+            start_s: start of the segment that the question is about; None = the file's.
+            end_s: its end, likewise.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it cannot be decoded, the question is empty, or ``top`` is not positive.
         """
-        require(bool(question.strip()), "the question is empty; ask something about the video")
+        check_question(question)
+        row = read_video(video, self.frames, start_s=start_s, end_s=end_s)
+        return self.answer_about(row["frames"], question, top=top)
+
+    @torch.inference_mode()
+    def answer_about(self, images: Sequence[bytes], question: str, *, top: int = 5) -> list[Prediction]:
+        """The best answers about a video whose frames are ``images``, sampled as :attr:`frames` says.
+
+        Raises:
+            ValueError: the question is empty, or ``top`` is not positive.
+        """
+        check_question(question)
         require(top >= 1, f"top is {top}; it must be 1 or more")
         device, encoder = next(self.model.parameters()).device, self.model.encoder
-        images = decode_images(self._extract(video))
-        clip = stack_frames([images], image_size_px=encoder.clip.image_size_px, max_frames=encoder.config.max_frames)
+        clip = stack_frames(
+            [decode_images(images)], image_size_px=encoder.clip.image_size_px, max_frames=encoder.config.max_frames
+        )
         token_ids, mask = map(torch.from_numpy, CaptionTokenizer(encoder.config.max_words)([question]))
         questions = encoder.encode_text(TextBatch(token_ids.to(device), mask.to(device)))
         videos = encoder.encode_video(VideoBatch(normalize_pixels(clip.frames.to(device)), clip.mask.to(device)))
@@ -71,15 +85,10 @@ class QuestionAnswerer:
             for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def _extract(self, video: str) -> list[bytes]:
-        uri = absolute_uri(video)
-        row = make_extract_frames(self.frames)({"video_id": "", "uri": uri, "key": "", "start_s": None, "end_s": None})
-        if row["error_reason"] == "missing":
-            raise FileNotFoundError(f"{video}: {row['error_message']}")
-        if row["error_reason"] is not None:
-            raise ValueError(f"{video} cannot be used ({row['error_reason']}): {row['error_message']}")
-        frames: list[bytes] = row["frames"]
-        return frames
+
+def check_question(question: str) -> None:
+    """Raises ``ValueError`` for what is no question."""
+    require(bool(question.strip()), "the question is empty; ask something about the video")
 
 
 def load_answerer(checkpoint: str, recipe: Recipe | None = None) -> QuestionAnswerer:
@@ -99,7 +108,7 @@ def load_answerer(checkpoint: str, recipe: Recipe | None = None) -> QuestionAnsw
         config = recipe.video_qa_model(len(vocabulary))
     else:
         require(recipe is None, f"{checkpoint} says itself how it was trained; leave out the recipe and its settings")
-        vocabulary, frames, config = vocabulary_of(checkpoint), _frames_of(checkpoint), VideoQAConfig()
+        vocabulary, frames, config = vocabulary_of(checkpoint), frames_of(checkpoint), VideoQAConfig()
     with TemporaryDirectory() as scratch:
         model = load_video_qa_checkpoint(checkpoint, config, Path(scratch))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,13 +123,3 @@ def _vocabulary_of_recipe(recipe: Recipe) -> Vocabulary:
     raise FileNotFoundError(
         f"no vocabulary of answers; set video_qa.answers.file, or data.annotations to the folder with {ANSWERS_FILE}"
     )
-
-
-def _frames_of(checkpoint: str) -> FramesConfig:
-    folder = Storage(checkpoint)
-    if not folder.exists(FRAMES_JSON):
-        raise FileNotFoundError(
-            f"{checkpoint} holds no {FRAMES_JSON}; give the folder model of a finished training of question answering"
-        )
-    config: FramesConfig = config_from_plain(FramesConfig, folder.read_json(FRAMES_JSON))
-    return config

@@ -28,7 +28,7 @@ from pipelines.data.splits import SplitView
 from pipelines.evaluate.actors import as_finished, blocks, start_actors
 from pipelines.evaluate.encoding import Levels, encode_texts, encode_videos
 from pipelines.progress import Progress
-from pipelines.records import RANKS
+from pipelines.records import RANKS, TOP_VIDEOS
 from pipelines.stages import StageContext
 from pipelines.train.initial_weights import load_checkpoint
 
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.parquet"
+TOP_VIDEOS_FILE = "top_videos.parquet"
+TOP_VIDEOS_SHOWN = 5
 DIRECTIONS = ("text_to_video", "video_to_text")
 
 
@@ -113,7 +115,7 @@ def evaluate_retrieval(
     resources: ActorResources,
     seed: int,
 ) -> dict[str, float]:
-    """Writes ``metrics.json`` and ``ranks.parquet`` and returns the metrics by ``direction/name``.
+    """Writes metrics, ranks and the best videos of each text, and returns the metrics by ``direction/name``.
 
     Raises:
         ValueError: the split holds no video with frames and captions.
@@ -161,7 +163,36 @@ def evaluate_retrieval(
         schema=RANKS,
     )
     context.output.write_table(RANKS_FILE, table)
+    context.output.write_table(
+        TOP_VIDEOS_FILE, _top_videos(matrix, ranks["text_to_video"], view, captions, video_of_text, caption_numbers)
+    )
     context.output.write_json(METRICS_FILE, document)
     context.tracker.log_metrics(flat)
     context.tracker.log_document(METRICS_FILE, document)
     return flat
+
+
+def _top_videos(
+    matrix: torch.Tensor,
+    ranks: torch.Tensor,
+    view: SplitView,
+    captions: Sequence[str],
+    video_of_text: Sequence[int],
+    caption_numbers: Sequence[int],
+) -> pa.Table:
+    """What each caption finds first."""
+    ids = view.store.video_ids
+    best = matrix.topk(min(TOP_VIDEOS_SHOWN, len(ids)), dim=1)
+    own = matrix.gather(1, torch.tensor(video_of_text)[:, None])[:, 0]
+    return pa.table(
+        {
+            "video_id": [ids[video] for video in video_of_text],
+            "caption_index": list(caption_numbers),
+            "caption": list(captions),
+            "rank": ranks.double().numpy(),
+            "score": own.numpy(),
+            "top_videos": [[ids[video] for video in row] for row in best.indices.tolist()],
+            "top_scores": best.values.tolist(),
+        },
+        schema=TOP_VIDEOS,
+    )

@@ -30,7 +30,7 @@ def evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
     if checkpoint is not None:
         settings |= {"checkpoint": checkpoint, "model": plain(recipe.model)}
     inputs = ("manifest", "frames") if checkpoint is not None else ("manifest", "frames", "retrieval")
-    return Stage(name="evaluation", version=1, settings=settings, inputs=inputs, run=run)
+    return Stage(name="evaluation", version=2, settings=settings, inputs=inputs, run=run)
 
 
 def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) -> Counts:

@@ -117,7 +117,10 @@ def retrieval_stage(recipe: Recipe) -> Stage:
             ),
         )
         metrics = _train(recipe, context, task)
-        context.tracker.log_model(context.output.folder(MODEL))
+        # The folder of the model then holds all that searching with it needs.
+        model = context.output.folder(MODEL)
+        model.write_json(FRAMES_JSON, plain(recipe.frames))
+        context.tracker.log_model(model)
         return {"rows": len(view), "errors": 0, **metrics}
 
     settings = plain(training)

@@ -6,7 +6,6 @@ colour vision tell apart; what a colour says, a marker says, too. The same trial
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -34,14 +32,6 @@ _PLAIN, _ACCENT = "#56b4e9", "#d55e00"
 _DPI = 150
 _LEAST_TO_INTERPOLATE = 6
 _PIXELS = 200
-
-
-def png(figure: Figure) -> bytes:
-    """The picture as a file, the same bytes for the same picture."""
-    file = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
 
 
 @dataclass(frozen=True)

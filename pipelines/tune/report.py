@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.figures.files import png
 from pipelines.stages import plain, versions
 from pipelines.tables import table
 from pipelines.tune import figures
@@ -139,7 +140,7 @@ class Results:
             "importance.png": figures.importance(self.search, self.importance),
         }
         files = {
-            **{name: figures.png(figure) for name, figure in pictures.items()},
+            **{name: png(figure) for name, figure in pictures.items()},
             RANKING: f"{self.ranking_table()}\n".encode(),
             BEST_RECIPE: self.best_recipe().encode(),
         }

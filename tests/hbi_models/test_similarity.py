@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hbi_models.axes import TokenLevel
-from hbi_models.similarity import level_similarity, retrieval_similarity, token_cosines, token_weights
+from hbi_models.similarity import level_similarity, maxima, retrieval_similarity, token_cosines, token_weights
 from tests.hbi_models.tiny_model import length_mask
 
 DIM = 8
@@ -67,18 +67,36 @@ def test_tiles_change_neither_values_nor_gradients(
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_no_tile_is_larger_than_allowed(texts: TokenLevel, videos: TokenLevel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_no_tile_is_larger_than_allowed(
+    texts: TokenLevel, videos: TokenLevel, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
     sizes = []
-    largest = Tensor.max
 
-    def spy(tensor: Tensor, dim: int) -> torch.return_types.max:
-        sizes.append(tensor.numel())
-        return largest(tensor, dim=dim)
+    def spy(values: Tensor, dim: int) -> Tensor:
+        sizes.append(values.numel())
+        return maxima(values, dim)
 
-    monkeypatch.setattr(Tensor, "max", spy)
+    monkeypatch.setattr("hbi_models.similarity.maxima", spy)
+    texts.features.requires_grad_(training)
     level_similarity(texts, videos, max_tile_elements=45)
     assert len(sizes) > 2
     assert max(sizes) <= 45
+
+
+def test_training_keeps_the_places_of_the_maxima_and_not_the_cosines() -> None:
+    cosines = torch.randn(3, 5, 4, 6, requires_grad=True)
+    saved = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        best = maxima(cosines, dim=1)
+    torch.testing.assert_close(best, cosines.amax(dim=1))
+    assert saved
+    assert all(tensor.numel() <= best.numel() for tensor in saved)
 
 
 def test_padding_takes_no_part(texts: TokenLevel, videos: TokenLevel) -> None:

@@ -53,6 +53,7 @@ def write_recipe(folder: Path, **sections: Any) -> Path:
             "retrieval": {"workers": 2},
             "evaluation": {"max_actors": 1},
         },
+        "report": {"enabled": False},
         "tracking": {"every_steps": 1},
         **sections,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +20,8 @@ from hbi_models.axes import TextBatch, VideoBatch
 from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.published_weights import video_qa_to_published
-from jobs import evaluate_video_qa, predict
+from jobs import ask as ask_job
+from jobs import evaluate_video_qa
 from pipelines.configs import Recipe
 from pipelines.data.frames_stage import frames_pool
 from pipelines.data.labels_stage import labels_pool
@@ -118,6 +120,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(path, read(path, *options), run_command(command(path, *options), timeout_s=400))
     assert run.done.returncode == 0, run.done.stderr[-5000:]
     return run
+
+
+def test_the_printed_next_steps_work(finished: Run, tmp_path: Path) -> None:
+    _, _, printed = finished.done.stdout.partition("Next, for example:")
+    commands = {line.split()[2]: shlex.split(line) for line in printed.splitlines() if line}
+    assert list(commands) == ["jobs.index", "jobs.search", "jobs.serve", "jobs.draw", "jobs.ask"]
+    options = {"jobs.index": ["--resources.index.max_actors", "1"], "jobs.draw": ["--output", str(tmp_path)]}
+    for name in ("jobs.index", "jobs.search", "jobs.draw", "jobs.ask"):
+        done = run_command([*commands[name], *options.get(name, [])], timeout_s=200)
+        assert done.returncode == 0, done.stderr[-5000:]
+    assert len(list(tmp_path.iterdir())) == 5
+    served = commands["jobs.serve"][3:]
+    assert served == ["--index", f"{finished.recipe.workspace}/index", "--video_qa", finished.model.uri]
 
 
 def test_both_tasks_share_videos_and_frames(finished: Run) -> None:
@@ -289,18 +304,16 @@ def test_the_evaluation_job_plans_without_training(
 
 def test_a_question_about_a_file_is_answered_on_the_command_line(finished: Run) -> None:
     row = finished.answers[0]
-    line = [sys.executable, "-m", "jobs.predict", "--checkpoint", finished.model.uri, "--top", "3", "--json"]
-    done = run_command(
-        [*line, "--video", finished.video(row["video_id"]), "--question", row["question"]], timeout_s=120
-    )
+    line = [sys.executable, "-m", "jobs.ask", "--checkpoint", finished.model.uri, "--top", "3", "--json"]
+    done = run_command([*line, "--video", finished.video(row["video_id"]), row["question"]], timeout_s=120)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)["answers"]
     assert [answer["probability"] for answer in answers] == pytest.approx(row["top_probabilities"][:3], abs=1e-4)
 
 
-def ask(**options: str) -> int:
+def ask(*, question: str, **options: str) -> int:
     arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
-    return predict.main(arguments)
+    return ask_job.main([*arguments, question])
 
 
 def test_a_published_checkpoint_answers_with_a_recipe(

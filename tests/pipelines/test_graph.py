@@ -18,6 +18,7 @@ STAGES = ["shapes", "manifest", "frames", "labels", "estimator", "retrieval", "e
 def recipe(workspace: Path, *options: str) -> Recipe:
     """Generated data and a trained estimator, so that every stage takes part."""
     arguments = ["--data.shapes.train_videos", "30", "--model.game.teacher", "estimator", "--estimator.epochs", "2"]
+    arguments += ["--report.enabled", "false"]
     return read_recipe(recipe_parser("A test."), [*arguments, "--workspace", str(workspace), *options])[0]
 
 
@@ -41,6 +42,14 @@ def test_stages_that_nobody_needs_are_left_out(tmp_path: Path) -> None:
     assert [stage.name for stage in asked.stages] == STAGES
     evaluated = make_evaluation_graph(recipe(tmp_path), "/checkpoint")
     assert [stage.name for stage in evaluated.stages] == ["shapes", "manifest", "frames", "evaluation"]
+
+
+def test_the_report_comes_after_all_and_depends_on_all(tmp_path: Path) -> None:
+    graph = make_graph(recipe(tmp_path, "--report.enabled", "true"))
+    assert [stage.name for stage in graph.stages] == [*STAGES, "report"]
+    assert graph.stages[-1].inputs == tuple(STAGES)
+    again = make_graph(recipe(tmp_path, "--report.enabled", "true", "--report.queries", "3"))
+    assert {name for name, value in again.fingerprints.items() if graph.fingerprints[name] != value} == {"report"}
 
 
 BOTH = ["--tasks", '["retrieval", "video_qa"]']

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from pipelines.figures.files import png
 from pipelines.tune import figures
 from pipelines.tune.finals import Standing
 from pipelines.tune.journal import TrialRecord
@@ -86,7 +87,7 @@ def test_the_same_trials_give_the_same_files(search: Search, tmp_path: Path) -> 
             figures.history(search, records()),
             figures.importance(search, {KL: 0.7, SKL: 0.3}),
         ]
-        return [figures.png(picture) for picture in pictures]
+        return [png(picture) for picture in pictures]
 
     first = draw()
     assert first == draw()
@@ -101,7 +102,7 @@ def test_few_trials_give_pictures_too(search: Search, trials: list[TrialRecord])
         figures.history(search, trials),
         figures.importance(search, {}),
     ):
-        assert figures.png(figure)
+        assert png(figure)
 
 
 def test_the_best_so_far_never_gets_worse(search: Search) -> None:

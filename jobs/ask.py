@@ -1,8 +1,9 @@
-"""Answers a question about a video file: ``python -m jobs.predict --checkpoint FOLDER --video FILE --question TEXT``.
+"""Answers a question about a video: ``python -m jobs.ask --checkpoint FOLDER --video FILE "what color is it"``.
 
 The folder of a question answering model that this project trained (``…/video_qa/<fingerprint>/model``)
 needs nothing else. For a file that the published code wrote, ``--config RECIPE`` says model and
-frames, and ``--video_qa.answers.file`` the answers. No Ray is started.
+frames, and ``--video_qa.answers.file`` the answers. With ``--index URI`` the video may be named by its id
+in an index. No Ray is started.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ from pipelines.tables import table
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job and returns its exit code."""
-    parser = recipe_parser("Answers a question about a video file.")
+    parser = recipe_parser("Answers a question about a video.")
+    parser.add_argument("question", type=str, help="A question about the video, in quotes.")
     parser.add_argument("--checkpoint", type=str, required=True, help="Folder of ours or file of the published code.")
-    parser.add_argument("--video", type=str, required=True, help="Path or URI of a video file.")
-    parser.add_argument("--question", type=str, required=True, help="A question about the video.")
+    parser.add_argument("--video", type=str, required=True, help="Path or URI of a video file, or an id in the index.")
+    parser.add_argument("--index", type=str | None, help="Folder or URI of an index that holds the video.")
     parser.add_argument("--top", type=int, default=5, help="How many answers to show.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     recipe, options = read_recipe(parser, arguments)
-    set_up_logging(None, name="predict")
+    set_up_logging(None, name="ask")
     from pipelines.evaluate.prediction import load_answerer
+    from pipelines.search.index_stage import Segment, find_segment
 
+    video, question = options["video"], options["question"]
+    segment = Segment(video) if options["index"] is None else find_segment(options["index"], video)
     # A recipe that says nothing is none.
     answerer = load_answerer(options["checkpoint"], None if recipe == Recipe() else recipe)
-    video, question = options["video"], options["question"]
-    answers = answerer.answer(video, question, top=options["top"])
+    answers = answerer.answer(segment.uri, question, top=options["top"], start_s=segment.start_s, end_s=segment.end_s)
     if options["json"]:
         found = [{"answer": answer.answer, "probability": answer.probability} for answer in answers]
         print(json.dumps({"video": video, "question": question, "answers": found}, ensure_ascii=False))

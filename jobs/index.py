@@ -1,0 +1,43 @@
+"""Builds an index of any videos: ``python -m jobs.index --checkpoint MODEL --videos PLACE --index URI``.
+
+``--videos`` is a folder, a glob in quotes, a list (CSV, JSONL, or the manifest.parquet of a run) or a
+file, locally or in an object store. The same command again looks for new videos and takes these in. A
+folder of ours says itself how videos are sampled; a file that the published code wrote needs
+``--config RECIPE``, which also gives resources and limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jobs.next_steps import command
+from jobs.pipeline import execute, start_log
+from jobs.settings import read_recipe, recipe_parser, run_job
+from pipelines.search.index_stage import make_index_graph, publish, read_search_model
+from pipelines.storage import absolute_uri
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    parser = recipe_parser("Builds an index of any videos, or takes new videos into it.")
+    parser.add_argument("--checkpoint", type=str, required=True, help="Folder of ours or file of the published code.")
+    parser.add_argument("--videos", type=str, required=True, help="Folder, glob, list or file; local, s3:// or gs://.")
+    parser.add_argument("--index", type=str, required=True, help="Folder or URI of the index.")
+    parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
+    parser.add_argument("--force", type=list[str], default=[], help="Stages to run again although they are done.")
+    recipe, options = read_recipe(parser, arguments)
+    model = read_search_model(options["checkpoint"], recipe)
+    recipe = replace(recipe, workspace=absolute_uri(options["index"]))
+    if not options["plan"]:
+        start_log(recipe, "index")
+    graph, recipe = make_index_graph(recipe, options["videos"], model)
+    code = execute(graph, recipe, plan_only=options["plan"], force=options["force"])
+    if not options["plan"]:
+        publish(graph)
+        print(f"Search:    {command('search', '--index', options['index'], 'a red circle moves left')}")
+    return code
+
+
+if __name__ == "__main__":
+    run_job(main)

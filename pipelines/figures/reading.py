@@ -1,0 +1,188 @@
+"""Relates a text to a video file with a trained model, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
+from hbi_models.banzhaf.estimator import InteractionEstimator
+from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.clip.preprocessing import normalize_pixels
+from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.configs import LEVELS, require
+from hbi_models.retrieval import RetrievalModel, hierarchy_members
+from hbi_models.similarity import level_similarity, token_cosines, token_weights
+from pipelines.configs import FramesConfig, Recipe
+from pipelines.data.frame_store import decode_images, stack_frames
+from pipelines.evaluate.one_video import frames_of, read_video
+from pipelines.figures.maps import InteractionMaps, Kind, LevelMap, Map, Members
+from pipelines.train.checkpoints import load_video_qa
+from pipelines.train.estimator import load_estimator
+from pipelines.train.initial_weights import checkpoint_kind, initialise_estimator_from, load_checkpoint
+from pipelines.train.model_folder import is_published_file, model_folder
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """A trained model with all that it needs to relate a text to a video file."""
+
+    model: RetrievalModel
+    estimator: InteractionEstimator | None
+    """What estimates the interaction, where there is such a network."""
+    frames: FramesConfig
+    """How videos are sampled and decoded, as they were for training."""
+
+    def read(self, video: str, text: str, kinds: Sequence[Kind] = ("exact",)) -> InteractionMaps:
+        """The interactions of a video file and a text.
+
+        Args:
+            video: path or URI; it is decoded in a process that can be killed.
+            text: what is said about it; what is longer than the model reads is cut.
+            kinds: which interactions.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it cannot be decoded, the text is empty, or a kind needs an estimator and there is none.
+        """
+        require(bool(text.strip()), "the text is empty; say something about the video")
+        row = read_video(video, self.frames)
+        return self.relate(decode_images(row["frames"]), text, kinds, video=video, times_s=row["time_s"])
+
+    @torch.inference_mode()
+    def relate(
+        self,
+        images: Sequence[UInt8[Tensor, "3 height width"]],
+        text: str,
+        kinds: Sequence[Kind] = ("exact",),
+        *,
+        video: str,
+        times_s: Sequence[float],
+    ) -> InteractionMaps:
+        """The interactions of frames that are decoded already; raises as :meth:`read`."""
+        model = self.model
+        device = next(model.parameters()).device
+        tokenizer = CaptionTokenizer(model.config.max_words)
+        clip = stack_frames([images], image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames)
+        token_ids, mask = map(torch.from_numpy, tokenizer([text]))
+        words = model.encode_text(TextBatch(token_ids.to(device), mask.to(device)))
+        frames = model.encode_video(VideoBatch(normalize_pixels(clip.frames.to(device)), clip.mask.to(device)))
+        levels = [
+            self._level(name, word, frame, word_members[0], frame_members[0], kinds)
+            for name, word, frame, word_members, frame_members in zip(
+                LEVELS,
+                words,
+                frames,
+                hierarchy_members(words, model.text_merges),
+                hierarchy_members(frames, model.video_merges),
+                strict=True,
+            )
+        ]
+        shown = clip.frames[0][clip.mask[0]]
+        return InteractionMaps(
+            text=text,
+            tokens=tuple(tokenizer.readable_pieces(text)),
+            video=video,
+            times_s=tuple(times_s[: len(shown)]),
+            images=list(rearrange(shown, "frames rgb height width -> frames height width rgb").numpy()),
+            levels=tuple(levels),
+        )
+
+    def _level(
+        self,
+        name: str,
+        words: TokenLevel,
+        frames: TokenLevel,
+        word_members: Bool[Tensor, "finest words"],
+        frame_members: Bool[Tensor, "finest frames"],
+        kinds: Sequence[Kind],
+    ) -> LevelMap:
+        # Clusters come in the order of their centres; people read from the left to the right.
+        (rows, row_members), (columns, column_members) = _ordered(word_members), _ordered(frame_members)
+
+        def cut(values: Tensor) -> Map:
+            return values[0][rows][:, columns].float().cpu().numpy()
+
+        cosines = token_cosines(words, frames)
+        return LevelMap(
+            name=name,
+            words=row_members,
+            frames=column_members,
+            word_weights=token_weights(words)[0, rows].cpu().numpy(),
+            frame_weights=token_weights(frames)[0, columns].cpu().numpy(),
+            similarity=level_similarity(words, frames, zero_floor=self.model.config.quirks.zero_floor).item(),
+            cosines=cut(cosines),
+            interactions={kind: cut(self._interaction(kind, cosines, words, frames)) for kind in kinds},
+        )
+
+    def _interaction(
+        self, kind: Kind, cosines: Float[Tensor, "pairs words frames"], words: TokenLevel, frames: TokenLevel
+    ) -> Float[Tensor, "pairs words frames"]:
+        if kind == "exact":
+            return exact_interaction(cosines, words.logits, frames.logits, words.mask, frames.mask)
+        if self.estimator is None:
+            raise ValueError(
+                f"the {kind} needs an estimator, and this model was trained without one; give one with "
+                "--estimator_checkpoint, or draw the exact interaction alone"
+            )
+        # It has learnt labels of scaled similarities.
+        estimate: Tensor = self.estimator(cosines) / self.model.config.game.similarity_scale
+        if kind == "estimator":
+            return estimate
+        return estimate - self._interaction("exact", cosines, words, frames)
+
+
+def load_pair_reader(checkpoint: str, recipe: Recipe | None = None, estimator: str | None = None) -> PairReader:
+    """The retrieval model of ``checkpoint``, or the one within a model that answers questions.
+
+    Args:
+        checkpoint: a folder of ours, or a published file, which needs its recipe.
+        recipe: model and frames, where the checkpoint does not tell.
+        estimator: folder or file of an estimator; by default the one that taught the model.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or nothing says how its videos were sampled.
+        ValueError: it holds another kind of model, or does not fit the recipe.
+    """
+    if is_published_file(checkpoint) and recipe is None:
+        raise ValueError(
+            f"{checkpoint} is a file of the published code, which holds weights alone; give the recipe that says its "
+            "model and frames with --config"
+        )
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if checkpoint_kind(checkpoint, folder) == "retrieval":
+            model = load_checkpoint(checkpoint, (recipe or Recipe()).model, folder)
+        elif is_published_file(checkpoint):
+            raise ValueError(
+                f"{checkpoint} is a published model that answers questions; give a published retrieval model"
+            )
+        else:
+            model = load_video_qa(model_folder(checkpoint), folder).encoder
+    frames = recipe.frames if is_published_file(checkpoint) and recipe else frames_of(checkpoint, recipe)
+    network = model.teacher if estimator is None else _read_estimator(estimator, model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return PairReader(model.to(device), None if network is None else network.to(device), frames)
+
+
+def _read_estimator(checkpoint: str, model: RetrievalModel) -> InteractionEstimator:
+    with TemporaryDirectory() as scratch:
+        if not is_published_file(checkpoint):
+            return load_estimator(model_folder(checkpoint), Path(scratch))
+        network = InteractionEstimator(model.config.game.estimator_channels)
+        initialise_estimator_from(checkpoint, network, Path(scratch))
+        return network.eval()
+
+
+def _ordered(members: Bool[Tensor, "finest tokens"]) -> tuple[list[int], Members]:
+    """The tokens that hold something, by their first member, and the members of each."""
+    groups = {token: tuple(column.nonzero()[:, 0].tolist()) for token, column in enumerate(members.T)}
+    order = sorted((token for token, group in groups.items() if group), key=lambda token: groups[token])
+    return order, tuple(groups[token] for token in order)

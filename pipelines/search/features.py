@@ -1,0 +1,219 @@
+"""Token features of videos as rows of Parquet: written by the index stage, read for exact ranking."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hbi_models.axes import TokenLevel
+from hbi_models.configs import LEVELS
+from hbi_models.retrieval import RetrievalModel
+from pipelines.data.frame_store import FrameStore
+from pipelines.evaluate.encoding import Levels, encode_videos
+from pipelines.search.first_pass import video_vectors
+from pipelines.shards import SUMMARY, ShardPool
+from pipelines.storage import UNREADABLE, DamagedFileError, Storage
+from pipelines.train.checkpoints import load_model
+
+_READ = ("tokens", "features", "logits", "time_s", "end_s")
+_OPEN_SHARDS = 256
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video as a search sees it."""
+
+    levels: Levels
+    """Of this video alone, padded to what the model makes of its longest video."""
+
+    time_s: Sequence[float]
+    """When each of its frames is shown."""
+
+    end_s: float
+    """When the last one ends."""
+
+
+def pack(levels: Levels, video: int) -> dict[str, Any]:
+    """The real tokens of a video as the columns ``tokens``, ``features`` and ``logits``."""
+    masks = [level.mask[video] for level in levels]
+    return {
+        "tokens": [int(mask.sum()) for mask in masks],
+        "features": np.concatenate(
+            [level.features[video][mask].half().flatten().numpy() for level, mask in zip(levels, masks, strict=True)]
+        ),
+        "logits": np.concatenate(
+            [level.logits[video][mask].float().numpy() for level, mask in zip(levels, masks, strict=True)]
+        ),
+    }
+
+
+def unpack(tokens: Sequence[int], features: Any, logits: Any, sizes: Sequence[int]) -> Levels:
+    """The levels of one video, padded to ``sizes``.
+
+    Raises:
+        DamagedFileError: the numbers do not fit together.
+    """
+    counts = list(tokens)
+    dim = len(features) // max(sum(counts), 1)
+    if len(counts) != len(sizes) or len(logits) != sum(counts) or len(features) != dim * sum(counts):
+        raise DamagedFileError(f"a row of features has {len(features)} numbers for {counts} tokens")
+    if any(not 0 <= count <= size for count, size in zip(counts, sizes, strict=True)):
+        raise DamagedFileError(f"a row of features has {counts} tokens; the model makes up to {list(sizes)}")
+    levels, start = [], 0
+    flat, scores = torch.tensor(features, dtype=torch.float32).view(-1, max(dim, 1)), torch.tensor(logits)
+    for count, size in zip(counts, sizes, strict=True):
+        rows = slice(start, start + count)
+        padded, padded_scores = torch.zeros(1, size, max(dim, 1)), torch.zeros(1, size)
+        padded[0, :count], padded_scores[0, :count] = flat[rows], scores[rows]
+        levels.append(TokenLevel(padded, (torch.arange(size) < count)[None], padded_scores))
+        start += count
+    return tuple(levels)
+
+
+def level_sizes(model: RetrievalModel) -> list[int]:
+    """Tokens of the longest video at each level."""
+    merges = (model.video_merges[level].num_clusters for level in LEVELS[1:])
+    return [model.config.max_frames, *(int(size) for size in merges)]  # type: ignore[arg-type]
+
+
+def shown_until(source: Mapping[str, Any], end_s: float | None) -> float:
+    """When the last frame of a video ends: with the file, or with the segment that was asked for."""
+    last = float(source["time_s"][-1])
+    duration: float = max(source["source_frames"] / source["source_fps"], last)
+    return duration if end_s is None else max(min(duration, float(end_s)), last)
+
+
+class EncodeShard:
+    """Encodes the videos of one shard; the callable class of the index stage.
+
+    Args:
+        model: folder of the retrieval model.
+        frames_pool: where the frames are.
+        pool: where the features go.
+        generation: the pool's generation that they belong to.
+        batch_size: videos encoded at once.
+    """
+
+    def __init__(
+        self, model: Storage, frames_pool: ShardPool, pool: ShardPool, generation: int, batch_size: int
+    ) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with TemporaryDirectory() as scratch:
+            self._model = load_model(model, Path(scratch)).to(self._device)
+        self._frames_pool, self._pool = frames_pool, pool
+        self._generation, self._batch_size = generation, batch_size
+
+    @torch.inference_mode()
+    def __call__(self, videos: pa.Table) -> pa.Table:
+        """Reads ``video_id``, ``key``, ``shard``, ``row`` (of the frames) and ``end_s``; returns a summary row."""
+        store = FrameStore(self._frames_pool.storage, videos)
+        times = self._times(videos.column("shard").unique().to_pylist())
+        levels = encode_videos(self._model, store, range(len(videos)), device=self._device, batch_size=self._batch_size)
+        vectors = video_vectors(levels, self._model.config.level_rates).half().numpy()
+        rows = []
+        for position, video in enumerate(videos.to_pylist()):
+            source = times[video["key"]]
+            rows.append(
+                {
+                    "video_id": video["video_id"],
+                    "key": video["key"],
+                    "coarse": vectors[position],
+                    **pack(levels, position),
+                    "time_s": source["time_s"],
+                    "end_s": shown_until(source, video["end_s"]),
+                }
+            )
+        size = self._pool.commit(rows, generation=self._generation)
+        units = sum(len(row["time_s"]) for row in rows)
+        return pa.Table.from_pylist([{"rows": len(rows), "errors": 0, "units": units, "bytes": size}], schema=SUMMARY)
+
+    def _times(self, shards: Sequence[str]) -> dict[str, dict[str, Any]]:
+        columns = ["key", "time_s", "source_fps", "source_frames"]
+        tables = [self._frames_pool.storage.read_table(shard, columns=columns) for shard in shards]
+        return {row["key"]: row for table in tables for row in table.to_pylist()}
+
+
+class FeatureStore:
+    """Random access to the features of videos; a video is addressed by its position in ``index``.
+
+    Args:
+        pool: the shards.
+        index: ``shard`` and ``row`` of every video.
+        sizes: see :func:`level_sizes`.
+    """
+
+    def __init__(self, pool: Storage, index: pa.Table, sizes: Sequence[int]) -> None:
+        self._pool, self._sizes = pool, list(sizes)
+        self._shards, self._rows = index.column("shard").combine_chunks(), index.column("row").combine_chunks()
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._threads = ThreadPoolExecutor(_THREADS)
+        # An open file is read by one thread at a time; searches that come together take turns.
+        self._lock = Lock()
+
+    def clips(self, positions: Sequence[int]) -> list[Clip]:
+        """The videos at ``positions``, in their order.
+
+        Raises:
+            FileNotFoundError: a shard is missing.
+            DamagedFileError: a shard is damaged.
+        """
+        by_shard: dict[str, dict[int, int]] = {}
+        for place, position in enumerate(positions):
+            by_shard.setdefault(self._shards[position].as_py(), {})[place] = self._rows[position].as_py()
+        found: dict[int, Clip] = {}
+        with self._lock:
+            for part in self._threads.map(self._read, by_shard.items()):
+                found |= part
+            while len(self._files) > _OPEN_SHARDS:
+                self._files.popitem(last=False)
+        return [found[place] for place in range(len(positions))]
+
+    def _read(self, wanted: tuple[str, Mapping[int, int]]) -> dict[int, Clip]:
+        shard, rows = wanted
+        try:
+            table = self._open(shard).read_row_groups(list(rows.values()), columns=list(_READ), use_threads=False)
+            columns = [table.column(name).combine_chunks() for name in _READ]
+            return {place: self._clip(columns, row) for row, place in enumerate(rows)}
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self._pool.place(shard)} is missing; run jobs.index again") from None
+        except (*UNREADABLE, LookupError) as error:
+            self._files.pop(shard, None)
+            self._pool.require_whole_table(shard)
+            raise DamagedFileError(
+                f"{self._pool.place(shard)} cannot be read ({error}); run jobs.index again"
+            ) from error
+
+    def _clip(self, columns: Sequence[Any], row: int) -> Clip:
+        tokens, features, logits, time_s = (column[row].values.to_numpy() for column in columns[:-1])
+        return Clip(unpack(tokens.tolist(), features, logits, self._sizes), time_s.tolist(), columns[-1][row].as_py())
+
+    def _open(self, shard: str) -> pq.ParquetFile:
+        if shard not in self._files:
+            source = self._pool.filesystem.open_input_file(self._pool.path(shard))
+            self._files[shard] = pq.ParquetFile(source, page_checksum_verification=True)
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+
+def together(clips: Sequence[Clip]) -> Levels:
+    """The levels of several videos as one batch; all are padded to the same sizes."""
+    return tuple(
+        TokenLevel(
+            features=torch.cat([level.features for level in levels]),
+            mask=torch.cat([level.mask for level in levels]),
+            logits=torch.cat([level.logits for level in levels]),
+        )
+        for levels in zip(*(clip.levels for clip in clips), strict=True)
+    )

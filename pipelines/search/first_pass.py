@@ -1,0 +1,120 @@
+"""The first pass of a search: one vector per video, and the candidates that a vector library finds among them.
+
+A video's vector is the weighted mean of its unit tokens at every level that counts. The inner
+product with a text's vector is the model's similarity with means in place of maxima, so what the
+first pass finds is a guess, and the model itself ranks the candidates.
+
+The library is Faiss: it has wheels for every platform, exact scans and inverted lists with the same
+interface, and files that any of its bindings reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from einops import einsum
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from hbi_models.axes import TokenLevel
+from hbi_models.similarity import token_weights, unit_tokens
+from pipelines.storage import DamagedFileError
+
+SCANNED = 50_000
+"""Up to so many videos all vectors are compared, in half precision; more are kept in inverted lists."""
+
+_LISTS_PER_ROOT = 4
+"""Lists per square root of the number of videos, as the library's guidelines recommend (4 to 16)."""
+
+_TRAINING_PER_LIST = 64
+"""Vectors per list that the lists are found with; with fewer than 39 the library warns."""
+
+PROBED_FRACTION = 1 / 32
+"""Of the lists, the part that a query looks into (benchmarks/search_scale.py shows recall and time)."""
+
+
+def video_vectors(levels: Sequence[TokenLevel], rates: Sequence[float]) -> Float[Tensor, "items width"]:
+    """The vectors of videos whose levels count with ``rates``: levels with rate 0 are left out."""
+    return torch.cat([_pooled(level) for level, rate in zip(levels, rates, strict=True) if rate], dim=1)
+
+
+def text_vectors(levels: Sequence[TokenLevel], rates: Sequence[float]) -> Float[Tensor, "items width"]:
+    """The vectors of texts, to be multiplied with those of videos; here the levels get their weights."""
+    return torch.cat([rate * _pooled(level) for level, rate in zip(levels, rates, strict=True) if rate], dim=1)
+
+
+def _pooled(level: TokenLevel) -> Float[Tensor, "items dim"]:
+    return einsum(token_weights(level), unit_tokens(level), "items tokens, items tokens dim -> items dim")
+
+
+class FirstPass:
+    """Vectors of all videos; a video is addressed by its position."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    @classmethod
+    def build(cls, vectors: Float[np.ndarray, "videos width"], *, scanned: int = SCANNED) -> FirstPass:
+        """Takes ``vectors`` in, whatever their precision; more than ``scanned`` of them are grouped into lists."""
+        count, width = vectors.shape
+        if count <= scanned:
+            index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+            index.train(np.zeros((1, width), np.float32))
+        else:
+            index = _inverted_lists(vectors)
+        # A part at a time: in single precision all vectors would take twice their memory.
+        for start in range(0, count, 1 << 16):
+            index.add(np.ascontiguousarray(vectors[start : start + (1 << 16)], np.float32))
+        return cls(index)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, place: str) -> FirstPass:
+        """What :meth:`to_bytes` made.
+
+        Raises:
+            DamagedFileError: it is something else; the message names ``place``.
+        """
+        try:
+            return cls(faiss.deserialize_index(np.frombuffer(content, np.uint8)))
+        except RuntimeError as error:
+            raise DamagedFileError(f"{place} is no index of vectors, or is damaged: {error}") from error
+
+    def to_bytes(self) -> bytes:
+        """A file that Faiss reads."""
+        return bytes(faiss.serialize_index(self._index).tobytes())
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def width(self) -> int:
+        """Components of a vector."""
+        return int(self._index.d)
+
+    def candidates(
+        self, vectors: Float32[np.ndarray, "texts width"], count: int
+    ) -> list[Int64[np.ndarray, " candidates"]]:
+        """Positions of the ``count`` videos with the largest inner products for each text, the largest first.
+
+        There are fewer where the lists that were looked into hold fewer.
+        """
+        _, found = self._index.search(np.ascontiguousarray(vectors, np.float32), min(count, len(self)))
+        return [row[row >= 0] for row in found]
+
+
+def _inverted_lists(vectors: Float[np.ndarray, "videos width"]) -> Any:
+    count, width = vectors.shape
+    lists = int(_LISTS_PER_ROOT * math.sqrt(count))
+    quantizer = faiss.IndexFlatIP(width)
+    index = faiss.IndexIVFScalarQuantizer(
+        quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+    )
+    index.nprobe = max(1, round(lists * PROBED_FRACTION))
+    sample = np.random.default_rng(0).choice(count, min(count, lists * _TRAINING_PER_LIST), replace=False)
+    index.train(np.ascontiguousarray(vectors[np.sort(sample)], np.float32))
+    return index

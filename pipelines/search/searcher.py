@@ -1,0 +1,243 @@
+"""Queries against an index: candidates by one vector each, then ranked by the model's own similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from hbi_models.axes import VideoBatch
+from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.clip.preprocessing import normalize_pixels
+from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.configs import require
+from hbi_models.retrieval import RetrievalModel
+from hbi_models.similarity import token_cosines
+from pipelines.configs import FramesConfig
+from pipelines.data.frame_store import FrameStore, decode_images, stack_frames
+from pipelines.evaluate.encoding import Levels, encode_texts
+from pipelines.records import INDEX_FILE
+from pipelines.runs import SHARDS
+from pipelines.search.features import Clip, FeatureStore, level_sizes, together
+from pipelines.search.first_pass import FirstPass, text_vectors
+from pipelines.search.index_stage import VECTORS, Segment, features_pool, read_current
+from pipelines.search.limits import check_query
+from pipelines.search.moments import Moment, best_moment, frame_relevance
+from pipelines.storage import Storage
+from pipelines.train.checkpoints import config_from_plain, load_model
+from pipelines.train.layout import FRAMES_JSON, MODEL
+
+CANDIDATES = 200
+"""Videos that the model ranks for each query."""
+
+_TEXT_BATCH = 64
+_END_OF_WORD = "</w>"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A video that a query found."""
+
+    video_id: str
+    uri: str
+    score: float
+    """The model's similarity, the larger the better."""
+    moment: Moment
+    """Where in the video it matches best."""
+    frames: int
+    """Number of frames that were looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A token of a query; longer words are several."""
+
+    text: str
+    special: bool
+    """Whether it is the start or the end of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class InteractionMap:
+    """The exact Banzhaf interaction of every word of a text and every frame of a video, in units of the cosine."""
+
+    words: Sequence[Word]
+    time_s: Sequence[float]
+    values: Sequence[Sequence[float]]
+    """A row per word, a column per frame."""
+    score: float
+    """The model's similarity of text and video."""
+    moment: Moment
+
+
+class Searcher:
+    """An index and its model in this process.
+
+    Args:
+        uri: folder or URI of the index.
+
+    Raises:
+        FileNotFoundError: there is no finished index.
+        DamagedFileError: a part of it cannot be read.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._root = Storage(uri)
+        current = read_current(self._root)
+        self.artifact = self._root.folder(current["artifact"])
+        with TemporaryDirectory() as scratch:
+            loaded = load_model(self.artifact.folder(MODEL), Path(scratch))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: RetrievalModel = loaded.to(self._device)
+        document = self.artifact.folder(MODEL).read_json(FRAMES_JSON)
+        self.frames: FramesConfig = config_from_plain(FramesConfig, document)
+        self._tokenizer = CaptionTokenizer(self.model.config.max_words)
+        self._index = self.artifact.read_table(INDEX_FILE).combine_chunks()
+        self.first_pass = FirstPass.from_bytes(self.artifact.read_bytes(VECTORS), self.artifact.place(VECTORS))
+        pool = features_pool(self._root, current["features"]).storage
+        self._features = FeatureStore(pool, self._index, level_sizes(self.model))
+        self._frames_pool = self._root.folder(SHARDS, current["frames"])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @torch.inference_mode()
+    def search(self, queries: Sequence[str], *, top: int = 10, candidates: int = CANDIDATES) -> list[list[Match]]:
+        """The best videos for each query, the best first; videos with equal scores in the order of their ids.
+
+        Args:
+            queries: texts.
+            top: how many videos for each.
+            candidates: how many of the first pass the model ranks; as many as there are videos: all of them.
+
+        Raises:
+            ValueError: a query is empty or too long, or a number is not positive.
+        """
+        for query in queries:
+            check_query(query)
+        return self.find(self.encode(queries), top=top, candidates=candidates) if queries else []
+
+    @torch.inference_mode()
+    def find(self, texts: Levels, *, top: int = 10, candidates: int = CANDIDATES) -> list[list[Match]]:
+        """As :meth:`search`, for texts whose levels are known."""
+        require(top >= 1, f"top is {top}; it must be 1 or more")
+        require(candidates >= top, f"candidates is {candidates}; it must be at least top, {top}")
+        vectors = text_vectors(texts, self.model.config.level_rates).float().numpy()
+        found = self.first_pass.candidates(vectors, candidates)
+        # Neighbours in the index are neighbours in their shards.
+        return [self._rank(_item(texts, number), np.sort(positions), top) for number, positions in enumerate(found)]
+
+    def _rank(self, text: Levels, positions: Any, top: int) -> list[Match]:
+        if not len(positions):
+            return []
+        clips = self._features.clips(positions.tolist())
+        videos = together(clips)
+        scores = self._similarity(text, videos)
+        best = scores.argsort(descending=True, stable=True)[:top]
+        relevance = frame_relevance(text[0], videos[0].map(lambda tensor: tensor[best]))
+        matches = []
+        for place, row in zip(best.tolist(), relevance, strict=True):
+            clip, position = clips[place], int(positions[place])
+            moment = best_moment(row[: len(clip.time_s)].tolist(), clip.time_s, clip.end_s)
+            matches.append(
+                Match(
+                    video_id=self._cell("video_id", position),
+                    uri=self._cell("uri", position),
+                    score=float(scores[place]),
+                    moment=moment,
+                    frames=len(clip.time_s),
+                )
+            )
+        return matches
+
+    @torch.inference_mode()
+    def interaction(self, query: str, clip: Clip) -> InteractionMap:
+        """How the words of ``query`` and the frames of ``clip`` work together, at the entity level.
+
+        Raises:
+            ValueError: the query is empty or too long.
+        """
+        check_query(query)
+        text = self.encode([query])
+        words, frames = text[0], clip.levels[0]
+        values = exact_interaction(token_cosines(words, frames), words.logits, frames.logits, words.mask, frames.mask)[
+            0, :, : len(clip.time_s)
+        ]
+        relevance = frame_relevance(words, frames)[0, : len(clip.time_s)]
+        pieces = self._tokenizer.pieces(query)
+        return InteractionMap(
+            words=[
+                Word(piece.removesuffix(_END_OF_WORD), special=place in (0, len(pieces) - 1))
+                for place, piece in enumerate(pieces)
+            ],
+            time_s=clip.time_s,
+            values=values[: len(pieces)].tolist(),
+            score=float(self._similarity(text, clip.levels)[0]),
+            moment=best_moment(relevance.tolist(), clip.time_s, clip.end_s),
+        )
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Levels:
+        """The levels of ``texts``."""
+        return encode_texts(self.model, texts, device=self._device, batch_size=_TEXT_BATCH)
+
+    @torch.inference_mode()
+    def encode_frames(self, images: Sequence[bytes]) -> Levels:
+        """The levels of a video whose frames are ``images``, sampled as :attr:`frames` says."""
+        batch = stack_frames(
+            [decode_images(images)],
+            image_size_px=self.model.clip.image_size_px,
+            max_frames=self.model.config.max_frames,
+        )
+        pixels = normalize_pixels(batch.frames.to(self._device))
+        levels = self.model.encode_video(VideoBatch(pixels, batch.mask.to(self._device)))
+        return tuple(level.map(lambda tensor: tensor.cpu()) for level in levels)
+
+    def _similarity(self, text: Levels, videos: Levels) -> torch.Tensor:
+        return self.model.similarity(text, videos)[0]
+
+    def clip(self, video_id: str) -> Clip:
+        """The features of a video of the index.
+
+        Raises:
+            KeyError: there is no such video.
+        """
+        return self._features.clips([self._position(video_id)])[0]
+
+    def images(self, video_id: str) -> list[bytes]:
+        """The stored frames of a video as JPEG or PNG.
+
+        Raises:
+            KeyError: there is no such video.
+        """
+        row = self._index.slice(self._position(video_id), 1).select(["video_id", "frames_shard", "frames_row"])
+        return FrameStore(self._frames_pool, row.rename_columns(["video_id", "shard", "row"])).encoded(0)
+
+    def segment(self, video_id: str) -> Segment:
+        """The file of a video.
+
+        Raises:
+            KeyError: there is no such video.
+        """
+        (row,) = self._index.slice(self._position(video_id), 1).select(["uri", "start_s", "end_s"]).to_pylist()
+        return Segment(**row)
+
+    def _position(self, video_id: str) -> int:
+        position = pc.index(self._index.column("video_id"), pa.scalar(video_id)).as_py()
+        if position < 0:
+            raise KeyError(f"the index has no video {video_id!r}")
+        return int(position)
+
+    def _cell(self, column: str, position: int) -> str:
+        return str(self._index.column(column)[position].as_py())
+
+
+def _item(levels: Levels, number: int) -> Levels:
+    return tuple(level.map(lambda tensor: tensor[number : number + 1]) for level in levels)

@@ -1,0 +1,158 @@
+"""The server on Ray Serve: one replica that holds the models, one that speaks HTTP."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+
+from pipelines.configs import ResourcesConfig
+from pipelines.ray_session import cluster_gpus, ray_session
+from pipelines.serve.api import Busy, make_app
+from pipelines.serve.configs import ServeConfig
+from pipelines.serve.errors import UnknownVideoError, UnusableVideoError
+from pipelines.serve.schemas import AskResponse, InteractionResponse, SearchResponse, VideoResponse
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "hbi"
+_ENGINE = "Engine"
+
+
+class ServedEngine:
+    """The engine in its replica; searches that come at the same time are one."""
+
+    def __init__(self, index: str, video_qa: str | None, config: ServeConfig) -> None:
+        from ray import serve
+
+        from pipelines.serve.engine import Engine
+
+        self._engine = Engine(index, video_qa, config.kept_uploads)
+        batched = serve.batch(max_batch_size=config.max_batch, batch_wait_timeout_s=config.batch_wait_s)
+        self._search = batched(self._search_together)
+
+    async def _search_together(self, requests: Sequence[tuple[str, int]]) -> list[SearchResponse]:
+        import asyncio
+
+        queries, tops = zip(*requests, strict=True)
+        return await asyncio.to_thread(self._engine.search, queries, tops)
+
+    async def search(self, query: str, top: int) -> SearchResponse:
+        """The best videos for a query."""
+        return await self._search((query, top))  # type: ignore[no-any-return]
+
+    # Ray Serve runs functions that are not async in threads.
+
+    def status(self) -> dict[str, Any]:
+        """See ``Engine``; so with the others."""
+        return self._engine.status()
+
+    def interaction(self, query: str, video_id: str) -> InteractionResponse:
+        return self._engine.interaction(query, video_id)
+
+    def video(self, video_id: str) -> VideoResponse:
+        return self._engine.video(video_id)
+
+    def frame(self, video_id: str, number: int) -> bytes:
+        return self._engine.frame(video_id, number)
+
+    def ask(self, question: str, video_id: str, top: int) -> AskResponse:
+        return self._engine.ask(question, video_id, top)
+
+    def upload(self, content: bytes) -> VideoResponse:
+        return self._engine.upload(content)
+
+
+class _RemoteEngine:
+    """The engine's replica, as the application calls it."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def __getattr__(self, method: str) -> Any:
+        return partial(self._call, method)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        from ray import serve
+        from ray.exceptions import RayTaskError
+        from ray.serve.exceptions import BackPressureError
+
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(_ENGINE, APPLICATION)
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except BackPressureError as error:
+            raise Busy from error
+        except RayTaskError as error:
+            # Ray's own text is the traceback in the replica.
+            if isinstance(error.cause, UnknownVideoError | UnusableVideoError):
+                raise error.cause from None
+            raise
+
+
+@contextmanager
+def served(index: str, video_qa: str | None, config: ServeConfig, resources: ResourcesConfig) -> Iterator[str]:
+    """Serves until the end of the block; gives the address.
+
+    Raises:
+        OSError: the port is taken.
+        ValueError: index or model cannot be used.
+    """
+    _require_free(config)
+    with ray_session(resources):
+        from ray import serve
+
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={
+                "host": config.host,
+                "port": config.port,
+                # The application answers in time; this is for a replica that does not.
+                "request_timeout_s": 2 * config.timeout_s + 5,
+            },
+        )
+        try:
+            serve.run(_bind(index, video_qa, config), name=APPLICATION, route_prefix="/")
+            yield f"http://{config.host}:{config.port}/"
+        finally:
+            serve.shutdown()
+
+
+def _bind(index: str, video_qa: str | None, config: ServeConfig) -> Any:
+    from ray import serve
+
+    engine = serve.deployment(
+        ServedEngine,
+        name=_ENGINE,
+        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if cluster_gpus() >= 1 else 0},
+        max_ongoing_requests=config.max_requests,
+        max_queued_requests=config.max_requests,
+    )
+
+    def build() -> FastAPI:
+        return make_app(_RemoteEngine(), config)  # type: ignore[arg-type]
+
+    application = serve.deployment(
+        serve.ingress(build)(),
+        name="Api",
+        ray_actor_options={"num_cpus": 0},
+        # Pictures and the page come on top of what the engine works on.
+        max_ongoing_requests=4 * config.max_requests,
+    )
+    return application.bind(engine.bind(index, video_qa, config))
+
+
+def _require_free(config: ServeConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --port"
+            ) from error

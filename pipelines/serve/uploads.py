@@ -1,0 +1,59 @@
+"""A user's own clips: looked at before they are decoded, kept as frames in memory, never as files."""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from pipelines.search.features import Clip
+
+_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+"""What the first box of an MP4 or QuickTime file may be."""
+
+_SIGNATURES = (b"\x1a\x45\xdf\xa3", b"FLV", b"\x00\x00\x01\xba", b"\x30\x26\xb2\x75", b"OggS", b"\x47")
+"""Matroska and WebM, Flash, MPEG program stream, Windows Media, Ogg, MPEG transport stream."""
+
+FORMATS = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, WMV or Ogg"
+
+
+def looks_like_video(content: bytes) -> bool:
+    """Whether a file begins as one of ``FORMATS`` does."""
+    return (
+        content[4:8] in _ISO_BOXES
+        or content.startswith(_SIGNATURES)
+        or (content[:4] == b"RIFF" and content[8:12] == b"AVI ")
+    )
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A clip as the retrieval model sees it, and as the question answering model does."""
+
+    clip: Clip
+    images: Sequence[bytes]
+    question_images: Sequence[bytes]
+
+
+class Uploads:
+    """The latest ``most`` clips by an id that nobody can guess."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, Lock()
+        self._kept: OrderedDict[str, Upload] = OrderedDict()
+
+    def add(self, upload: Upload) -> str:
+        """Keeps a clip; returns its id."""
+        video_id = f"upload-{secrets.token_hex(16)}"
+        with self._lock:
+            self._kept[video_id] = upload
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return video_id
+
+    def get(self, video_id: str) -> Upload | None:
+        """The clip with an id, if it is still kept."""
+        with self._lock:
+            return self._kept.get(video_id)
