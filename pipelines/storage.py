@@ -330,6 +330,10 @@ class Storage:
             self.filesystem.move(self.path(path), self.path(aside))
         return aside
 
+    def was_set_aside(self, path: str) -> bool:
+        """Whether a file that was at ``path`` has been set aside."""
+        return self.exists(f"{path}{_SET_ASIDE}")
+
     def write_table(self, path: str, table: pa.Table, *, row_group_size: int | None = None) -> int:
         """Commits ``table`` as Parquet at ``path``; returns the number of bytes.
 

@@ -24,12 +24,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hbi_models.configs import require
-
 # A player whose logit lies this far below the next higher one has a softmax weight below
 # exp(-40) = 4e-18 in that player's company, less than float64 resolves. Cutting wider gaps
 # bounds the range of the integral, and with it the number of nodes, for any logits.
 LARGEST_GAP = 40.0
+
+
+class NonFiniteLogitsError(ValueError):
+    """An importance logit of a real token is NaN or infinite."""
 
 
 def exact_interaction(
@@ -48,7 +50,7 @@ def exact_interaction(
     rounding, relative to the largest similarity, for any spread of the logits.
 
     Raises:
-        ValueError: a logit of a real token is not finite.
+        NonFiniteLogitsError: a logit of a real token is not finite.
     """
     with torch.autocast(device_type=similarity.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(similarity.dtype, word_logits.dtype), frame_logits.dtype)
@@ -130,11 +132,11 @@ def _log_weights(
     padding = torch.finfo(logits.dtype).min
     log_weights = logits.masked_fill(~mask, padding).log_softmax(dim=-1)
     spread = -float(log_weights.detach().masked_fill(~mask, 0).amin()) if log_weights.numel() else 0.0
-    require(
-        math.isfinite(spread),
-        "the importance logits of the Banzhaf game hold NaN or infinity at a real token; they must be finite. "
-        "Look for a diverged model or for features of an empty video",
-    )
+    if not math.isfinite(spread):
+        raise NonFiniteLogitsError(
+            "the importance logits of the Banzhaf game hold NaN or infinity at a real token; they must be finite. "
+            "Look for a diverged model or for features of an empty video"
+        )
     if spread > LARGEST_GAP:
         # In float64, because the difference of two large logits must not be rounded.
         narrowed = _narrow_gaps(logits.double().masked_fill(~mask, padding))

@@ -110,7 +110,7 @@ class FrameStore:
             images: list[bytes] = row["frames"]
             return images
         except FileNotFoundError:
-            raise LostFramesError(f"{self._pool.storage.place(shard)} is missing. {_MEND}") from None
+            raise self._missing(shard) from None
         except (*UNREADABLE, LookupError) as error:
             raise self._explained(shard, error) from error
 
@@ -131,13 +131,19 @@ class FrameStore:
         try:
             self._pool.storage.require_whole_table(shard)
         except FileNotFoundError:
-            return LostFramesError(f"{self._pool.storage.place(shard)} is missing. {_MEND}")
+            return self._missing(shard)
         except DamagedFileError as damage:
             self._pool.set_aside(shard, damage)
             return LostFramesError(f"{damage}. It is set aside. {_MEND}")
         if isinstance(error, OSError):
             return StorageError(f"cannot read {self._pool.storage.place(shard)}: {error}")
         return self._foreign(shard, "it has other rows than its index says")
+
+    def _missing(self, shard: str) -> LostFramesError:
+        storage = self._pool.storage
+        # Of several readers of a damaged shard, one sets it aside.
+        fate = "was damaged, and is set aside" if storage.was_set_aside(shard) else "is missing"
+        return LostFramesError(f"{storage.place(shard)} {fate}. {_MEND}")
 
     def _foreign(self, shard: str, reason: str) -> LostFramesError:
         """What to raise about a whole file that the frames stage did not write; it is set aside."""

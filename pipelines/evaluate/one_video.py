@@ -45,7 +45,9 @@ def frames_of(checkpoint: str, recipe: Recipe | None = None) -> FramesConfig:
     """
     folder = Storage(checkpoint)
     if folder.exists(FRAMES_JSON):
-        config: FramesConfig = config_from_plain(FramesConfig, folder.read_json(FRAMES_JSON))
+        config: FramesConfig = config_from_plain(
+            FramesConfig, folder.read_json(FRAMES_JSON), place=folder.place(FRAMES_JSON)
+        )
         return config
     if recipe is None:
         raise FileNotFoundError(

@@ -66,7 +66,8 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
     folder = model_folder(checkpoint)
     kind = kind_of_model(folder)
     require(kind == "retrieval", f"{checkpoint} holds a model of kind {kind!r}; one of kind 'retrieval' is needed")
-    config: RetrievalConfig = config_from_plain(RetrievalConfig, folder.read_json(DESCRIPTION)["config"])
+    description = folder.read_json(DESCRIPTION)["config"]
+    config: RetrievalConfig = config_from_plain(RetrievalConfig, description, place=folder.place(DESCRIPTION))
     frames = frames_of(checkpoint, None if recipe == Recipe(workspace=recipe.workspace) else recipe)
     weights = content_digest(f"{absolute_uri(checkpoint)}/{WEIGHTS}")
     return SearchModel(checkpoint, config, frames, digest({"weights": weights, "config": plain(config)}))

@@ -20,9 +20,9 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import require
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.similarity import token_cosines
-from pipelines.configs import FramesConfig
 from pipelines.data.frame_store import FrameStore, decode_images, stack_frames
 from pipelines.evaluate.encoding import Levels, encode_texts
+from pipelines.evaluate.one_video import frames_of
 from pipelines.records import INDEX_FILE
 from pipelines.runs import SHARDS
 from pipelines.search.features import Clip, FeatureStore, level_sizes, together
@@ -31,8 +31,8 @@ from pipelines.search.index_stage import VECTORS, Segment, features_pool, read_c
 from pipelines.search.limits import check_query
 from pipelines.search.moments import Moment, best_moment, frame_relevance
 from pipelines.storage import Storage
-from pipelines.train.checkpoints import config_from_plain, load_model
-from pipelines.train.layout import FRAMES_JSON, MODEL
+from pipelines.train.checkpoints import load_model
+from pipelines.train.layout import MODEL
 
 CANDIDATES = 200
 """Videos that the model ranks for each query."""
@@ -96,8 +96,7 @@ class Searcher:
             loaded = load_model(self.artifact.folder(MODEL), Path(scratch))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: RetrievalModel = loaded.to(self._device)
-        document = self.artifact.folder(MODEL).read_json(FRAMES_JSON)
-        self.frames: FramesConfig = config_from_plain(FramesConfig, document)
+        self.frames = frames_of(self.artifact.folder(MODEL).uri)
         self._tokenizer = CaptionTokenizer(self.model.config.max_words)
         self._index = self.artifact.read_table(INDEX_FILE).combine_chunks()
         self.first_pass = FirstPass.from_bytes(self.artifact.read_bytes(VECTORS), self.artifact.place(VECTORS))

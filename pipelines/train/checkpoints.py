@@ -139,12 +139,19 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, option
     model.load_state_dict({**own, **shared})
 
 
-def config_from_plain(kind: type, document: Mapping[str, Any]) -> Any:
-    """The frozen dataclass ``kind`` from its JSON form.
+def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str) -> Any:
+    """The frozen dataclass ``kind`` from its JSON form, which was read in ``place``.
 
     Raises:
         ValueError: a setting is unknown, missing or out of range.
     """
+    try:
+        return _config(kind, document)
+    except ValueError as error:
+        raise ValueError(f"{place} cannot be used: {error}") from error
+
+
+def _config(kind: type, document: Mapping[str, Any]) -> Any:
     known = {item.name for item in fields(kind)}
     unknown = sorted(set(document) - known)
     if unknown:
@@ -153,7 +160,7 @@ def config_from_plain(kind: type, document: Mapping[str, Any]) -> Any:
     values = {}
     for name, value in document.items():
         if is_dataclass(types[name]) and isinstance(value, Mapping):
-            value = config_from_plain(types[name], value)  # type: ignore[arg-type]
+            value = _config(types[name], value)  # type: ignore[arg-type]
         values[name] = tuple(value) if isinstance(value, list) else value
         if not _fits(values[name], types[name]):
             raise ValueError(f"{kind.__name__}.{name} is {value!r:.40}; {types[name]} is needed")
@@ -185,7 +192,7 @@ def load_model(storage: Storage, scratch: Path) -> RetrievalModel:
         ValueError: it holds another kind of model.
     """
     folder, document = _described(storage, scratch, "retrieval")
-    config: RetrievalConfig = config_from_plain(RetrievalConfig, document)
+    config: RetrievalConfig = config_from_plain(RetrievalConfig, document, place=storage.place(DESCRIPTION))
     model = RetrievalModel(without_pretraining(config))
     load_weights(folder, model)
     return model.eval()
@@ -198,7 +205,7 @@ def load_video_qa(storage: Storage, scratch: Path) -> VideoQAModel:
         FileNotFoundError, ValueError: as :func:`load_model`.
     """
     folder, document = _described(storage, scratch, "video_qa")
-    config: VideoQAConfig = config_from_plain(VideoQAConfig, document)
+    config: VideoQAConfig = config_from_plain(VideoQAConfig, document, place=storage.place(DESCRIPTION))
     model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
     load_weights(folder, model)
     return model.eval()

@@ -24,6 +24,7 @@ from pipelines.storage import Storage
 from pipelines.train.checkpoints import Position, config_from_plain, load_weights, read_description
 from pipelines.train.collectives import mean_over_ranks, rank, world_size
 from pipelines.train.initial_weights import initialise_estimator_from
+from pipelines.train.layout import DESCRIPTION
 from pipelines.train.loop import SCORE
 
 
@@ -198,6 +199,7 @@ def load_estimator(storage: Storage, scratch: Path) -> InteractionEstimator:
     kind, document = read_description(folder)
     if kind != "estimator":
         raise ValueError(f"{storage.uri} holds a model of kind {kind!r}; an estimator is needed")
-    model = InteractionEstimator(config_from_plain(EstimatorConfig, document).channels)
+    config: EstimatorConfig = config_from_plain(EstimatorConfig, document, place=storage.place(DESCRIPTION))
+    model = InteractionEstimator(config.channels)
     load_weights(folder, model)
     return model.eval()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hbi_models.banzhaf.exact import NonFiniteLogitsError
 from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import make_optimizer
 from pipelines.train.checkpoints import (
@@ -222,8 +223,12 @@ class TrainingLoop(Generic[Batch]):
     def _step(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
         # Whatever draws random numbers in a step draws the same ones after a restart.
         torch.manual_seed(hash((self.task.seed, self.position.step, rank())))
-        with self._autocast():
-            parts = self.task.loss(self.model, batch, self.device)
+        try:
+            with self._autocast():
+                parts = self.task.loss(self.model, batch, self.device)
+        except NonFiniteLogitsError:
+            # The game notices a diverged model before there is a loss.
+            parts = {"loss": torch.tensor(torch.nan, device=self.device)}
         loss = parts["loss"]
         # All ranks must stop together: one that went on would wait for the others' gradients.
         if not torch.isfinite(mean_over_ranks(loss)):

@@ -21,7 +21,7 @@ from pipelines.ray_leftovers import keep_session_folder, make_session_folder, re
 from pipelines.storage import Storage
 from tests.jobs.clips import ClipsFile
 from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, label_rows, shards
-from tests.jobs.killing import descendants, kill, wait_until, wait_until_gone, worker_at
+from tests.jobs.killing import descendants, kill, wait_until, wait_until_gone, worker_at, workers_at
 from tests.jobs.recipes import actions, read, run, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -97,13 +97,17 @@ def test_a_decoding_worker_that_is_killed_costs_its_shard_alone(undisturbed: Und
         running = executor.submit(run, recipe, until_stage="frames")
         wait_until(lambda: len(shards(pool)) >= 2, alive=lambda: not running.done())
         before = shards(pool)
-        victim = worker_at("MapBatches(", alive=lambda: not running.done())
-        # A worker starts its decoding process with its first video.
-        wait_until(lambda: bool(descendants(victim)), alive=lambda: not running.done())
-        decoding = descendants(victim)
+        at_work: dict[int, set[int]] = {}
+
+        def is_decoding() -> bool:
+            """A worker decodes in a process of its own, which it starts with its first video."""
+            at_work.update({pid: below for pid in workers_at("MapBatches(") if (below := descendants(pid))})
+            return bool(at_work)
+
+        wait_until(is_decoding, alive=lambda: not running.done())
+        victim, decoding = at_work.popitem()
         kill(victim)
         outcomes = running.result(timeout=200)
-    assert decoding, "the worker decodes in a process of its own"
     assert not wait_until_gone({victim, *decoding}, timeout_s=10)
     assert outcomes["frames"].artifact.counts["errors"] == 0
     assert frame_rows(recipe) == undisturbed.frames

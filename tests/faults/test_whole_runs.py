@@ -109,7 +109,9 @@ def test_a_disk_without_room_for_the_next_checkpoint_costs_the_steps_since_the_l
     with mounted(tmp_path / "full" / "workspace" / "retrieval", 30 << 20) as disk:
         line = refused(start(recipe, "--until_stage", "retrieval"))
         output = make_graph(read(recipe)).output("retrieval")
-        assert f"cannot keep a checkpoint in {output.uri}/{RAY_TRAIN}" in line and "make room" in line
+        # Whichever finds no room first: the worker that writes the checkpoint, or the driver that writes the curve.
+        assert f"cannot keep a checkpoint in {output.uri}/{RAY_TRAIN}" in line or f"cannot write {output.uri}/" in line
+        assert "make room" in line
         # Steps of the first epoch, with figures that no second run would give again.
         before = output.read_bytes(HISTORY).splitlines()[:3]
         assert not output.exists(MODEL), "no half model is visible"
@@ -149,7 +151,9 @@ def test_a_run_on_a_store_that_fails_again_and_again_gives_the_same_results(s3: 
     assert all(fault.struck for fault in faults), [fault.struck for fault in faults]
     s3.heal()
     results = [make_graph(read(recipe)).output("evaluation") for recipe in (alone, troubled)]
-    assert results[0].read_json("metrics.json") == results[1].read_json("metrics.json")
+    metrics = [result.read_json("metrics.json") for result in results]
+    assert [document.pop("checkpoint").rpartition("/")[2] for document in metrics] == [MODEL, MODEL]
+    assert metrics[0] == metrics[1]
     assert weights(alone) == weights(troubled)
 
 

@@ -66,7 +66,9 @@ def has_checkpoint(training: Storage) -> bool:
     snapshot = f"{RAY_TRAIN}/checkpoint_manager_snapshot.json"
     if not training.exists(HISTORY) or not training.exists(snapshot):
         return False
-    return bool(json.loads(training.read_bytes(snapshot))["checkpoint_results"])
+    content = training.read_bytes(snapshot)
+    # Ray empties the file before it writes it anew.
+    return bool(content) and bool(json.loads(content)["checkpoint_results"])
 
 
 def workers_at(work: str, *, below: int | None = None) -> set[int]:

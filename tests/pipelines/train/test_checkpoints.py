@@ -93,19 +93,19 @@ def test_a_configuration_comes_back_from_json(config: RetrievalConfig) -> None:
         level_rates=(0.5, 0.3, 0.2),
     )
     document = json.loads(json.dumps(plain(changed)))
-    assert config_from_plain(RetrievalConfig, document) == changed
+    assert config_from_plain(RetrievalConfig, document, place="here") == changed
 
 
 def test_unknown_settings_of_a_checkpoint_are_refused(config: RetrievalConfig) -> None:
     document = plain(config)
     document["temporal"]["dropout"] = 0.1
     with pytest.raises(ValueError, match="TemporalConfig has no setting dropout; it has init_from_clip_text, layer"):
-        config_from_plain(RetrievalConfig, document)
+        config_from_plain(RetrievalConfig, document, place="here")
 
 
 def test_invalid_settings_of_a_checkpoint_are_refused(config: RetrievalConfig) -> None:
     with pytest.raises(ValueError, match="max_frames is 0"):
-        config_from_plain(RetrievalConfig, plain(config) | {"max_frames": 0})
+        config_from_plain(RetrievalConfig, plain(config) | {"max_frames": 0}, place="here")
 
 
 def test_training_state_comes_back(tmp_path: Path) -> None:
