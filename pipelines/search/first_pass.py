@@ -34,7 +34,7 @@ _LISTS_PER_ROOT = 4
 _TRAINING_PER_LIST = 64
 """Vectors per list that the lists are found with; with fewer than 39 the library warns."""
 
-PROBED_FRACTION = 1 / 32
+PROBED_FRACTION = 1 / 8
 """Of the lists, the part that a query looks into (benchmarks/search_scale.py shows recall and time)."""
 
 
