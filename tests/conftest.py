@@ -54,6 +54,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
 
 
+@pytest.fixture(autouse=True)
+def _logging() -> None:
+    """Takes away what jobs that ran in this process log to: files and streams that are gone."""
+    root = logging.getLogger()
+    for handler in [*root.handlers]:
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            root.removeHandler(handler)
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[Any]:
     """Ray on this machine, started once; ``ray_session`` finds it and leaves it running."""

@@ -149,7 +149,7 @@ def test_damage_that_training_finds_names_the_shard_and_how_it_is_mended(pool: S
         store.batch([0, 3], image_size_px=32, max_frames=1)
     assert pool.lost(index) == [path.name], "so that the plan of the next run sees it"
     assert store.decoded(3)[0].shape == (3, 64, 64), "the others can be read"
-    with pytest.raises(LostFramesError, match=rf"{path} is missing\. Run the same command again"):
+    with pytest.raises(LostFramesError, match=rf"{path} was damaged, and is set aside\. Run the same command again"):
         store.encoded(1)
 
 

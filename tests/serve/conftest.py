@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -59,7 +58,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve")
     videos = write_videos(folder / "shapes", VIDEOS)
@@ -79,6 +78,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Iterator
             assert line.startswith("Serving "), (folder / "log").read_text()[-5000:]
             yield Server(f"http://127.0.0.1:{port}", index, video_qa, videos)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             code = process.wait(timeout=120)
     assert code == 0, (folder / "log").read_text()[-5000:]
