@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev check
 	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not search'
 
 test-faults: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m slow_fault
+	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault
 	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest --timeout 1200 tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py
 
 test-search: $(VENV)/.installed-dev

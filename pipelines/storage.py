@@ -32,8 +32,8 @@ _STORE_VARIABLES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_")
 _TEMPORARY = ".tmp-"
 _SET_ASIDE = ".damaged"
 
-_S3_RETRIES = 12
-"""The first comes after 25 ms, each later one after twice as long, the last before 100 s have passed."""
+_S3_ATTEMPTS = 12
+"""The second comes after 25 ms, each later one after twice as long, the last before 100 s have passed."""
 
 _S3_TIMEOUT_S = 30.0
 """Seconds without a byte after which a request is made again; the library's 3 s are too few for a busy store."""
@@ -62,12 +62,19 @@ class _PatientS3(pafs.S3FileSystem):  # type: ignore[misc]
         return _patient_s3, (options,)
 
 
+def _s3_attempts() -> int:
+    given = os.environ.get("AWS_MAX_ATTEMPTS", str(_S3_ATTEMPTS))
+    if not (given.isdecimal() and int(given) > 0):
+        raise ValueError(f"AWS_MAX_ATTEMPTS is {given!r}; give how often a request is made, a positive number")
+    return int(given)
+
+
 def _patient_s3(options: dict[str, Any]) -> _PatientS3:
     return _PatientS3(
         **{
             **options,
             # The other strategy gives up early where many threads meet the same trouble.
-            "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_S3_RETRIES),
+            "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_s3_attempts()),
             "request_timeout": _S3_TIMEOUT_S,
             "connect_timeout": _S3_TIMEOUT_S,
             # Otherwise an upload that could not even begin is closed as an empty object.

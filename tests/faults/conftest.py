@@ -65,7 +65,7 @@ def s3(moto_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that fails for ever is given up after a fraction of a second instead of 100."""
-    monkeypatch.setattr("pipelines.storage._S3_RETRIES", 3)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
 
 
 @pytest.fixture

@@ -157,7 +157,10 @@ def test_a_run_on_a_store_that_fails_again_and_again_gives_the_same_results(s3: 
     assert weights(alone) == weights(troubled)
 
 
-def test_a_store_that_dies_during_a_run_costs_what_was_not_finished(s3: FlakyS3, tmp_path: Path) -> None:
+def test_a_store_that_dies_during_a_run_costs_what_was_not_finished(
+    s3: FlakyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "8")  # 6 s a request instead of 100
     recipe = recipe_file(tmp_path)
     place = f"s3://bucket/{tmp_path.name}"
     recipe.write_text(re.sub(r"(?m)^workspace: .*$", f"workspace: {place}", recipe.read_text()))

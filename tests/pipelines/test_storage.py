@@ -185,3 +185,9 @@ def test_other_credentials_are_another_connection(s3_bucket: str, monkeypatch: p
 def test_an_address_is_shown_without_its_secrets() -> None:
     assert shown("s3://key:secret@bucket/a?scheme=http") == "s3://bucket/a"
     assert shown("/videos/what?@home.mp4") == "/videos/what?@home.mp4"
+
+
+def test_a_number_of_attempts_that_is_none_is_refused(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
+    with pytest.raises(ValueError, match=r"AWS_MAX_ATTEMPTS is 'many'; give how often"):
+        Storage(s3_bucket).read_bytes("a")
