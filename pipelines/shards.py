@@ -20,7 +20,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,6 +195,7 @@ def map_shards(
     shards: Sequence[pa.Table],
     work: Callable[[pa.Table], pa.Table] | type,
     *,
+    name: str,
     resources: TaskResources | ActorResources,
     constructor: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -206,6 +206,7 @@ def map_shards(
     Args:
         shards: one block of rows each; a block is one call of ``work``.
         work: a function (run as tasks) or a class whose instances are callable (an actor pool).
+        name: what Ray's dashboard calls the tasks or actors.
         resources: of a task, or of an actor.
         constructor: keyword arguments of the class.
 
@@ -227,11 +228,11 @@ def map_shards(
         options["compute"] = ray.data.ActorPoolStrategy(
             min_size=min(resources.min_actors, len(shards)), max_size=min(actors, len(shards))
         )
-        summaries = blocks.map_batches(_ReportingActor, **options)
+        summaries = blocks.map_batches(type(name, (_ReportingActor,), {}), **options)
     else:
         options |= ray_options(resources.cpus_per_task, 0, resources.memory_gb_per_task)
         options["compute"] = ray.data.TaskPoolStrategy(size=resources.max_tasks)
-        summaries = blocks.map_batches(partial(_reporting, work), **options)
+        summaries = blocks.map_batches(_reporting_task(work, name), **options)
     for row in summaries.iter_rows():
         check_new_nodes()
         if "failure" in row:
@@ -256,6 +257,14 @@ class _ReportingActor:
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         return _reporting(self._work, shard)
+
+
+def _reporting_task(work: Callable[[pa.Table], pa.Table], name: str) -> Callable[[pa.Table], pa.Table]:
+    def task(shard: pa.Table) -> pa.Table:
+        return _reporting(work, shard)
+
+    task.__name__ = name
+    return task
 
 
 def _reporting(work: Callable[[pa.Table], pa.Table], shard: pa.Table) -> pa.Table:

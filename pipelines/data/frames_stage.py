@@ -28,11 +28,11 @@ def _pool_name(recipe: Recipe) -> str:
 
 def frames_settings(recipe: Recipe) -> Mapping[str, Any]:
     """What a stored frame depends on, besides its video."""
-    settings = plain(recipe.frames)
+    settings: dict[str, Any] = plain(recipe.frames)
     # How long a decoder may take, and how much is grouped, does not change a frame.
     for name in ("timeout_s", "max_memory_gb", "videos_per_shard", "max_error_fraction", "retry_errors"):
         del settings[name]
-    return settings  # type: ignore[no-any-return]
+    return settings
 
 
 def frames_stage(recipe: Recipe) -> Stage:
@@ -61,6 +61,7 @@ def frames_stage(recipe: Recipe) -> Stage:
             for row in map_shards(
                 split_shards(left, config.videos_per_shard),
                 partial_function(_extract_shard, config, pool, generation),
+                name="frames",
                 resources=recipe.resources.decode,
             ):
                 work.add(row)

@@ -69,6 +69,7 @@ def labels_stage(recipe: Recipe) -> Stage:
                     "pool": pool,
                     "generation": generation,
                 },
+                name="labels",
                 resources=recipe.resources.labels,
             ):
                 work.add(summary)

@@ -36,7 +36,8 @@ def shapes_stage(shapes: ShapesConfig, recipe: Recipe) -> Stage:
 
         numbers = pa.table({"number": list(range(total))})
         with Progress("shapes", total=total, unit="clips") as progress:
-            for row in map_shards(split_shards(numbers, _CLIPS_PER_TASK), write, resources=recipe.resources.decode):
+            shards = split_shards(numbers, _CLIPS_PER_TASK)
+            for row in map_shards(shards, write, name="shapes", resources=recipe.resources.decode):
                 progress.advance(row["clips"])
         write_annotations(shapes, output)
         return {"rows": total, "errors": 0}

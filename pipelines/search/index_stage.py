@@ -169,6 +169,7 @@ def _encode(context: StageContext, recipe: Recipe, left: pa.Table, pool: ShardPo
                 "generation": generation,
                 "batch_size": config.batch_size,
             },
+            name="index",
             resources=recipe.resources.index,
         ):
             work.add(row)

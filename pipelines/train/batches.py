@@ -53,8 +53,9 @@ def load_ahead(
         num_workers=processes,
         prefetch_factor=_AHEAD,
         pin_memory=pin_memory,
-        # A forked child would inherit Ray's and gRPC's threads in an unknown state.
-        multiprocessing_context="forkserver",
+        # A forked child would inherit Ray's and gRPC's threads in an unknown state. A fork server's socket would stay
+        # in the node's temporary folder, because Ray kills a training's workers at its end.
+        multiprocessing_context="spawn",
     )
     return iter(loader)
 

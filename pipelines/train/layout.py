@@ -21,6 +21,9 @@ FRAMES_JSON = "frames.json"
 RAY_TRAIN = "train"
 """Folder of Ray Train's own checkpoints."""
 
+RAY_SNAPSHOT = f"{RAY_TRAIN}/checkpoint_manager_snapshot.json"
+"""Names Ray Train's checkpoints that are whole."""
+
 SCORE = "validation/score"
 """The metric by which the best checkpoint is chosen; higher is better."""
 

@@ -15,7 +15,14 @@ from pipelines.records import MANIFEST_FILE
 from pipelines.stages import Artifact, Counts, Stage, StageContext, plain
 from pipelines.storage import Storage
 from pipelines.train.history import History
-from pipelines.train.layout import ESTIMATOR_METRICS, FRAMES_JSON, MODEL, RETRIEVAL_METRICS, VIDEO_QA_METRICS
+from pipelines.train.layout import (
+    ESTIMATOR_METRICS,
+    FRAMES_JSON,
+    MODEL,
+    RAY_SNAPSHOT,
+    RETRIEVAL_METRICS,
+    VIDEO_QA_METRICS,
+)
 
 if TYPE_CHECKING:
     from pipelines.train.pairs import TrainingData
@@ -28,7 +35,10 @@ logger = logging.getLogger(__name__)
 def _progress(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
     """How far an interrupted training came; it goes on from its last checkpoint before that step."""
     points = History(output).points
-    return f"stopped at step {points[-1][0]:,}" if points else None
+    if points:
+        return f"stopped at step {points[-1][0]:,}"
+    # A run that is stopped in its first second has its first points on their way still.
+    return "stopped after its first checkpoint" if output.exists(RAY_SNAPSHOT) else None
 
 
 def estimator_stage(recipe: Recipe) -> Stage:

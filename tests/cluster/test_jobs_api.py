@@ -12,8 +12,11 @@ import pytest
 import torch
 import yaml
 
+from pipelines.graph import make_graph
 from tests.cluster.conftest import Result
 from tests.cluster.ray_nodes import ROOT, RayCluster, wait_for
+from tests.jobs.killing import has_checkpoint
+from tests.jobs.recipes import read
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -77,6 +80,7 @@ def test_a_stopped_job_goes_on_where_it_was(
     cluster: RayCluster, recipe: Path, one_machine: Result, tmp_path: Path
 ) -> None:
     workspace = tmp_path / "workspace"
+    training = make_graph(read(recipe, "--workspace", str(workspace))).output("retrieval")
     line = ["python", "-m", "jobs.run", "--config", str(recipe), "--workspace", str(workspace)]
     client = cluster.client()
     job = client.submit_job(
@@ -86,7 +90,7 @@ def test_a_stopped_job_goes_on_where_it_was(
 
     def is_in_training() -> bool:
         assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
-        return any(workspace.glob("retrieval/*/train/checkpoint_*/*.safetensors"))
+        return has_checkpoint(training)
 
     wait_for(is_in_training, "a checkpoint", timeout_s=600)
     assert client.stop_job(job)

@@ -62,8 +62,8 @@ def test_all_nodes_work_and_the_result_is_that_of_one_machine(
         every = {node["node_id"] for node in cluster.alive_nodes()}
         assert len(every) == nodes
         for work in (
-            "MapBatches(_extract_shard",  # frames
-            "MapWorker(MapBatches(_ReportingActor)).submit",  # labels
+            "MapBatches(frames)",
+            "MapWorker(MapBatches(labels)).submit",
             "RetrievalScorerActor.videos",
             "RetrievalScorerActor.tile",
         ):

@@ -19,7 +19,7 @@ from pipelines.graph import make_graph
 from pipelines.shards import ShardPool
 from pipelines.storage import Storage
 from pipelines.train.checkpoints import WEIGHTS
-from pipelines.train.layout import HISTORY, MODEL, RAY_TRAIN
+from pipelines.train.layout import HISTORY, MODEL, RAY_SNAPSHOT, RAY_TRAIN
 from tests.jobs.recipes import read, write_recipe
 
 CHECKPOINT_EVERY = 5
@@ -125,7 +125,7 @@ def _points(training: Storage) -> Iterator[dict[str, Any]]:
 def kept_step(recipe: Recipe, training: str) -> int:
     """The step of the checkpoint that a training goes on from."""
     output = make_graph(recipe).output(training)
-    snapshot = json.loads(output.read_bytes(f"{RAY_TRAIN}/checkpoint_manager_snapshot.json"))
+    snapshot = json.loads(output.read_bytes(RAY_SNAPSHOT))
     latest = snapshot["checkpoint_results"][-1]["checkpoint_dir_name"]
     return int(output.read_json(f"{RAY_TRAIN}/{latest}/position.json")["step"])
 

@@ -37,7 +37,7 @@ class Copy:
 
 with ray_session(ResourcesConfig(local_cpus=2, local_object_store_gb=0.15)):
     import os, ray
-    list(map_shards([pa.table({"a": [1]})], Copy, resources=ActorResources(max_actors=1)))
+    list(map_shards([pa.table({"a": [1]})], Copy, name="copy", resources=ActorResources(max_actors=1)))
     print(json.dumps([ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]]), flush=True)
     sys.stdin.readline()
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.storage import Storage
-from pipelines.train.layout import HISTORY, RAY_TRAIN
+from pipelines.train.layout import HISTORY, RAY_SNAPSHOT
 
 
 def kill_when(
@@ -63,10 +63,9 @@ def kill(pid: int) -> None:
 
 def has_checkpoint(training: Storage) -> bool:
     """Whether a training has told of a step, and has a checkpoint to go on from."""
-    snapshot = f"{RAY_TRAIN}/checkpoint_manager_snapshot.json"
-    if not training.exists(HISTORY) or not training.exists(snapshot):
+    if not training.exists(HISTORY) or not training.exists(RAY_SNAPSHOT):
         return False
-    content = training.read_bytes(snapshot)
+    content = training.read_bytes(RAY_SNAPSHOT)
     # Ray empties the file before it writes it anew.
     return bool(content) and bool(json.loads(content)["checkpoint_results"])
 

@@ -32,11 +32,11 @@ from pipelines.stages import Artifact, Outcome
 from pipelines.storage import Storage
 from pipelines.train.checkpoints import WEIGHTS, load_model
 from pipelines.train.history import History
-from pipelines.train.layout import HISTORY, MODEL
+from pipelines.train.layout import HISTORY, MODEL, RAY_SNAPSHOT
 from pipelines.train.loop import LoopSettings, TrainingLoop
 from pipelines.train.pairs import TrainingData
 from pipelines.train.retrieval import RetrievalTask
-from tests.jobs.killing import kill_when
+from tests.jobs.killing import has_checkpoint, kill_when
 from tests.jobs.recipes import actions, command, read, run, run_command, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -258,14 +258,7 @@ def retrained(finished: Run, ray_local: Any) -> Retrained:
     options += ["--resources.retrieval.workers", "1", "--tracking.log_model", "false"]
     recipe = read(finished.recipe_file, *options)
     output = make_graph(recipe).output("retrieval")
-    snapshot = "train/checkpoint_manager_snapshot.json"
-
-    def has_checkpoint_and_curve() -> bool:
-        if not output.exists(HISTORY) or not output.exists(snapshot):
-            return False
-        return bool(json.loads(output.read_bytes(snapshot))["checkpoint_results"])
-
-    kill_when(command(finished.recipe_file, *options), has_checkpoint_and_curve)
+    kill_when(command(finished.recipe_file, *options), lambda: has_checkpoint(output))
     return Retrained(recipe, dict(History(output).points), run(recipe))
 
 
@@ -280,6 +273,20 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(finished: Run, retra
     # How fast a step was is a figure that no second run of it gives again.
     first, pace = min(retrained.told), "throughput/pairs_per_s"
     assert dict(History(outcome.artifact.storage).points)[first][pace] == retrained.told[first][pace]
+
+
+def test_a_training_whose_first_points_were_lost_is_partial_where_it_has_a_checkpoint(finished: Run) -> None:
+    recipe = read(finished.recipe_file, "--retrieval.epochs", "13")
+    graph = make_graph(recipe)
+
+    def planned() -> str:
+        (step,) = (step for step in graph.plan() if step.stage.name == "retrieval")
+        return step.state
+
+    assert planned() != "partial"
+    graph.output("retrieval").write_json(RAY_SNAPSHOT, {"checkpoint_results": []})
+    assert planned() == "partial"
+    graph.output("retrieval").delete(RAY_SNAPSHOT)
 
 
 def test_the_curve_of_a_killed_training_has_every_step_once(finished: Run, retrained: Retrained) -> None:

@@ -130,4 +130,4 @@ def test_an_interrupted_run_goes_on_with_the_same_pieces(count: int, size: int, 
 
 
 def test_nothing_to_do_needs_no_cluster() -> None:
-    assert list(map_shards([], lambda table: table, resources=TaskResources())) == []
+    assert list(map_shards([], lambda table: table, name="nothing", resources=TaskResources())) == []
