@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -75,11 +75,13 @@ def published(model: RetrievalModel, level: str, cosines: Tensor, words: TokenLe
 def estimator(model: RetrievalModel, level: str, cosines: Tensor, words: TokenLevel, frames: TokenLevel) -> Tensor:
     if model.teacher is None:
         raise ValueError("the model was trained without an estimator; give one of the teacher estimator")
-    return model.teacher(cosines)  # type: ignore[no-any-return]
+    estimate: Tensor = model.teacher(cosines)
+    return estimate
 
 
 def predictor(model: RetrievalModel, level: str, cosines: Tensor, words: TokenLevel, frames: TokenLevel) -> Tensor:
-    return model.predictors[level](cosines)  # type: ignore[no-any-return]
+    prediction: Tensor = model.predictors[level](cosines)
+    return prediction
 
 
 def similarity(model: RetrievalModel, level: str, cosines: Tensor, words: TokenLevel, frames: TokenLevel) -> Tensor:
@@ -159,10 +161,12 @@ def score_clip(model: RetrievalModel, clip: Clip) -> dict[tuple[str, str, str], 
     return found
 
 
-def score_words(words: object, values: np.ndarray, frame_index: Sequence[int]) -> Iterator[tuple[str, float]]:
+def score_words(
+    words: Iterable[Mapping[str, Any]], values: np.ndarray, frame_index: Sequence[int]
+) -> Iterator[tuple[str, float]]:
     """The AUC of each named attribute of a caption that only some frames show."""
     places = np.asarray(frame_index)
-    for word in words:  # type: ignore[attr-defined]
+    for word in words:
         shown = (places >= word["frames"][0]) & (places < word["frames"][1])
         if shown.any() and not shown.all():
             # Every word is one token, and the first token is the start.

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipelines.storage import Storage
 from pipelines.tables import table
@@ -30,7 +31,8 @@ def run(workspace: str, teacher: str, seed: int) -> dict[str, dict[str, dict[str
     command += ["--estimator.enabled", "true" if teacher == "estimator" else "false"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     artifact = next(line for line in done.stdout.splitlines() if line.startswith("Artifacts:")).split()[-1]
-    return json.loads(Storage(artifact).read_bytes("metrics.json"))  # type: ignore[no-any-return]
+    metrics: dict[str, Any] = json.loads(Storage(artifact).read_bytes("metrics.json"))
+    return metrics
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ArgumentParser
 
 from jobs.settings import run_job
 from pipelines.runs import Leftover, folder_size, forget_run, leftovers, read_runs, remove

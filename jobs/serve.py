@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 from jobs.settings import run_job, set_up_logging
 from pipelines.configs import ResourcesConfig

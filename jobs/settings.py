@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from pipelines.configs import Recipe
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ArgumentParser
 
 from jobs.settings import recipe_from_document, run_job
 from pipelines.graph import make_graph

@@ -69,7 +69,8 @@ class Artifact:
     @property
     def counts(self) -> Counts:
         """Rows, errors and other numbers that the stage reported."""
-        return self.document["counts"]  # type: ignore[no-any-return]
+        counts: Counts = self.document["counts"]
+        return counts
 
 
 @dataclass(frozen=True)

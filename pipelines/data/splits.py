@@ -38,7 +38,8 @@ class SplitView:
 
     def texts(self, video: int) -> list[str]:
         """The captions of the video at a position."""
-        return self._captions[video].as_py()  # type: ignore[no-any-return]
+        captions: list[str] = self._captions[video].as_py()
+        return captions
 
     def texts_of(self, videos: Sequence[int]) -> tuple[list[str], list[int], list[int]]:
         """All captions of ``videos``: the texts, the position of each one's video, its number there."""

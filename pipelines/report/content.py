@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ class Reader:
         """All of the page; the figures of the interaction are the caller's."""
         artifacts, recipe = list(self._artifacts.values()), self._recipe
         errors = [row for artifact in artifacts for row in _errors(artifact)]
-        best, worst = self.queries()
+        best, worst = self.queries
         return Content(
             title=recipe.data.dataset if recipe.data.shapes is None else "generated shapes",
             summary=self._summary(len(errors)),
@@ -198,6 +199,7 @@ class Reader:
             searches=_searches(self._workspace),
         )
 
+    @cached_property
     def queries(self) -> tuple[list[Query], list[Query]]:
         """The best and the worst text-to-video queries, the best and the worst first."""
         artifact, most = self._artifacts.get("evaluation"), self._recipe.report.queries
@@ -206,11 +208,8 @@ class Reader:
         rows = artifact.storage.read_table(TOP_VIDEOS_FILE).to_pylist()
         # Of equally ranked ones, how far the first is ahead of the next.
         rows.sort(key=lambda row: (row["rank"], -_lead(row), row["video_id"], row["caption_index"]))
-        # A video with many captions is shown once.
-        first = list({row["video_id"]: row for row in reversed(rows)}.values())[::-1]
-        last = list({row["video_id"]: row for row in rows}.values())
-        best = [row for row in sorted(first, key=rows.index)[:most] if row["rank"] == 1]
-        worst = [row for row in sorted(last, key=rows.index, reverse=True)[:most] if row["rank"] > 1]
+        best = [row for row in _first_of_each_video(rows, most) if row["rank"] == 1]
+        worst = [row for row in _first_of_each_video(rows[::-1], most) if row["rank"] > 1]
         return [self._query(row) for row in best], [self._query(row) for row in worst]
 
     def video(self, video_id: str) -> tuple[list[bytes], list[float]]:
@@ -338,27 +337,35 @@ class Reader:
         artifact = self._artifacts.get("qa_evaluation")
         if artifact is None:
             return []
-        wrong = [row for row in artifact.storage.read_table(ANSWERS_FILE).to_pylist() if not row["correct"]]
+        answers = artifact.storage.read_table(ANSWERS_FILE)
+        wrong = answers.filter(pc.invert(answers.column("correct"))).to_pylist()
         # The surest ones first: they are the most telling.
         wrong.sort(key=lambda row: (-row["top_probabilities"][0], row["video_id"], row["question"]))
+        of_kind: dict[str, list[Mapping[str, Any]]] = {}
+        for row in wrong:
+            of_kind.setdefault(row["type"], []).append(row)
+        most_frequent = sorted(of_kind.items(), key=lambda item: len(item[1]), reverse=True)
         return [
-            (
-                kind,
-                count,
-                [
-                    Mistake(
-                        self._shown(row["video_id"]),
-                        row["question"],
-                        row["answer"],
-                        row["top_answers"][0],
-                        row["top_probabilities"][0],
-                    )
-                    for row in wrong
-                    if row["type"] == kind
-                ][: self._recipe.report.mistakes],
-            )
-            for kind, count in Counter(row["type"] for row in wrong).most_common()
+            (kind, len(rows), [self._mistake(row) for row in rows[: self._recipe.report.mistakes]])
+            for kind, rows in most_frequent
         ]
+
+    def _mistake(self, row: Mapping[str, Any]) -> Mistake:
+        return Mistake(
+            self._shown(row["video_id"]),
+            row["question"],
+            row["answer"],
+            row["top_answers"][0],
+            row["top_probabilities"][0],
+        )
+
+
+def _first_of_each_video(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """A video with many captions is shown once."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["video_id"], row)
+    return list(first.values())[:most]
 
 
 def _lead(row: Mapping[str, Any]) -> float:
@@ -381,7 +388,8 @@ def _stage_row(artifact: Artifact) -> StageRow:
 def _errors(artifact: Artifact) -> list[dict[str, str]]:
     if not artifact.storage.exists(ERRORS_FILE):
         return []
-    return artifact.storage.read_table(ERRORS_FILE).to_pylist()  # type: ignore[no-any-return]
+    errors: list[dict[str, str]] = artifact.storage.read_table(ERRORS_FILE).to_pylist()
+    return errors
 
 
 def _training(artifact: Artifact) -> Training | None:

@@ -62,7 +62,7 @@ def _interactions(context: StageContext, recipe: Recipe, reader: Reader) -> list
     from pipelines.report.pictures import data_uri
     from pipelines.train.initial_weights import load_checkpoint
 
-    best, worst = (queries[: recipe.report.figures] for queries in reader.queries())
+    best, worst = (queries[: recipe.report.figures] for queries in reader.queries)
     if not best:
         return []
     checkpoint = context.inputs["evaluation"].storage.read_json(METRICS_FILE)["checkpoint"]

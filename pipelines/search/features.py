@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ import torch
 from hbi_models.axes import TokenLevel
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
+from hbi_models.token_merging import TokenMerge
 from pipelines.data.frame_store import FrameStore
 from pipelines.evaluate.encoding import Levels, encode_videos
 from pipelines.search.first_pass import video_vectors
@@ -84,8 +85,8 @@ def unpack(tokens: Sequence[int], features: Any, logits: Any, sizes: Sequence[in
 
 def level_sizes(model: RetrievalModel) -> list[int]:
     """Tokens of the longest video at each level."""
-    merges = (model.video_merges[level].num_clusters for level in LEVELS[1:])
-    return [model.config.max_frames, *(int(size) for size in merges)]  # type: ignore[arg-type]
+    merges = cast(Mapping[str, TokenMerge], model.video_merges)
+    return [model.config.max_frames, *(merges[level].num_clusters for level in LEVELS[1:])]
 
 
 def shown_until(source: Mapping[str, Any], end_s: float | None) -> float:

@@ -57,14 +57,14 @@ _NOT_FOUND: dict[int | str, dict[str, Any]] = {
 Result = TypeVar("Result")
 
 
-class Busy(Exception):  # noqa: N818 - a state, no error
+class BusyError(Exception):
     """The engine has too much to do."""
 
 
 class AsyncEngine(Protocol):
     """An engine that works elsewhere; see ``engine.Engine`` for what it does and raises.
 
-    Every method may raise :class:`Busy`.
+    Every method may raise :class:`BusyError`.
     """
 
     def status(self) -> Awaitable[dict[str, Any]]: ...
@@ -186,7 +186,7 @@ async def _answered(work: Awaitable[Result], timeout_s: float) -> Result:
         raise HTTPException(404, str(error)) from error
     except UnusableVideoError as error:
         raise HTTPException(409, str(error)) from error
-    except Busy as error:
+    except BusyError as error:
         raise HTTPException(503, "too many requests; come back in a moment", {"Retry-After": "2"}) from error
     except asyncio.TimeoutError as error:
         raise HTTPException(504, f"it took longer than {timeout_s:g} s") from error

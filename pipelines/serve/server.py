@@ -7,13 +7,13 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 
 from pipelines.configs import ResourcesConfig
 from pipelines.ray_session import cluster_gpus, ray_session
-from pipelines.serve.api import Busy, make_app
+from pipelines.serve.api import AsyncEngine, BusyError, make_app
 from pipelines.serve.configs import ServeConfig
 from pipelines.serve.errors import UnknownVideoError, UnusableVideoError
 from pipelines.serve.schemas import AskResponse, InteractionResponse, SearchResponse, VideoResponse
@@ -44,7 +44,8 @@ class ServedEngine:
 
     async def search(self, query: str, top: int) -> SearchResponse:
         """The best videos for a query."""
-        return await self._search((query, top))  # type: ignore[no-any-return]
+        found: SearchResponse = await self._search((query, top))
+        return found
 
     # Ray Serve runs functions that are not async in threads.
 
@@ -69,7 +70,7 @@ class ServedEngine:
 
 
 class _RemoteEngine:
-    """The engine's replica, as the application calls it."""
+    """The engine's replica, as the application calls it: every method of an ``AsyncEngine``."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -87,7 +88,7 @@ class _RemoteEngine:
         try:
             return await getattr(self._handle, method).remote(*arguments)
         except BackPressureError as error:
-            raise Busy from error
+            raise BusyError from error
         except RayTaskError as error:
             # Ray's own text is the traceback in the replica.
             if isinstance(error.cause, UnknownVideoError | UnusableVideoError):
@@ -135,7 +136,7 @@ def _bind(index: str, video_qa: str | None, config: ServeConfig) -> Any:
     )
 
     def build() -> FastAPI:
-        return make_app(_RemoteEngine(), config)  # type: ignore[arg-type]
+        return make_app(cast(AsyncEngine, _RemoteEngine()), config)
 
     application = serve.deployment(
         serve.ingress(build)(),

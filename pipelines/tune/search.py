@@ -63,7 +63,8 @@ class Search:
     @property
     def resources(self) -> TrainResources:
         """Machines for one trial."""
-        return getattr(self.recipe.resources, self.config.stage)  # type: ignore[no-any-return]
+        resources: TrainResources = getattr(self.recipe.resources, self.config.stage)
+        return resources
 
     @cached_property
     def probes(self) -> Mapping[str, list[Recipe]]:

@@ -70,7 +70,7 @@ def test_the_page_shows_what_the_artifacts_hold(page: str) -> None:
 
 
 def test_queries_come_with_what_they_found(folder: Path, context: StageContext) -> None:
-    best, worst = Reader(context, report_recipe(folder)).queries()
+    best, worst = Reader(context, report_recipe(folder)).queries
     # Both found their video at once; the second was the surer.
     assert [query.own.video_id for query in best] == ["video5", "video4"]
     assert [(query.own.video_id, query.rank) for query in worst] == [("video3", 6), ("video6", 2)]
