@@ -20,7 +20,7 @@ from benchmarks.heads import DIM, Shape, largest_difference, make_model, random_
 from benchmarks.peak_memory import in_own_process, peak_extra_mb
 from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, ratios, scaled
 from hbi_models.axes import TokenFeatures, TokenLevel
-from hbi_models.retrieval import RetrievalModel
+from hbi_models.retrieval import RetrievalModel, counted_levels
 from hbi_models.similarity import level_similarity
 from pipelines.configs import EvaluationConfig
 
@@ -96,10 +96,12 @@ class Evaluation:
 def merge_blocks(
     model: RetrievalModel, words: TokenFeatures, frames: TokenFeatures
 ) -> tuple[tuple[TokenLevel, ...], tuple[TokenLevel, ...]]:
-    """The levels of all items, in batches as the evaluation makes them."""
-    size = EvaluationConfig().batch_size
-    texts = [model.text_hierarchy(part(words, first, size)) for first in range(0, len(words.mask), size)]
-    videos = [model.video_hierarchy(part(frames, first, size)) for first in range(0, len(frames.mask), size)]
+    """The levels of all items that count in the score, in batches as the evaluation makes them."""
+    size, levels = EvaluationConfig().batch_size, counted_levels(model.config.level_rates)
+    texts = [model.text_hierarchy(part(words, first, size), levels=levels) for first in range(0, len(words.mask), size)]
+    videos = [
+        model.video_hierarchy(part(frames, first, size), levels=levels) for first in range(0, len(frames.mask), size)
+    ]
     return joined(texts), joined(videos)
 
 

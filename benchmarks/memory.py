@@ -12,6 +12,7 @@ kind; the plot also shows the course of the longest run. Linux only, for the siz
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ class Run:
 
     videos: int
     seconds: float
+    stage_seconds: float
+    """Of the stages frames and labels alone, without the start of Python and Ray."""
     courses: Mapping[str, Course]
     """By kind of process."""
 
@@ -101,7 +104,10 @@ def measure(videos: int, folder: Path) -> Run:
             time.sleep(EVERY_S)
     if driver.returncode:
         raise RuntimeError(f"the run failed: {(folder / 'output.txt').read_text()[-2000:]}")
-    return Run(videos, time.monotonic() - started, courses)
+    seconds = time.monotonic() - started
+    artifacts = [next(folder.glob(f"workspace/{stage}/*/artifact.json")) for stage in ("frames", "labels")]
+    stage_seconds = sum(json.loads(artifact.read_bytes())["seconds"] for artifact in artifacts)
+    return Run(videos, seconds, stage_seconds, courses)
 
 
 def _kind(pid: int) -> str | None:

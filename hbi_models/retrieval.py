@@ -90,25 +90,31 @@ class RetrievalModel(nn.Module):
         )
         return PairFeatures(texts, videos, tuple(interactions))
 
-    def encode_text(self, texts: TextBatch, generator: torch.Generator | None = None) -> tuple[TokenLevel, ...]:
-        """Returns the entity, action and event level of every caption."""
+    def encode_text(
+        self, texts: TextBatch, generator: torch.Generator | None = None, *, levels: int = len(LEVELS)
+    ) -> tuple[TokenLevel, ...]:
+        """Returns the entity, action and event level of every caption, or the first ``levels`` of them."""
         words = TokenFeatures(self.clip.encode_words(texts.token_ids, texts.mask), texts.mask)
-        return self.text_hierarchy(words, generator)
+        return self.text_hierarchy(words, generator, levels=levels)
 
-    def encode_video(self, videos: VideoBatch, generator: torch.Generator | None = None) -> tuple[TokenLevel, ...]:
-        """Returns the entity, action and event level of every video."""
+    def encode_video(
+        self, videos: VideoBatch, generator: torch.Generator | None = None, *, levels: int = len(LEVELS)
+    ) -> tuple[TokenLevel, ...]:
+        """Returns the entity, action and event level of every video, or the first ``levels`` of them."""
         frames = TokenFeatures(self._encode_frames(videos), videos.mask)
-        return self.video_hierarchy(self.temporal(frames), generator)
+        return self.video_hierarchy(self.temporal(frames), generator, levels=levels)
 
-    def text_hierarchy(self, words: TokenFeatures, generator: torch.Generator | None = None) -> tuple[TokenLevel, ...]:
-        """Returns the three levels above word features."""
-        return build_hierarchy(words, self.text_merges, self.text_importance, generator)
+    def text_hierarchy(
+        self, words: TokenFeatures, generator: torch.Generator | None = None, *, levels: int = len(LEVELS)
+    ) -> tuple[TokenLevel, ...]:
+        """Returns the first ``levels`` levels above word features."""
+        return build_hierarchy(words, self.text_merges, self.text_importance, generator, levels=levels)
 
     def video_hierarchy(
-        self, frames: TokenFeatures, generator: torch.Generator | None = None
+        self, frames: TokenFeatures, generator: torch.Generator | None = None, *, levels: int = len(LEVELS)
     ) -> tuple[TokenLevel, ...]:
-        """Returns the three levels above frame features that have passed the temporal encoder."""
-        return build_hierarchy(frames, self.video_merges, self.video_importance, generator)
+        """Returns the first ``levels`` levels above frame features that have passed the temporal encoder."""
+        return build_hierarchy(frames, self.video_merges, self.video_importance, generator, levels=levels)
 
     def similarity(
         self,
@@ -118,10 +124,15 @@ class RetrievalModel(nn.Module):
     ) -> Float[Tensor, "texts videos"]:
         """Returns the retrieval score of every text with every video, the larger the better.
 
-        ``rates`` weigh the levels; by default they are the settings' ``level_rates``.
+        ``rates`` weigh the levels; by default they are the settings' ``level_rates``. Levels above all that
+        count (``counted_levels``) may be left out.
+
+        Raises:
+            ValueError: a level that counts is left out.
         """
         rates = self.config.level_rates if rates is None else rates
-        return retrieval_similarity(texts, videos, rates, zero_floor=self.config.quirks.zero_floor)
+        require(not any(rates[len(texts) :]), f"got {len(texts)} levels, but their rates are {tuple(rates)}")
+        return retrieval_similarity(texts, videos, rates[: len(texts)], zero_floor=self.config.quirks.zero_floor)
 
     def _encode_frames(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
         if self.config.quirks.encode_padding:
@@ -156,15 +167,22 @@ def build_hierarchy(
     merges: nn.ModuleDict,
     importance: nn.ModuleDict,
     generator: torch.Generator | None = None,
+    *,
+    levels: int = len(LEVELS),
 ) -> tuple[TokenLevel, ...]:
-    """Returns the levels from the finest up: tokens, and tokens merged once and twice."""
-    levels = []
-    for level in LEVELS:
+    """Returns the first ``levels`` levels from the finest up: tokens, and tokens merged once and twice."""
+    built = []
+    for level in LEVELS[:levels]:
         if level in merges:
             tokens = merges[level](tokens, generator)
         logits = importance_logits(importance[level], tokens.features)
-        levels.append(TokenLevel(tokens.features, tokens.mask, logits))
-    return tuple(levels)
+        built.append(TokenLevel(tokens.features, tokens.mask, logits))
+    return tuple(built)
+
+
+def counted_levels(rates: Sequence[float]) -> int:
+    """How many levels, from the finest up, a score with these ``rates`` needs."""
+    return max((number for number, rate in enumerate(rates, start=1) if rate), default=0)
 
 
 @torch.no_grad()

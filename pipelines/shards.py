@@ -41,6 +41,10 @@ _GENERATION_FILE = "generation.json"
 """In the folder of a stage that was asked to do its work again: the generation that this began."""
 
 _SHARD_NAME = re.compile(r"[0-9a-f]{24}(?:-(\d+))?\.parquet")
+_SHARDS, _LEAST_ROWS = 64, 8
+"""What a small data set is cut into, so that a machine with as many cores has work for all; fewer rows are not worth
+a task and a file."""
+
 _LISTING_THREADS = 8
 """Enough to hide how long an object store takes to answer; each keeps what it once needed of memory."""
 
@@ -153,6 +157,14 @@ def newest_rows(index: pa.Table) -> pa.Table:
     best = pa.table({"key": index.column("key"), "rank": rank}).group_by("key").aggregate([("rank", "min")])
     best_of_row = best.column("rank_min").take(pc.index_in(index.column("key"), best.column("key")))
     return index.filter(pc.equal(best_of_row, rank))
+
+
+def shard_size(rows: int, most: int) -> int:
+    """How many of ``rows`` a shard holds: ``most``, or fewer where a small data set would leave cores without work.
+
+    It does not depend on how many cores there are, so that shards are the same on every cluster.
+    """
+    return min(most, max(_LEAST_ROWS, rows // _SHARDS))
 
 
 def split_shards(table: pa.Table, size: int) -> list[pa.Table]:

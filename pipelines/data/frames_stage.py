@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.configs import FramesConfig, Recipe
 from pipelines.progress import Progress
 from pipelines.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE
-from pipelines.shards import SUMMARY, ShardPool, Work, map_shards, newest_rows, split_shards
+from pipelines.shards import SUMMARY, ShardPool, Work, map_shards, newest_rows, shard_size, split_shards
 from pipelines.stages import Artifact, Counts, Stage, StageContext, digest, plain
 from pipelines.storage import Storage
 
@@ -59,7 +59,7 @@ def frames_stage(recipe: Recipe) -> Stage:
         work = Work()
         with Progress("frames", total=total, unit="videos", done=total - len(left)) as progress:
             for row in map_shards(
-                split_shards(left, config.videos_per_shard),
+                split_shards(left, shard_size(total, config.videos_per_shard)),
                 partial_function(_extract_shard, config, pool, generation),
                 name="frames",
                 resources=recipe.resources.decode,

@@ -11,14 +11,22 @@ from torch import Tensor
 from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
 from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
 from pipelines.data.frame_store import FrameStore
 
 Levels = tuple[TokenLevel, ...]
 
 
-def encode_texts(model: RetrievalModel, captions: Sequence[str], *, device: torch.device, batch_size: int) -> Levels:
-    """Levels of ``captions``, in their order, on the CPU."""
+def encode_texts(
+    model: RetrievalModel,
+    captions: Sequence[str],
+    *,
+    device: torch.device,
+    batch_size: int,
+    num_levels: int = len(LEVELS),
+) -> Levels:
+    """The first ``num_levels`` levels of ``captions``, in their order, on the CPU."""
     tokenizer = CaptionTokenizer(model.config.max_words)
     parts = []
     for start in range(0, len(captions), batch_size):
@@ -26,15 +34,21 @@ def encode_texts(model: RetrievalModel, captions: Sequence[str], *, device: torc
         # Columns that are padding in the whole batch cost time and change nothing.
         words = int(mask.sum(axis=1).max())
         batch = TextBatch(torch.from_numpy(token_ids[:, :words]), torch.from_numpy(mask[:, :words]))
-        levels = model.encode_text(TextBatch(batch.token_ids.to(device), batch.mask.to(device)))
+        levels = model.encode_text(TextBatch(batch.token_ids.to(device), batch.mask.to(device)), levels=num_levels)
         parts.append(tuple(level.map(_to_cpu) for level in levels))
     return concatenate(parts)
 
 
 def encode_videos(
-    model: RetrievalModel, store: FrameStore, videos: Sequence[int], *, device: torch.device, batch_size: int
+    model: RetrievalModel,
+    store: FrameStore,
+    videos: Sequence[int],
+    *,
+    device: torch.device,
+    batch_size: int,
+    num_levels: int = len(LEVELS),
 ) -> Levels:
-    """Levels of the ``videos`` of ``store``, in the given order, on the CPU."""
+    """The first ``num_levels`` levels of the ``videos`` of ``store``, in the given order, on the CPU."""
     parts = []
     for start in range(0, len(videos), batch_size):
         frames = store.batch(
@@ -43,7 +57,7 @@ def encode_videos(
             max_frames=model.config.max_frames,
         )
         pixels = normalize_pixels(frames.frames.to(device, non_blocking=True))
-        levels = model.encode_video(VideoBatch(pixels, frames.mask.to(device)))
+        levels = model.encode_video(VideoBatch(pixels, frames.mask.to(device)), levels=num_levels)
         parts.append(tuple(level.map(_to_cpu) for level in levels))
     return concatenate(parts)
 

@@ -23,6 +23,7 @@ import torch
 
 from hbi_models.configs import RetrievalConfig
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
+from hbi_models.retrieval import counted_levels
 from pipelines.configs import ActorResources, EvaluationConfig
 from pipelines.data.splits import SplitView
 from pipelines.evaluate.actors import as_finished, blocks, start_actors
@@ -48,22 +49,29 @@ class RetrievalScorerActor:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with TemporaryDirectory() as scratch:
             self._model = load_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
-        self._view, self._batch_size, self._level_rates = view, settings.batch_size, settings.level_rates
+        self._view = view
+        self._rates = settings.level_rates or self._model.config.level_rates
+        # Merging to levels that do not count in the score would take most of the time above the encoders.
+        self._encode: dict[str, Any] = {
+            "device": self._device,
+            "batch_size": settings.batch_size,
+            "num_levels": counted_levels(self._rates),
+        }
 
     @torch.inference_mode()
     def videos(self, positions: Sequence[int]) -> Levels:
-        """Levels of the videos at ``positions``."""
-        return encode_videos(self._model, self._view.store, positions, device=self._device, batch_size=self._batch_size)
+        """Levels of the videos at ``positions``, those that count in the score."""
+        return encode_videos(self._model, self._view.store, positions, **self._encode)
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> Levels:
-        """Levels of ``captions``."""
-        return encode_texts(self._model, captions, device=self._device, batch_size=self._batch_size)
+        """Levels of ``captions``, those that count in the score."""
+        return encode_texts(self._model, captions, **self._encode)
 
     @torch.inference_mode()
     def tile(self, texts: Levels, videos: Levels) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Similarities of a block of texts with a block of videos."""
-        scores = self._model.similarity(self._here(texts), self._here(videos), self._level_rates)
+        scores = self._model.similarity(self._here(texts), self._here(videos), self._rates)
         return scores.float().cpu().numpy()
 
     def _here(self, levels: Levels) -> Levels:

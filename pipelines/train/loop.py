@@ -190,7 +190,7 @@ class TrainingLoop(Generic[Batch]):
         self.model: nn.Module = self.core
         if world_size() > 1:
             # Every parameter that is trained gets a gradient in every step, and no buffer changes.
-            self.model = DistributedDataParallel(self.core, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True)
 
     def run(self) -> nn.Module:
         """Trains to the end and returns the model.

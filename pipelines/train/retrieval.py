@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from hbi_models.configs import RetrievalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
-from hbi_models.retrieval import RetrievalModel
+from hbi_models.retrieval import RetrievalModel, counted_levels
 from pipelines.configs import RetrievalTrainingConfig
 from pipelines.data.splits import SplitView
 from pipelines.evaluate.encoding import concatenate, encode_texts, encode_videos
@@ -89,13 +90,15 @@ class RetrievalTask(PairTask[PairBatch]):
         if not len(view):
             return {SCORE: 0.0}
         core, own = self.encoder(model), range(rank(), len(view), world_size())
-        levels = encode_videos(core, view.store, own, device=device, batch_size=_VALIDATION_BATCH)
+        encode: dict[str, Any] = {"device": device, "batch_size": _VALIDATION_BATCH}
+        encode["num_levels"] = counted_levels(core.config.level_rates)
+        levels = encode_videos(core, view.store, own, **encode)
         # A rank has nothing to give where there are fewer videos than ranks.
         parts = [part for part in gather_objects((list(own), levels)) if part[0]]
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()
         videos = tuple(level.map(lambda tensor: tensor[order]) for level in concatenate([part for _, part in parts]))
         texts, video_of_text, _ = view.texts_of(own)
-        words = encode_texts(core, texts, device=device, batch_size=_VALIDATION_BATCH)
+        words = encode_texts(core, texts, **encode)
         own_rows = (core.similarity(words, videos), video_of_text) if texts else None
         rows = [part for part in gather_objects(own_rows) if part is not None]
         similarity = torch.cat([part for part, _ in rows])

@@ -108,9 +108,11 @@ def test_losses_of_several_workers_are_compared_step_by_step() -> None:
 
 
 def test_a_constant_start_is_no_cost_of_growing() -> None:
-    runs = [Run(count, 20 + count / 10, {"driver": [(0.0, 100.0), (1.0, 100.0 + count)]}) for count in (10, 20, 40)]
+    runs = [
+        Run(count, 0.0, 20 + count / 10, {"driver": [(0.0, 100.0), (1.0, 100.0 + count)]}) for count in (10, 20, 40)
+    ]
     assert growing.slope(runs[:2]) == pytest.approx(0.1)
-    assert growing.slope([runs[1], replace(runs[2], seconds=26.0)]) == pytest.approx(0.2)
+    assert growing.slope([runs[1], replace(runs[2], stage_seconds=26.0)]) == pytest.approx(0.2)
     assert growing.largest_mb(runs[2]) == 140
 
 

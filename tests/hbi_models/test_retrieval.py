@@ -22,7 +22,7 @@ from hbi_models.configs import (
     TemporalConfig,
 )
 from hbi_models.losses import retrieval_loss
-from hbi_models.retrieval import RetrievalModel
+from hbi_models.retrieval import RetrievalModel, counted_levels
 from hbi_models.similarity import token_cosines
 from tests.hbi_models.tiny_model import MAX_WORDS, random_batches, tiny_config
 
@@ -237,3 +237,17 @@ def test_the_shipped_tiny_architecture_trains_with_short_settings() -> None:
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_levels_that_do_not_count_may_be_left_out(tmp_path: Path) -> None:
+    model = make_model(tmp_path).eval()
+    texts, videos = random_batches([5, 3], [4, 2])
+    whole = model.encode_text(texts), model.encode_video(videos)
+    for rates, levels in (((1.0, 0.0, 0.0), 1), ((0.5, 0.5, 0.0), 2), ((0.0, 0.0, 1.0), 3)):
+        assert counted_levels(rates) == levels
+        few = model.encode_text(texts, levels=levels), model.encode_video(videos, levels=levels)
+        assert len(few[0]) == len(few[1]) == levels
+        torch.testing.assert_close(model.similarity(*few, rates), model.similarity(*whole, rates), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"got 1 levels, but their rates are \(0\.4, 0\.4, 0\.2\)"):
+        model.similarity(whole[0][:1], whole[1][:1], (0.4, 0.4, 0.2))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.configs import TaskResources
-from pipelines.shards import ShardPool, generation_of, map_shards, newest_rows, split_shards
+from pipelines.shards import ShardPool, generation_of, map_shards, newest_rows, shard_size, split_shards
 from pipelines.storage import Storage
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), ("frames", pa.list_(pa.binary()))])
@@ -114,6 +114,13 @@ def test_every_row_is_readable_alone(pool: ShardPool) -> None:
 def test_rows_that_do_not_fit_the_schema_are_refused(pool: ShardPool) -> None:
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         pool.commit([{"key": "a", "frames": 3}])
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "size"), [(0, 64, 8), (60, 64, 8), (1000, 64, 15), (10_000, 64, 64), (10_000, 4, 4)]
+)
+def test_a_small_data_set_is_cut_into_many_shards(rows: int, most: int, size: int) -> None:
+    assert shard_size(rows, most) == size
 
 
 @given(count=st.integers(0, 50), size=st.integers(1, 8), data=st.data())
