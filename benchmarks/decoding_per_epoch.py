@@ -79,7 +79,7 @@ class StoredFrames:
 
 
 def rows(folder: Path) -> Iterator[Row]:
-    torch.set_num_threads(1)
+    torch.set_num_threads(CORES)  # as a training has them; PyTorch gives each of the baseline's processes one
     real = real_clips(folder / "real", seconds=(12, 20, 28))
     _, files = link_videos(folder, real, VIDEOS)
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(VIDEOS), CAPTIONS)).tolist()

@@ -176,7 +176,7 @@ class FramesConfig:
     """Address space that the decoding process may take on top of its start, in GB."""
 
     videos_per_shard: int = 64
-    """Videos per Parquet file, the unit of work, of commit and of loss; fewer in a data set of less than 64 such files."""
+    """Videos per Parquet file, the unit of work, of commit and of loss; fewer where that makes less than 64 files."""
 
     max_error_fraction: float = 0.1
     """Fraction of undecodable videos above which the stage stops."""
