@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ class SteepTask:
     def steps(self, epoch: int) -> int:
         return 4
 
-    def batches(self, position: Position) -> Iterator[int]:
+    def batches(self, position: Position) -> Generator[int, None, None]:
         yield from range(position.step, 4)
 
     def loss(self, model: nn.Module, batch: int, device: torch.device) -> Mapping[str, Tensor]:

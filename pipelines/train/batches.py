@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
@@ -35,8 +35,8 @@ class _SourceDataset(Dataset[Any]):
 
 def load_ahead(
     source: BatchSource[Batch], addresses: Sequence[BatchAddress], *, processes: int, pin_memory: bool
-) -> Iterator[Batch]:
-    """The batches at ``addresses`` in order, made ahead of their use.
+) -> Generator[Batch, None, None]:
+    """The batches at ``addresses`` in order, made ahead of their use; closing it ends the thread or the processes.
 
     Args:
         source: makes a batch; it travels to the processes.
@@ -46,6 +46,12 @@ def load_ahead(
     """
     if processes == 0:
         return _in_thread(source, addresses)
+    return _in_processes(source, addresses, processes=processes, pin_memory=pin_memory)
+
+
+def _in_processes(
+    source: BatchSource[Batch], addresses: Sequence[BatchAddress], *, processes: int, pin_memory: bool
+) -> Generator[Batch, None, None]:
     loader = DataLoader(
         _SourceDataset(source),
         batch_size=None,
@@ -57,10 +63,11 @@ def load_ahead(
         # in the node's temporary folder, because Ray kills a training's workers at its end.
         multiprocessing_context="spawn",
     )
-    return iter(loader)
+    # The processes end with the loader's iterator, which only this frame holds.
+    yield from loader
 
 
-def _in_thread(source: BatchSource[Batch], addresses: Sequence[BatchAddress]) -> Iterator[Batch]:
+def _in_thread(source: BatchSource[Batch], addresses: Sequence[BatchAddress]) -> Generator[Batch, None, None]:
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=_AHEAD)
     stop = threading.Event()
 

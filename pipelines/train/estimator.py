@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -140,7 +140,7 @@ class EstimatorTask:
             for split in ("train", "val")
         }
 
-    def batches(self, position: Position) -> Iterator[LabelBatch]:
+    def batches(self, position: Position) -> Generator[LabelBatch, None, None]:
         table = self._tables["train"]
         size = self.training.batch_size // world_size()
         for epoch in range(position.epoch, self.epochs):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,7 +83,7 @@ class Task(Protocol[Batch]):
         """Optimizer steps of an epoch."""
         ...
 
-    def batches(self, position: Position) -> Iterator[Batch]:
+    def batches(self, position: Position) -> Generator[Batch, None, None]:
         """This rank's batches from ``position`` to the end of the training, epoch after epoch."""
         ...
 
@@ -199,26 +199,31 @@ class TrainingLoop(Generic[Batch]):
             NonFiniteLossError: the loss is NaN or infinite.
         """
         meter = _Throughput()
-        batches = self.task.batches(self.position)
-        while self.position.epoch < self.task.epochs:
-            steps = self.task.steps(self.position.epoch)
-            self.model.train()
-            while self.position.step_in_epoch < steps:
-                waited = time.monotonic()
-                batch = next(batches)
-                meter.waited(time.monotonic() - waited)
-                parts, gradient_norm = self._step(batch)
-                self.position = replace(
-                    self.position, step=self.position.step + 1, step_in_epoch=self.position.step_in_epoch + 1
-                )
-                meter.stepped(self.task.pairs(batch) * world_size())
-                if self.position.step % self.settings.log_every_steps == 0 or self.position.step == self.total_steps:
-                    self._log(parts, gradient_norm, meter)
-                if self.position.step_in_epoch < steps:
-                    self._within_epoch(steps, meter)
-            self._end_epoch()
-            meter.restart()
+        # Whatever loads the batches ends with the training: Ray kills what is left, which leaves its files behind.
+        with closing(self.task.batches(self.position)) as batches:
+            while self.position.epoch < self.task.epochs:
+                steps = self.task.steps(self.position.epoch)
+                self._epoch(steps, batches, meter)
+                self._end_epoch()
+                meter.restart()
         return self.core
+
+    def _epoch(self, steps: int, batches: Iterator[Batch], meter: _Throughput) -> None:
+        """The rest of an epoch."""
+        self.model.train()
+        while self.position.step_in_epoch < steps:
+            waited = time.monotonic()
+            batch = next(batches)
+            meter.waited(time.monotonic() - waited)
+            parts, gradient_norm = self._step(batch)
+            self.position = replace(
+                self.position, step=self.position.step + 1, step_in_epoch=self.position.step_in_epoch + 1
+            )
+            meter.stepped(self.task.pairs(batch) * world_size())
+            if self.position.step % self.settings.log_every_steps == 0 or self.position.step == self.total_steps:
+                self._log(parts, gradient_norm, meter)
+            if self.position.step_in_epoch < steps:
+                self._within_epoch(steps, meter)
 
     def _step(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
         # Whatever draws random numbers in a step draws the same ones after a restart.

@@ -8,7 +8,7 @@ or loader processes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -221,7 +221,7 @@ class PairTask(ABC, Generic[Batch]):
     def steps(self, epoch: int) -> int:
         return self.steps_per_epoch[epoch]
 
-    def batches(self, position: Position) -> Iterator[Batch]:
+    def batches(self, position: Position) -> Generator[Batch, None, None]:
         addresses = [
             (epoch, step)
             for epoch in range(position.epoch, self.epochs)

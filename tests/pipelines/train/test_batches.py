@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
-from typing import Any
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_an_error_reaches_the_consumer_after_the_batches_before_it(processes: in
 
 def test_batches_are_made_ahead_but_not_without_bound() -> None:
     source = CountingSource()
-    batches: Any = load_ahead(source, ADDRESSES, processes=0, pin_memory=False)
+    batches = load_ahead(source, ADDRESSES, processes=0, pin_memory=False)
     next(batches)
     deadline = time.monotonic() + 5
     while len(source.made) < 5 and time.monotonic() < deadline:
@@ -71,11 +71,19 @@ def test_batches_are_made_ahead_but_not_without_bound() -> None:
 
 
 def test_closing_early_stops_the_thread() -> None:
-    batches: Any = load_ahead(Source(), ADDRESSES, processes=0, pin_memory=False)
+    batches = load_ahead(Source(), ADDRESSES, processes=0, pin_memory=False)
     next(batches)
     assert len(loader_threads()) == 1
     batches.close()
     assert loader_threads() == []
+
+
+def test_closing_early_ends_the_processes() -> None:
+    batches = load_ahead(Source(), ADDRESSES, processes=2, pin_memory=False)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert multiprocessing.active_children() == []
 
 
 def test_no_addresses_give_no_batches() -> None:

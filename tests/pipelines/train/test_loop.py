@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class LineTask:
     def steps(self, epoch: int) -> int:
         return STEPS + epoch
 
-    def batches(self, position: Position) -> Iterator[tuple[int, int]]:
+    def batches(self, position: Position) -> Generator[tuple[int, int], None, None]:
         for epoch in range(position.epoch, self.epochs):
             for step in range(position.step_in_epoch if epoch == position.epoch else 0, self.steps(epoch)):
                 yield epoch, step
