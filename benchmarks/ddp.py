@@ -25,13 +25,13 @@ from PIL import Image
 
 from benchmarks.rows import ResultsDifferError, Row, Spread, Target, ratios
 from jobs.settings import read_recipe, recipe_parser
-from pipelines.configs import Split
-from pipelines.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
+from pipelines.recipe.data import Split
 from pipelines.train.loop import LoopSettings, TrainingLoop
 from pipelines.train.pairs import TrainingData
 from pipelines.train.retrieval import RetrievalTask
+from pipelines.workspace.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 WORKERS, STEPS, WARM_UP, TIMES = 2, 10, 3, 3
 RECIPE = Path(__file__).parents[1] / "jobs/recipes/demo.yaml"

@@ -24,14 +24,14 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from benchmarks.clips import link_videos, real_clips
 from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, ratios
 from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD, normalize_pixels
-from pipelines.configs import FramesConfig
-from pipelines.data.frame_store import FrameStore
-from pipelines.data.frames import make_extract_frames
-from pipelines.data.sampling import sample_frames
-from pipelines.records import FRAMES
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
+from pipelines.recipe.frames import FramesConfig
 from pipelines.train.batches import BatchAddress, load_ahead
+from pipelines.video.extraction import make_extract_frames
+from pipelines.video.frame_store import FrameStore
+from pipelines.video.sampling import sample_frames
+from pipelines.workspace.records import FRAMES
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 VIDEOS, CAPTIONS, BATCH, SIZE_PX, TIMES = 8, 20, 32, 224, 3
 """MSR-VTT has 20 captions of every training video."""

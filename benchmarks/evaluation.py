@@ -22,7 +22,7 @@ from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, r
 from hbi_models.axes import TokenFeatures, TokenLevel
 from hbi_models.retrieval import RetrievalModel, counted_levels
 from hbi_models.similarity import level_similarity
-from pipelines.configs import EvaluationConfig
+from pipelines.recipe.evaluation import EvaluationConfig
 
 BLOCK = 32
 BLOCKS_TIMED = 6

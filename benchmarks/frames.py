@@ -24,14 +24,18 @@ from PIL import Image
 from benchmarks.clips import generated_clips, link_videos, real_clips
 from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, ratios
 from hbi_models.configs import RetrievalConfig
-from pipelines.configs import DataConfig, FramesConfig, Recipe, ResourcesConfig, ShapesConfig
-from pipelines.data.frame_store import FrameStore, decode_images
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.sampling import sample_frames
 from pipelines.graph import make_graph
-from pipelines.ray_session import ray_session
-from pipelines.records import INDEX_FILE
-from pipelines.stages import Graph, StageTracker
+from pipelines.recipe.data import DataConfig, ShapesConfig
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.resources import ResourcesConfig
+from pipelines.resources.ray_session import ray_session
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.stage import Graph
+from pipelines.tracker import StageTracker
+from pipelines.video.frame_store import FrameStore, decode_images
+from pipelines.video.sampling import sample_frames
+from pipelines.workspace.records import INDEX_FILE
 
 TIMES, CHUNK = 3, 16
 CORES = os.cpu_count() or 1

@@ -41,15 +41,16 @@ from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel, hierarchy_members
 from hbi_models.similarity import token_cosines, token_weights
 from jobs.settings import read_recipe, recipe_parser
-from pipelines.configs import FramesConfig, Recipe
-from pipelines.data.frame_store import decode_images, stack_frames
-from pipelines.data.shapes import VIDEOS_FOLDER
-from pipelines.evaluate.one_video import read_video
 from pipelines.figures.reading import load_pair_reader
 from pipelines.graph import make_graph
+from pipelines.models.folder import MODEL
+from pipelines.models.one_video import read_video
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.recipe import Recipe
 from pipelines.run import run_plan
-from pipelines.storage import Storage
-from pipelines.train.layout import MODEL
+from pipelines.shapes.data_set import VIDEOS_FOLDER
+from pipelines.video.frame_store import decode_images, stack_frames
+from pipelines.workspace.storage import Storage
 
 RECIPE = "jobs/recipes/demo.yaml"
 AHEAD = "all, less similarity"

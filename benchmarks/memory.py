@@ -25,7 +25,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.clips import generated_clips, link_videos
-from pipelines.configs import ShapesConfig
+from pipelines.recipe.data import ShapesConfig
 from pipelines.tables import table
 
 DISTINCT, FRAMES, IMAGE_PX = 16, 4, 32

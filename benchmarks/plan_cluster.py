@@ -21,14 +21,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.data.video_files import find_files
+from pipelines.datasets.video_files import find_files
 from pipelines.progress import format_seconds
-from pipelines.records import MANIFEST_FILE
-from pipelines.runs import read_runs
-from pipelines.stages import ARTIFACT
-from pipelines.storage import Storage
 from pipelines.tables import table
-from pipelines.train.layout import HISTORY
+from pipelines.train.files import HISTORY
+from pipelines.workspace.artifact import ARTIFACT
+from pipelines.workspace.records import MANIFEST_FILE
+from pipelines.workspace.runs import read_runs
+from pipelines.workspace.storage import Storage
 
 DATA_SETS = {"MSR-VTT": 10_000, "1M videos": 1_000_000, "100M videos": 100_000_000}
 DEFAULT_CORES = 2

@@ -28,19 +28,19 @@ import torch.nn.functional as F
 from hbi_models.axes import TokenLevel
 from hbi_models.configs import ClipConfig, RetrievalConfig
 from hbi_models.retrieval import RetrievalModel
-from pipelines.configs import FramesConfig
-from pipelines.evaluate.encoding import Levels
-from pipelines.records import FEATURES, INDEX_FILE
+from pipelines.models.encoding import Levels
+from pipelines.models.folder import FRAMES_JSON, MODEL
+from pipelines.models.weights import save_model
+from pipelines.recipe.frames import FramesConfig
 from pipelines.search.features import level_sizes, pack
 from pipelines.search.first_pass import FirstPass, text_vectors, video_vectors
-from pipelines.search.index_stage import CURRENT, VECTORS
+from pipelines.search.index_folder import CURRENT, VECTORS
 from pipelines.search.searcher import Searcher
-from pipelines.shards import ShardPool
-from pipelines.stages import plain
-from pipelines.storage import Storage
 from pipelines.tables import table
-from pipelines.train.checkpoints import save_model
-from pipelines.train.layout import FRAMES_JSON, MODEL
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.records import FEATURES, INDEX_FILE
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 DIM, FRAMES, WORDS, SHARD = 512, 12, 24, 64
 TOP = 100

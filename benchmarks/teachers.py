@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.storage import Storage
 from pipelines.tables import table
+from pipelines.workspace.storage import Storage
 
 TEACHERS = ("exact", "estimator", "none")
 RECIPE = "jobs/recipes/demo.yaml"

@@ -22,8 +22,8 @@ from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP
 
 from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, ratios
-from pipelines.configs import AugmentationConfig
-from pipelines.data.augmentation import (
+from pipelines.recipe.training import AugmentationConfig
+from pipelines.video.augmentation import (
     OPERATIONS,
     Frames,
     Operation,
@@ -32,10 +32,10 @@ from pipelines.data.augmentation import (
     draw_operations,
     rand_augment,
 )
-from pipelines.data.frame_store import FrameBatch, FrameStore, as_images, stack_frames
-from pipelines.records import FRAMES
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
+from pipelines.video.frame_store import FrameBatch, FrameStore, as_images, stack_frames
+from pipelines.workspace.records import FRAMES
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 VIDEOS, DISTINCT, AUGMENTED, FRAMES_PER_VIDEO, BATCH, SHARD = 256, 32, 64, 12, 32, 64
 HEIGHT, WIDTH, SIZE_PX = 224, 298, 224

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 
 from jobs.settings import read_recipe, recipe_parser, run_job, set_up_logging
-from pipelines.configs import Recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.tables import table
 
 
@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     recipe, options = read_recipe(parser, arguments)
     set_up_logging(None, name="ask")
-    from pipelines.evaluate.prediction import load_answerer
-    from pipelines.search.index_stage import Segment, find_segment
+    from pipelines.models.prediction import load_answerer
+    from pipelines.search.index_folder import Segment, find_segment
 
     video, question = options["video"], options["question"]
     segment = Segment(video) if options["index"] is None else find_segment(options["index"], video)

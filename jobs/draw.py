@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.settings import read_recipe, recipe_parser, run_job, set_up_logging
-from pipelines.configs import Recipe
-from pipelines.storage import Storage
+from pipelines.recipe.recipe import Recipe
+from pipelines.workspace.storage import Storage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

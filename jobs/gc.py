@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from jobs.settings import run_job
-from pipelines.runs import Leftover, folder_size, forget_run, leftovers, read_runs, remove
-from pipelines.storage import Storage
 from pipelines.tables import table
+from pipelines.workspace.runs import Leftover, folder_size, forget_run, leftovers, read_runs, remove
+from pipelines.workspace.storage import Storage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,8 +14,10 @@ from dataclasses import replace
 from jobs.next_steps import command
 from jobs.pipeline import execute, start_log
 from jobs.settings import read_recipe, recipe_parser, run_job
-from pipelines.search.index_stage import make_index_graph, publish, read_search_model
-from pipelines.storage import absolute_uri
+from pipelines.graph import make_index_graph
+from pipelines.search.search_model import read_search_model
+from pipelines.stages.index import publish
+from pipelines.workspace.uris import absolute_uri
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow.dataset as ds
 
-from pipelines.records import MANIFEST_FILE
-from pipelines.stages import Artifact, Graph
-from pipelines.train.layout import MODEL
+from pipelines.models.folder import MODEL
+from pipelines.stages.stage import Graph
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.records import MANIFEST_FILE
 
 _INDEX = "index"
 """Folder of the workspace that is proposed for an index of the run's own videos."""

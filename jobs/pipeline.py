@@ -9,14 +9,15 @@ from typing import Any
 
 from jobs.next_steps import next_steps
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
-from pipelines.configs import Recipe
 from pipelines.graph import make_graph
-from pipelines.report.stage import PAGE, REPORT
+from pipelines.recipe.recipe import Recipe
 from pipelines.run import results, run_plan
-from pipelines.stages import Graph
-from pipelines.storage import Storage, absolute_uri
+from pipelines.stages.report import PAGE, REPORT
+from pipelines.stages.stage import Graph
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table
-from pipelines.tracking import ui_command
+from pipelines.tracking.mlflow_runs import ui_command
+from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import absolute_uri
 
 
 def run_stages(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from jobs.settings import run_job, set_up_logging
-from pipelines.storage import Storage, absolute_uri
 from pipelines.tables import table
+from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import absolute_uri
 
 if TYPE_CHECKING:
     from pipelines.search.searcher import Match

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from jobs.settings import run_job, set_up_logging
-from pipelines.configs import ResourcesConfig
+from pipelines.recipe.resources import ResourcesConfig
 from pipelines.serve.configs import ServeConfig
-from pipelines.storage import absolute_uri
+from pipelines.workspace.uris import absolute_uri
 
 logger = logging.getLogger("jobs")
 
@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.instantiate(parsed)
     config = ServeConfig(**{name: options[name] for name in ServeConfig.__dataclass_fields__})
     set_up_logging(None, name="serve")
-    from pipelines.search.index_stage import read_current
+    from pipelines.models.folder import vocabulary_of
+    from pipelines.search.index_folder import read_current
     from pipelines.serve.server import served
-    from pipelines.storage import Storage
-    from pipelines.train.model_folder import vocabulary_of
+    from pipelines.workspace.storage import Storage
 
     # What is not there is said before anything starts.
     read_current(Storage(options["index"]))

@@ -18,7 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from pipelines.configs import Recipe
+from pipelines.recipe.recipe import Recipe
 
 logger = logging.getLogger("jobs")
 _traceback = logging.getLogger("jobs.traceback")

@@ -17,13 +17,13 @@ from jsonargparse import ArgumentParser
 
 from jobs.settings import recipe_from_document, run_job
 from pipelines.graph import make_graph
-from pipelines.locks import Owner, owners
 from pipelines.progress import format_seconds
-from pipelines.records import ERRORS_FILE
-from pipelines.runs import RunRecord, read_runs
-from pipelines.stages import ARTIFACT, read_document
-from pipelines.storage import Storage
 from pipelines.tables import table
+from pipelines.workspace.artifact import ARTIFACT, read_document
+from pipelines.workspace.locks import Owner, owners
+from pipelines.workspace.records import ERRORS_FILE
+from pipelines.workspace.runs import RunRecord, read_runs
+from pipelines.workspace.storage import Storage
 
 _EXAMPLES = 3
 

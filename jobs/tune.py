@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from jobs.pipeline import log_folder, start_log
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser, run_job
-from pipelines.tracking import deliver_kept, ui_command
+from pipelines.tracking.mlflow_runs import deliver_kept, ui_command
 from pipelines.tune.checks import make_search
 from pipelines.tune.configs import SearchConfig
 from pipelines.tune.plan import BEST_RECIPE, RANKING, is_done, plan_of

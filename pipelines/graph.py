@@ -18,19 +18,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipelines.configs import AnswersConfig, Recipe
-from pipelines.data.answers import ANSWERS_JSON
-from pipelines.data.answers_stage import answers_stage
-from pipelines.data.frames_stage import frames_stage
-from pipelines.data.labels_stage import labels_stage
-from pipelines.data.stages import manifest_stage, shapes_stage
-from pipelines.data.video_files import join_uri
-from pipelines.evaluate.stages import evaluation_stage, qa_evaluation_stage
-from pipelines.report.stage import report_stage
-from pipelines.stages import Graph, Stage
-from pipelines.storage import Storage
-from pipelines.train.model_folder import is_published_file, vocabulary_of
-from pipelines.train.stages import estimator_stage, retrieval_stage, video_qa_stage
+from pipelines.datasets.answers import ANSWERS_JSON
+from pipelines.datasets.collection import folder_of_collection
+from pipelines.models.folder import (
+    is_published_file,
+    vocabulary_of,
+)
+from pipelines.recipe.data import DataConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.training import AnswersConfig
+from pipelines.search.search_model import SearchModel
+from pipelines.stages.answers import answers_stage
+from pipelines.stages.collection import collection_stage
+from pipelines.stages.estimator import estimator_stage
+from pipelines.stages.evaluation import evaluation_stage
+from pipelines.stages.frames import frames_settings, frames_stage
+from pipelines.stages.index import index_stage
+from pipelines.stages.labels import labels_stage
+from pipelines.stages.manifest import manifest_stage
+from pipelines.stages.qa_evaluation import qa_evaluation_stage
+from pipelines.stages.report import report_stage
+from pipelines.stages.retrieval import retrieval_stage
+from pipelines.stages.shapes import shapes_stage
+from pipelines.stages.stage import Graph, Stage
+from pipelines.stages.video_qa import video_qa_stage
+from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import absolute_uri, join_uri
 
 
 def make_graph(recipe: Recipe) -> Graph:
@@ -84,3 +97,22 @@ def _data_stages(recipe: Recipe, *, answering: bool = False) -> list[Stage]:
     # Before any video is decoded: questions that cannot be used are found at once.
     answers = [answers_stage(recipe)] if answering else []
     return [*generated, manifest, *answers, frames_stage(recipe)]
+
+
+def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[Graph, Recipe]:
+    """The stages of an index of ``videos`` in ``recipe.workspace``, and the recipe with the model's settings.
+
+    Raises:
+        FileNotFoundError, ValueError: ``videos`` cannot be used.
+    """
+    # What decides over the frames is the model's; limits and sizes of the work are the recipe's.
+    trained = replace(recipe, model=model.config, frames=model.frames)
+    deciding = {name: getattr(model.frames, name) for name in frames_settings(trained)}
+    recipe = replace(
+        trained,
+        data=DataConfig(dataset="captions_file", videos=folder_of_collection(absolute_uri(videos))),
+        frames=replace(recipe.frames, **deciding),
+        tasks=("retrieval",),
+    )
+    stages = [collection_stage(videos), frames_stage(recipe), index_stage(recipe, model)]
+    return Graph(Storage(recipe.workspace), stages), recipe

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from pipelines.configs import Recipe
-from pipelines.placement import checked_nodes, require_lasting
 from pipelines.progress import format_seconds
-from pipelines.report.stage import REPORT
-from pipelines.runs import record_run
-from pipelines.stages import Graph, Outcome, Step
-from pipelines.tracking import PipelineTracker, deliver_kept
+from pipelines.recipe.recipe import Recipe
+from pipelines.resources.placement import checked_nodes, require_lasting
+from pipelines.stages.places import places_of
+from pipelines.stages.report import REPORT
+from pipelines.stages.stage import Graph, Outcome, Step
+from pipelines.tracking.mlflow_runs import PipelineTracker, deliver_kept
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +23,15 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
         PlacementError: the nodes of the cluster do not see the folders of the run.
     """
     require_lasting(graph.workspace)
-    record_run(graph, recipe)
+    graph.record(recipe)
     if all(step.state == "done" for step in steps):
         deliver_kept(graph.workspace, recipe.tracking)
         return [_skip(graph, step) for step in steps]
-    from pipelines.allotment import allot
-    from pipelines.ray_session import ray_session
+    from pipelines.resources.allotment import allot
+    from pipelines.resources.ray_session import ray_session
 
     outcomes: list[Outcome] = []
-    with ray_session(recipe.resources), checked_nodes(graph, recipe):
+    with ray_session(recipe.resources), checked_nodes(graph.workspace, places_of(graph, recipe)):
         allot([step.stage.name for step in steps if step.state != "done"], recipe.resources)
         tracker = PipelineTracker(graph.workspace, recipe.tracking, recipe)
         tracker.log_fingerprints(graph.fingerprints)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.evaluate.documents import by_questions
 from pipelines.progress import format_seconds
-from pipelines.stages import Outcome, Step
+from pipelines.stages.stage import Outcome, Step
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -77,11 +78,6 @@ def answers_table(document: Mapping[str, Any]) -> str:
         accuracies = [_interval(values[part]) if part in values else "" for part in ("all", "answerable")]
         rows.append([name.replace("_", " "), "", accuracies[0], "", accuracies[1], ""])
     return table(["", "questions", "top-1", "top-5", "answerable top-1", "answerable top-5"], rows)
-
-
-def by_questions(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Metrics of question types, those with most questions first; ``overall`` is before all."""
-    return sorted(metrics.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))
 
 
 def _interval(metric: Mapping[str, float]) -> str:

@@ -21,7 +21,7 @@ from xdist.scheduler import LoadScopeScheduling
 # Every call of a public function of the models checks the shapes in its signature.
 jaxtyping.install_import_hook(["hbi_models"], "beartype.beartype")
 
-from pipelines.ray_session import set_ray_environment  # noqa: E402 - after the hook
+from pipelines.resources.ray_session import set_ray_environment  # noqa: E402 - after the hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -38,7 +38,7 @@ RUN_RAY = (
     "tests/faults/test_processes.py",
     "tests/faults/test_ray_neighbours.py",
     "tests/faults/test_whole_runs.py",
-    "tests/pipelines/test_allotment.py",
+    "tests/pipelines/resources/test_allotment.py",
     "tests/pipelines/test_run.py",
 )
 

@@ -9,12 +9,13 @@ import torch
 
 from hbi_models.retrieval import RetrievalModel
 from jobs.index import main as index_main
-from pipelines.configs import FramesConfig, ShapesConfig
-from pipelines.data.shapes import VIDEOS_FOLDER, write_clips
-from pipelines.stages import plain
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import save_model
-from pipelines.train.layout import FRAMES_JSON
+from pipelines.models.folder import FRAMES_JSON
+from pipelines.models.weights import save_model
+from pipelines.recipe.data import ShapesConfig
+from pipelines.recipe.frames import FramesConfig
+from pipelines.shapes.data_set import VIDEOS_FOLDER, write_clips
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, retrieval_config
 
 OPTIONS = ["--frames.videos_per_shard", "4", "--indexing.videos_per_shard", "5", "--indexing.batch_size", "3"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hbi_models.configs import OptimizerConfig
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import rank
-from pipelines.train.layout import SCORE
+from pipelines.train.files import SCORE
 
 
 @dataclass

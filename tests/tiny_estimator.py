@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from hbi_models.configs import OptimizerConfig
-from pipelines.configs import EstimatorTrainingConfig
-from pipelines.records import INDEX_FILE, LABELS
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
+from pipelines.recipe.training import EstimatorTrainingConfig
 from pipelines.train.estimator import EstimatorTask
+from pipelines.workspace.records import INDEX_FILE, LABELS
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 TRAIN_PAIRS, VALIDATION_PAIRS = 24, 5
 MAX_WORDS, MAX_FRAMES = 6, 5

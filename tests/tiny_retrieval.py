@@ -19,12 +19,13 @@ from hbi_models.configs import (
     RetrievalConfig,
     TemporalConfig,
 )
-from pipelines.configs import AugmentationConfig, RetrievalTrainingConfig, Split
-from pipelines.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
+from pipelines.recipe.data import Split
+from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
 from pipelines.train.pairs import TrainingData, steps_of_epochs
 from pipelines.train.retrieval import RetrievalTask
+from pipelines.workspace.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 IMAGE_PX = 32
 MAX_WORDS = 16

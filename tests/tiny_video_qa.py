@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from hbi_models.configs import AnswerHeadConfig, OptimizerConfig, VideoQAConfig
-from pipelines.configs import Split, VideoQATrainingConfig
-from pipelines.data.answers import Vocabulary
-from pipelines.records import MANIFEST, MANIFEST_FILE
-from pipelines.storage import Storage
+from pipelines.datasets.answers import Vocabulary
+from pipelines.recipe.data import Split
+from pipelines.recipe.training import VideoQATrainingConfig
 from pipelines.train.pairs import steps_of_epochs
 from pipelines.train.video_qa import VideoQATask
+from pipelines.workspace.records import MANIFEST, MANIFEST_FILE
+from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import WORDS, retrieval_config, training_data, write_split_data
 
 VOCABULARY = Vocabulary(["red", "blue", "circle", "square", "two", "left", "right"])

@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
-from pipelines.configs import ActorResources
-from pipelines.ray_session import actors_that_fit, ray_options
+from pipelines.recipe.resources import ActorResources
+from pipelines.resources.ray_session import actors_that_fit, ray_options
 
 
 def start_actors(kind: type, *arguments: Any, resources: ActorResources, most: int) -> list[Any]:

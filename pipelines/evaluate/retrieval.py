@@ -24,20 +24,19 @@ import torch
 from hbi_models.configs import RetrievalConfig
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import counted_levels
-from pipelines.configs import ActorResources, EvaluationConfig
-from pipelines.data.splits import SplitView
 from pipelines.evaluate.actors import as_finished, blocks, start_actors
-from pipelines.evaluate.encoding import Levels, encode_texts, encode_videos
+from pipelines.evaluate.documents import METRICS_FILE, RANKS_FILE, TOP_VIDEOS_FILE
+from pipelines.models.encoding import Levels, encode_texts, encode_videos
+from pipelines.models.initial_weights import load_checkpoint
 from pipelines.progress import Progress
-from pipelines.records import RANKS, TOP_VIDEOS
-from pipelines.stages import StageContext
-from pipelines.train.initial_weights import load_checkpoint
+from pipelines.recipe.evaluation import EvaluationConfig
+from pipelines.recipe.resources import ActorResources
+from pipelines.splits import SplitView
+from pipelines.tracker import StageTracker
+from pipelines.workspace.records import RANKS, TOP_VIDEOS
+from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.json"
-RANKS_FILE = "ranks.parquet"
-TOP_VIDEOS_FILE = "top_videos.parquet"
 TOP_VIDEOS_SHOWN = 5
 DIRECTIONS = ("text_to_video", "video_to_text")
 
@@ -114,7 +113,8 @@ def similarity_matrix(
 
 
 def evaluate_retrieval(
-    context: StageContext,
+    output: Storage,
+    tracker: StageTracker,
     view: SplitView,
     *,
     checkpoint: str,
@@ -170,13 +170,13 @@ def evaluate_retrieval(
         },
         schema=RANKS,
     )
-    context.output.write_table(RANKS_FILE, table)
-    context.output.write_table(
+    output.write_table(RANKS_FILE, table)
+    output.write_table(
         TOP_VIDEOS_FILE, _top_videos(matrix, ranks["text_to_video"], view, captions, video_of_text, caption_numbers)
     )
-    context.output.write_json(METRICS_FILE, document)
-    context.tracker.log_metrics(flat)
-    context.tracker.log_document(METRICS_FILE, document)
+    output.write_json(METRICS_FILE, document)
+    tracker.log_metrics(flat)
+    tracker.log_document(METRICS_FILE, document)
     return flat
 
 

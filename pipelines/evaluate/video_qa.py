@@ -25,19 +25,19 @@ from torch import Tensor
 
 from hbi_models.configs import VideoQAConfig
 from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
-from pipelines.configs import ActorResources, QAEvaluationConfig
-from pipelines.data.annotations import OVERALL, Question
-from pipelines.data.answers import Vocabulary, most_frequent
-from pipelines.data.splits import QuestionView
+from pipelines.datasets.annotations import OVERALL, Question
+from pipelines.datasets.answers import Vocabulary, most_frequent
 from pipelines.evaluate.actors import as_finished, blocks, start_actors
-from pipelines.evaluate.answering import Answers, answer_questions, concatenate_answers
+from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE
+from pipelines.models.answering import Answers, answer_questions, concatenate_answers
+from pipelines.models.initial_weights import load_video_qa_checkpoint
 from pipelines.progress import Progress
-from pipelines.records import ANSWERS
-from pipelines.stages import StageContext
-from pipelines.train.initial_weights import load_video_qa_checkpoint
-
-METRICS_FILE = "metrics.json"
-ANSWERS_FILE = "answers.parquet"
+from pipelines.recipe.evaluation import QAEvaluationConfig
+from pipelines.recipe.resources import ActorResources
+from pipelines.splits import QuestionView
+from pipelines.tracker import StageTracker
+from pipelines.workspace.records import ANSWERS
+from pipelines.workspace.storage import Storage
 
 
 class AnswererActor:
@@ -71,7 +71,8 @@ class AnswererActor:
 
 
 def evaluate_video_qa(
-    context: StageContext,
+    output: Storage,
+    tracker: StageTracker,
     view: QuestionView,
     *,
     trained: Sequence[Question],
@@ -85,7 +86,8 @@ def evaluate_video_qa(
     """Writes ``metrics.json`` and ``answers.parquet`` and returns the metrics by name.
 
     Args:
-        context: of the stage.
+        output: the stage's folder.
+        tracker: receives the metrics.
         view: the questions and their videos.
         trained: the training questions, for the baselines.
         vocabulary: the answers in the order of the model's classes.
@@ -118,11 +120,11 @@ def evaluate_video_qa(
         **_metrics(answers.ranks, questions, settings, seed),
         "baselines": _baselines(trained, questions, vocabulary, settings, seed) if trained else {},
     }
-    context.output.write_table(ANSWERS_FILE, table)
-    context.output.write_json(METRICS_FILE, document)
+    output.write_table(ANSWERS_FILE, table)
+    output.write_json(METRICS_FILE, document)
     flat = _flat(document)
-    context.tracker.log_metrics(flat)
-    context.tracker.log_document(METRICS_FILE, document)
+    tracker.log_metrics(flat)
+    tracker.log_document(METRICS_FILE, document)
     return flat
 
 

@@ -8,7 +8,7 @@ from pipelines.figures.files import png, svg
 from pipelines.figures.heat_maps import heat_map_figure
 from pipelines.figures.hierarchy import hierarchy_figure
 from pipelines.figures.maps import KINDS, InteractionMaps, Kind
-from pipelines.storage import Storage
+from pipelines.workspace.storage import Storage
 
 INTERACTION_JSON = "interaction.json"
 

@@ -20,14 +20,15 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS, require
 from hbi_models.retrieval import RetrievalModel, hierarchy_members
 from hbi_models.similarity import level_similarity, token_cosines, token_weights
-from pipelines.configs import FramesConfig, Recipe
-from pipelines.data.frame_store import decode_images, stack_frames
-from pipelines.evaluate.one_video import frames_of, read_video
 from pipelines.figures.maps import InteractionMaps, Kind, LevelMap, Map, Members
-from pipelines.train.checkpoints import load_video_qa
-from pipelines.train.estimator import load_estimator
-from pipelines.train.initial_weights import checkpoint_kind, initialise_estimator_from, load_checkpoint
-from pipelines.train.model_folder import is_published_file, model_folder
+from pipelines.models.estimator import load_estimator
+from pipelines.models.folder import is_published_file, model_folder
+from pipelines.models.initial_weights import checkpoint_kind, initialise_estimator_from, load_checkpoint
+from pipelines.models.one_video import frames_of, read_video
+from pipelines.models.weights import load_video_qa
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.video.frame_store import decode_images, stack_frames
 
 
 @dataclass(frozen=True)

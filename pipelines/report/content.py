@@ -14,18 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from pipelines.configs import SPLITS, Recipe
-from pipelines.data.frames_stage import frames_pool
-from pipelines.evaluate.retrieval import METRICS_FILE, TOP_VIDEOS_FILE
-from pipelines.evaluate.video_qa import ANSWERS_FILE
+from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE, TOP_VIDEOS_FILE, by_questions
 from pipelines.progress import format_seconds
-from pipelines.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE
+from pipelines.recipe.data import SPLITS
+from pipelines.recipe.recipe import Recipe
 from pipelines.report.charts import Chart, curves, histogram
 from pipelines.report.pictures import Thumbnails, data_uri
-from pipelines.stages import Artifact, StageContext, plain
-from pipelines.storage import Storage
-from pipelines.tables import by_questions
-from pipelines.train.layout import HISTORY
+from pipelines.train.files import HISTORY
+from pipelines.workspace.artifact import Artifact, plain
+from pipelines.workspace.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 _MOST_ERRORS = 1000
 _MOST_WORDS = 30
@@ -155,15 +154,21 @@ class Content:
 
 
 class Reader:
-    """Reads the artifacts of a run for its page."""
+    """Reads the artifacts of a run for its page.
 
-    def __init__(self, context: StageContext, recipe: Recipe) -> None:
-        self._artifacts, self._workspace, self._recipe = context.inputs, context.workspace, recipe
+    Args:
+        artifacts: what the stages of the run made, by stage, in their order.
+        workspace: where searches over settings may lie.
+        pool: the shards of the frames.
+        recipe: of the run.
+    """
+
+    def __init__(self, artifacts: Mapping[str, Artifact], workspace: Storage, pool: ShardPool, recipe: Recipe) -> None:
+        self._artifacts, self._workspace, self._recipe = artifacts, workspace, recipe
         self._manifest = self._artifacts["manifest"].storage.read_table(
             MANIFEST_FILE, columns=["video_id", "split", "captions", "questions"]
         )
         index = self._artifacts["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "shard", "row"])
-        pool = frames_pool(context.workspace, recipe)
         self.thumbnails = Thumbnails(pool.storage, index)
         # The shards hold rows of other manifests, too.
         seen = pool.index(["time_s", "source_fps", "source_frames"])
@@ -211,6 +216,12 @@ class Reader:
         best = [row for row in _first_of_each_video(rows, most) if row["rank"] == 1]
         worst = [row for row in _first_of_each_video(rows[::-1], most) if row["rank"] > 1]
         return [self._query(row) for row in best], [self._query(row) for row in worst]
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The retrieval model that was evaluated, if there is one."""
+        metrics = self._metrics("evaluation")
+        return None if metrics is None else str(metrics["checkpoint"])
 
     def video(self, video_id: str) -> tuple[list[bytes], list[float]]:
         """The compressed frames of a video that has some, and their times in seconds."""

@@ -8,8 +8,8 @@ import io
 import pyarrow as pa
 from PIL import Image
 
-from pipelines.data.frame_store import FrameStore
-from pipelines.storage import Storage
+from pipelines.video.frame_store import FrameStore
+from pipelines.workspace.storage import Storage
 
 _SIDE_PX = 96
 

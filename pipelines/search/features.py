@@ -20,12 +20,14 @@ from hbi_models.axes import TokenLevel
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.token_merging import TokenMerge
-from pipelines.data.frame_store import FrameStore
-from pipelines.evaluate.encoding import Levels, encode_videos
+from pipelines.models.encoding import Levels, encode_videos
+from pipelines.models.weights import load_model
+from pipelines.resources.sharded_work import SUMMARY
 from pipelines.search.first_pass import video_vectors
-from pipelines.shards import SUMMARY, ShardPool
-from pipelines.storage import UNREADABLE, DamagedFileError, Storage
-from pipelines.train.checkpoints import load_model
+from pipelines.video.frame_store import FrameStore
+from pipelines.workspace.errors import UNREADABLE, DamagedFileError
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 _READ = ("tokens", "features", "logits", "time_s", "end_s")
 _OPEN_SHARDS = 256

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hbi_models.axes import TokenLevel
 from hbi_models.similarity import token_weights, unit_tokens
-from pipelines.storage import DamagedFileError
+from pipelines.workspace.errors import DamagedFileError
 
 SCANNED = 50_000
 """Up to so many videos all vectors are compared, in half precision; more are kept in inverted lists."""

@@ -20,19 +20,19 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import require
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.similarity import token_cosines
-from pipelines.data.frame_store import FrameStore, decode_images, stack_frames
-from pipelines.evaluate.encoding import Levels, encode_texts
-from pipelines.evaluate.one_video import frames_of
-from pipelines.records import INDEX_FILE
-from pipelines.runs import SHARDS
+from pipelines.models.encoding import Levels, encode_texts
+from pipelines.models.folder import MODEL
+from pipelines.models.one_video import frames_of
+from pipelines.models.weights import load_model
 from pipelines.search.features import Clip, FeatureStore, level_sizes, together
 from pipelines.search.first_pass import FirstPass, text_vectors
-from pipelines.search.index_stage import VECTORS, Segment, features_pool, read_current
+from pipelines.search.index_folder import VECTORS, Segment, features_pool, read_current
 from pipelines.search.limits import check_query
 from pipelines.search.moments import Moment, best_moment, frame_relevance
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import load_model
-from pipelines.train.layout import MODEL
+from pipelines.video.frame_store import FrameStore, decode_images, stack_frames
+from pipelines.workspace.records import INDEX_FILE
+from pipelines.workspace.shards import SHARDS
+from pipelines.workspace.storage import Storage
 
 CANDIDATES = 200
 """Videos that the model ranks for each query."""

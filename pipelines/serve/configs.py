@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hbi_models.configs import require
-from pipelines.configs import require_counts
+from pipelines.recipe.checks import require_counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,7 @@ import posixpath
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.data.decode_process import ExtractionError
-from pipelines.data.decoders import first_line
-from pipelines.data.frames import extract_from_bytes
-from pipelines.evaluate.prediction import load_answerer
+from pipelines.models.prediction import load_answerer
 from pipelines.search.features import Clip, shown_until
 from pipelines.search.moments import Moment as FoundMoment
 from pipelines.search.searcher import CANDIDATES, Searcher
@@ -25,7 +22,10 @@ from pipelines.serve.schemas import (
     Word,
 )
 from pipelines.serve.uploads import FORMATS, Upload, Uploads, looks_like_video
-from pipelines.storage import shown
+from pipelines.video.decode_process import ExtractionError
+from pipelines.video.decoders import first_line
+from pipelines.video.extraction import extract_from_bytes
+from pipelines.workspace.uris import shown
 
 
 class Engine:

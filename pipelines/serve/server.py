@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 
-from pipelines.configs import ResourcesConfig
-from pipelines.ray_session import cluster_gpus, ray_session
+from pipelines.recipe.resources import ResourcesConfig
+from pipelines.resources.ray_session import cluster_gpus, ray_session
 from pipelines.serve.api import AsyncEngine, BusyError, make_app
 from pipelines.serve.configs import ServeConfig
 from pipelines.serve.errors import UnknownVideoError, UnusableVideoError

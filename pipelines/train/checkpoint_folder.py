@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pipelines.storage import Storage
+from pipelines.workspace.storage import Storage
 
 _INDEX = "index.json"
 

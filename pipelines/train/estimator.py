@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +14,14 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hbi_models.banzhaf.estimator import InteractionEstimator
 from hbi_models.configs import OptimizerConfig
-from pipelines.configs import EstimatorTrainingConfig
-from pipelines.records import INDEX_FILE, LABELS
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import Position, config_from_plain, load_weights, read_description
+from pipelines.models.estimator import EstimatorConfig, make_estimator
+from pipelines.recipe.training import EstimatorTrainingConfig
+from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import mean_over_ranks, rank, world_size
-from pipelines.train.initial_weights import initialise_estimator_from
-from pipelines.train.layout import DESCRIPTION
 from pipelines.train.loop import SCORE
+from pipelines.workspace.records import INDEX_FILE, LABELS
+from pipelines.workspace.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +37,6 @@ class LabelBatch:
     def to(self, device: torch.device) -> LabelBatch:
         """The batch on ``device``."""
         return LabelBatch(self.similarity.to(device), self.interaction.to(device), self.mask.to(device), self.names)
-
-
-@dataclass(frozen=True)
-class EstimatorConfig:
-    """What a checkpoint of the estimator says about it."""
-
-    channels: int
 
 
 class LabelTable:
@@ -182,24 +171,3 @@ class EstimatorTask:
         variance = squares / cells - (total / cells) ** 2
         explained = 1 - squared_error / cells / max(variance, 1e-12)
         return {"validation/mse": squared_error / cells, "validation/explained_variance": explained, SCORE: explained}
-
-
-def make_estimator(channels: int, init_checkpoint: str | None) -> InteractionEstimator:
-    """A new estimator, or one that starts from a checkpoint of ours or a published one."""
-    model = InteractionEstimator(channels)
-    if init_checkpoint is not None:
-        with TemporaryDirectory() as scratch:
-            initialise_estimator_from(init_checkpoint, model, Path(scratch))
-    return model
-
-
-def load_estimator(storage: Storage, scratch: Path) -> InteractionEstimator:
-    """The estimator whose checkpoint folder ``storage`` is."""
-    folder = storage.download("", scratch)
-    kind, document = read_description(folder)
-    if kind != "estimator":
-        raise ValueError(f"{storage.uri} holds a model of kind {kind!r}; an estimator is needed")
-    config: EstimatorConfig = config_from_plain(EstimatorConfig, document, place=storage.place(DESCRIPTION))
-    model = InteractionEstimator(config.channels)
-    load_weights(folder, model)
-    return model.eval()

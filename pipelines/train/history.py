@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipelines.line_log import LineLog
-from pipelines.storage import DamagedFileError, Storage
-from pipelines.train.layout import HISTORY
+from pipelines.train.files import HISTORY
+from pipelines.workspace.errors import DamagedFileError
+from pipelines.workspace.line_log import LineLog
+from pipelines.workspace.storage import Storage
 
 Point = tuple[int, Mapping[str, float]]
 """A step, and metrics that were measured there."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from pipelines.stages import CheckpointPlace
 from pipelines.train.history import Point
 from pipelines.train.loop import LoopSettings, Task, TrainingLoop
+from pipelines.train.trial_host import CheckpointPlace
 
 _FLUSH_S = 1.0
 

@@ -23,18 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from hbi_models.banzhaf.exact import NonFiniteLogitsError
 from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import make_optimizer
-from pipelines.train.checkpoints import (
-    Position,
-    load_curve,
-    load_training,
-    load_weights,
-    save_curve,
-    save_model,
-    save_training,
-)
+from pipelines.models.weights import load_weights, save_model
+from pipelines.train.checkpoints import Position, load_curve, load_training, save_curve, save_training
 from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, world_size
+from pipelines.train.files import SCORE as SCORE
 from pipelines.train.history import Point
-from pipelines.train.layout import SCORE as SCORE
 
 logger = logging.getLogger(__name__)
 

@@ -27,17 +27,18 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import OptimizerConfig, RetrievalConfig
 from hbi_models.optimizer import clamp_logit_scale_
 from hbi_models.retrieval import RetrievalModel
-from pipelines.configs import AugmentationConfig, Split
-from pipelines.data.answers import Vocabulary
-from pipelines.data.augmentation import Frames, augmentation_rng, rand_augment
-from pipelines.data.frame_store import FrameBatch, FrameStore
-from pipelines.data.splits import QuestionView, SplitView
-from pipelines.storage import Storage
+from pipelines.datasets.answers import Vocabulary
+from pipelines.models.estimator import load_estimator
+from pipelines.recipe.data import Split
+from pipelines.recipe.training import AugmentationConfig
+from pipelines.splits import QuestionView, SplitView
 from pipelines.train.batches import BatchAddress, BatchSource, load_ahead
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import rank, world_size
-from pipelines.train.estimator import load_estimator
 from pipelines.train.sampling import Pair, epoch_batches, rank_slice
+from pipelines.video.augmentation import Frames, augmentation_rng, rand_augment
+from pipelines.video.frame_store import FrameBatch, FrameStore
+from pipelines.workspace.storage import Storage
 
 Batch = TypeVar("Batch")
 

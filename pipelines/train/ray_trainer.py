@@ -27,18 +27,21 @@ from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from pipelines.configs import TrainResources
+from pipelines.models.folder import DESCRIPTION, MODEL
+from pipelines.models.weights import WEIGHTS
 from pipelines.progress import Progress
-from pipelines.ray_session import worker_gpus
-from pipelines.stages import StageContext, TrialHost
-from pipelines.storage import Storage, StorageError, remedy
+from pipelines.recipe.resources import TrainResources
+from pipelines.resources.ray_session import worker_gpus
+from pipelines.tracker import StageTracker
 from pipelines.train.checkpoint_folder import CheckpointFolder
-from pipelines.train.checkpoints import WEIGHTS
+from pipelines.train.files import CHECKPOINTS, NON_FINITE, RAY_TRAIN
 from pipelines.train.history import History, Point
 from pipelines.train.in_place import train_in_place
-from pipelines.train.layout import CHECKPOINTS, DESCRIPTION, MODEL, NON_FINITE, RAY_TRAIN
 from pipelines.train.loop import SCORE, LoopSettings, NonFiniteLossError, Task, TrainingLoop
 from pipelines.train.metric_sink import POLL_S, fetch, start_sink
+from pipelines.train.trial_host import TrialHost
+from pipelines.workspace.errors import StorageError, remedy
+from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +114,12 @@ def _on_device(settings: LoopSettings, precision: str, device: torch.device) -> 
 
 def train_on_ray(
     task: Task[Any],
-    context: StageContext,
+    output: Storage,
+    tracker: StageTracker,
     *,
     resources: TrainResources,
     settings: LoopSettings,
+    trial: TrialHost | None = None,
     precision: str = "auto",
 ) -> dict[str, float]:
     """Trains ``task`` and commits the best checkpoint's weights to ``<output>/model``.
@@ -127,38 +132,38 @@ def train_on_ray(
         ray.train.TrainingFailedError: workers died more often than ``resources.max_failures``.
     """
     total = sum(map(task.steps, range(task.epochs)))
-    history, trial = History(context.output), context.trial
-    context.tracker.log_curve(history.points)
+    history = History(output)
+    tracker.log_curve(history.points)
     if trial is not None:
         settings = replace(settings, validations_per_epoch=trial.validations_per_epoch)
     with Progress(task.kind, total=total, unit="steps") as progress:
 
         def receive(points: list[Point]) -> None:
             history.extend(points)
-            context.tracker.log_batch(points)
+            tracker.log_batch(points)
             for step, metrics in points:
                 progress.advance_to(step, _note(metrics))
 
         try:
             if trial is not None and resources.workers == 1:
                 curve, score = _train_here(
-                    task, context, trial, settings, precision, worker_gpus(resources) > 0, receive
+                    task, output, trial, settings, precision, worker_gpus(resources) > 0, receive
                 )
             else:
-                curve, score = _train_on_workers(task, context, settings, precision, resources, receive)
+                curve, score = _train_on_workers(task, output, settings, precision, resources, receive)
         except NonFiniteLossError as error:
-            report = {**error.report, "saved": context.output.place(NON_FINITE)}
-            context.output.write_json(NON_FINITE, report)
+            report = {**error.report, "saved": output.place(NON_FINITE)}
+            output.write_json(NON_FINITE, report)
             raise NonFiniteLossError(report) from error
     # A driver or a sink that was killed has taken points with it; the checkpoints have all of them.
     history.complete(curve)
-    context.tracker.log_curve(history.points)
+    tracker.log_curve(history.points)
     return {"steps": total, **history.latest("validation/"), "best/score": score}
 
 
 def _train_here(
     task: Task[Any],
-    context: StageContext,
+    output: Storage,
     trial: TrialHost,
     settings: LoopSettings,
     precision: str,
@@ -168,23 +173,23 @@ def _train_here(
     """Trains in this process; returns the whole curve, and the score of the checkpoint that it commits."""
     # A process without a GPU of its own may see those of others.
     device = torch.device("cuda" if on_gpu else "cpu")
-    place = trial.checkpoints or CheckpointFolder(context.output.folder(CHECKPOINTS))
+    place = trial.checkpoints or CheckpointFolder(output.folder(CHECKPOINTS))
     settings = _on_device(settings, precision, device)
     try:
         curve = train_in_place(task, device=device, settings=settings, place=place, receive=receive)
     except NonFiniteLossError as error:
-        if not context.output.exists(CHECKPOINTS):
+        if not output.exists(CHECKPOINTS):
             raise
-        raise NonFiniteLossError({**error.report, "last_checkpoint": context.output.place(CHECKPOINTS)}) from error
+        raise NonFiniteLossError({**error.report, "last_checkpoint": output.place(CHECKPOINTS)}) from error
     with TemporaryDirectory() as scratch:
         folder, score = place.best(Path(scratch))
-        _keep_model(folder, context.output)
+        _keep_model(folder, output)
     return curve, score
 
 
 def _train_on_workers(
     task: Task[Any],
-    context: StageContext,
+    output: Storage,
     settings: LoopSettings,
     precision: str,
     resources: TrainResources,
@@ -195,7 +200,7 @@ def _train_on_workers(
     sink = start_sink()
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": _Job(task, settings, precision, sink, context.output.place(RAY_TRAIN))},
+        train_loop_config={"job": _Job(task, settings, precision, sink, output.place(RAY_TRAIN))},
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,
@@ -207,8 +212,8 @@ def _train_on_workers(
         ),
         run_config=RunConfig(
             name=RAY_TRAIN,
-            storage_path=context.output.path(),
-            storage_filesystem=context.output.filesystem,
+            storage_path=output.path(),
+            storage_filesystem=output.filesystem,
             failure_config=FailureConfig(max_failures=resources.max_failures),
             # The best by validation, and always the last one, which resuming needs.
             checkpoint_config=CheckpointConfig(
@@ -228,7 +233,7 @@ def _train_on_workers(
         ((checkpoint, metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints), key=lambda pair: pair[1]
     )
     with best.as_directory() as folder:
-        _keep_model(Path(folder), context.output)
+        _keep_model(Path(folder), output)
     return done.curve, float(score)
 
 

@@ -16,11 +16,11 @@ from hbi_models.configs import RetrievalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import RetrievalModel, counted_levels
-from pipelines.configs import RetrievalTrainingConfig
-from pipelines.data.splits import SplitView
-from pipelines.evaluate.encoding import concatenate, encode_texts, encode_videos
+from pipelines.models.encoding import concatenate, encode_texts, encode_videos
+from pipelines.models.initial_weights import initialise_from
+from pipelines.recipe.training import RetrievalTrainingConfig
+from pipelines.splits import SplitView
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, world_size
-from pipelines.train.initial_weights import initialise_from
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
 

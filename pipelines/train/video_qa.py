@@ -22,13 +22,13 @@ from hbi_models.losses import video_qa_loss
 from hbi_models.metrics import AnswerMetrics
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
-from pipelines.configs import VideoQATrainingConfig
-from pipelines.data.answers import Vocabulary
-from pipelines.data.splits import QuestionView
-from pipelines.evaluate.answering import answer_questions
+from pipelines.datasets.answers import Vocabulary
+from pipelines.models.answering import answer_questions
+from pipelines.models.initial_weights import initialise_video_qa_from
+from pipelines.recipe.training import VideoQATrainingConfig
+from pipelines.splits import QuestionView
 from pipelines.train.batches import BatchAddress
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, world_size
-from pipelines.train.initial_weights import initialise_video_qa_from
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
 

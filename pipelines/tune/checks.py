@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hbi_models.configs import require
-from pipelines.configs import Recipe
-from pipelines.stages import plain
-from pipelines.storage import Storage
+from pipelines.recipe.recipe import Recipe
 from pipelines.tune.configs import SearchConfig
 from pipelines.tune.search import MakeRecipe, Search, slug
 from pipelines.tune.space import Setting, check_fields, describe, field_names, flatten, parse_space, with_values
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 
 _OUTSIDE = ("workspace", "seed", "evaluation", "resources", "tracking")
 """Sections in which nothing is searched: seeds have their own setting, the others change no trained model."""

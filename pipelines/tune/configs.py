@@ -1,6 +1,6 @@
 """What a search file says: which settings, judged by what, tried how often.
 
-Imports nothing but the standard library and ``hbi_models.configs``, like ``pipelines.configs``.
+Imports nothing but the standard library and ``hbi_models.configs``, like ``pipelines.recipe.recipe``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hbi_models.configs import require
-from pipelines.configs import require_counts
+from pipelines.recipe.checks import require_counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,17 +18,17 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from pipelines.configs import Recipe
+from pipelines.models.folder import MODEL
 from pipelines.progress import Progress
-from pipelines.runs import record_run
-from pipelines.storage import Storage
-from pipelines.train.layout import CHECKPOINTS, MODEL, RAY_TRAIN
+from pipelines.recipe.recipe import Recipe
+from pipelines.train.files import CHECKPOINTS, RAY_TRAIN
 from pipelines.tune.inputs import InputStages
 from pipelines.tune.journal import Journal, Phase, Report, TrialRecord
 from pipelines.tune.search import FOLDER, Search
 from pipelines.tune.space import describe
 from pipelines.tune.tracking import SearchTracker, TrialRun
 from pipelines.tune.trial import HOPELESS, VALUE
+from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Driver:
         self._journal.put(record)
         # jobs.gc removes what no run needs.
         own = f"{FOLDER}/{self._search.fingerprint}"
-        record_run(self._search.graph, self._search.recipe, beside={own, *self._journal.folders})
+        self._search.graph.record(self._search.recipe, beside={own, *self._journal.folders})
         self._live[record.name] = self._nested_run(record)
 
     def running(self, name: str) -> None:

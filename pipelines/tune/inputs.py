@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pipelines.configs import Recipe
 from pipelines.graph import make_graph
+from pipelines.recipe.recipe import Recipe
 from pipelines.run import run_step
-from pipelines.stages import Graph
-from pipelines.tracking import PipelineTracker
+from pipelines.stages.stage import Graph
+from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.tune.search import with_inputs
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipelines.stages import plain
-from pipelines.storage import Storage
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 
 TRIALS = "trials.jsonl"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pipelines.stages import digest, plain
 from pipelines.tables import plan_table, table
 from pipelines.tune.journal import Journal, Phase
 from pipelines.tune.search import Search
+from pipelines.workspace.artifact import digest, plain
 
 SUMMARY = "summary.json"
 """Written last: a search that has one is done, as far as it was asked for."""

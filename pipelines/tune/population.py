@@ -14,13 +14,15 @@ from typing import Any
 from ray import tune
 
 from pipelines.graph import make_graph
-from pipelines.stages import StageContext, TrialHost, plain
-from pipelines.storage import Storage
+from pipelines.stages.stage import StageContext
 from pipelines.train.checkpoint_folder import CheckpointFolder
+from pipelines.train.files import CHECKPOINTS
 from pipelines.train.history import History
-from pipelines.train.layout import CHECKPOINTS
+from pipelines.train.trial_host import TrialHost
 from pipelines.tune.journal import Report
 from pipelines.tune.trial import HOPELESS, TrialJob, TuneTracker, tell_failure
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 
 POPULATION = "population"
 """Folder of the search that holds a folder per trial."""

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from pipelines.figures.files import png
-from pipelines.stages import plain, versions
 from pipelines.tables import table
 from pipelines.tune import figures
 from pipelines.tune.finals import Standing, final_records, standings
@@ -21,6 +20,7 @@ from pipelines.tune.proposals import importances
 from pipelines.tune.search import Search
 from pipelines.tune.space import Setting, describe
 from pipelines.tune.tracking import SearchTracker
+from pipelines.workspace.artifact import plain, versions
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from ray import tune
 from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
-from pipelines.configs import TrainResources
-from pipelines.ray_session import cluster_cpus, cluster_gpus, worker_gpus
+from pipelines.recipe.resources import TrainResources
+from pipelines.resources.ray_session import cluster_cpus, cluster_gpus, worker_gpus
 from pipelines.tune.driver import Driver, DriverCallback, DriverSearcher, configuration, name_of
 from pipelines.tune.journal import Journal, TrialRecord
 from pipelines.tune.population import POPULATION, run_member

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from pipelines.placement import checked_nodes, require_lasting
-from pipelines.records import MANIFEST_FILE
-from pipelines.storage import Storage
+from pipelines.resources.placement import checked_nodes, require_lasting
+from pipelines.stages.places import places_of
 from pipelines.tune.search import Search
+from pipelines.workspace.records import MANIFEST_FILE
+from pipelines.workspace.storage import Storage
 
 if TYPE_CHECKING:
     from pipelines.tune.inputs import InputStages
@@ -28,13 +29,16 @@ def run_search(search: Search) -> None:
         ValueError: there is nothing to validate with, or no training reached its end.
     """
     require_lasting(search.graph.workspace)
-    from pipelines.allotment import allot
-    from pipelines.ray_session import ray_session
+    from pipelines.resources.allotment import allot
+    from pipelines.resources.ray_session import ray_session
 
     recipe = search.recipe
     # Ray Train learns from the dashboard that a trial with a worker group was ended, and frees its resources.
     dashboard = search.resources.workers > 1
-    with ray_session(recipe.resources, dashboard=dashboard), checked_nodes(search.graph, recipe):
+    with (
+        ray_session(recipe.resources, dashboard=dashboard),
+        checked_nodes(search.graph.workspace, places_of(search.graph, recipe)),
+    ):
         allot([*(stage.name for stage in search.shared), search.config.stage], recipe.resources)
         # They import Ray, whose switches the session sets first.
         from pipelines.tune.inputs import InputStages

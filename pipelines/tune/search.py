@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pipelines.configs import Recipe, TrainResources
 from pipelines.graph import make_graph
-from pipelines.runs import folders_of
-from pipelines.stages import Graph, Stage, digest, plain
-from pipelines.storage import Storage
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.resources import TrainResources
+from pipelines.stages.stage import Graph, Stage
 from pipelines.tune.configs import SearchConfig
 from pipelines.tune.journal import Phase, TrialRecord
 from pipelines.tune.space import Setting, Space, describe, with_values
+from pipelines.workspace.artifact import digest, plain
+from pipelines.workspace.storage import Storage
 
 MakeRecipe = Callable[[Mapping[str, Any]], Recipe]
 """The recipe that a document describes, checked as on the command line; raises ``ValueError``."""
@@ -107,7 +108,7 @@ class Search:
             values=values,
             seed=seed,
             fingerprint=graph.fingerprints[self.config.stage],
-            folders=tuple(folders_of(graph, with_inputs(graph, self.config.stage))),
+            folders=tuple(graph.folders(with_inputs(graph, self.config.stage))),
         )
 
     @cached_property

@@ -12,13 +12,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipelines.configs import Recipe
-from pipelines.stages import plain
-from pipelines.storage import Storage
-from pipelines.tracking import MlflowStageTracker, PipelineTracker, Status, key_of
+from pipelines.recipe.recipe import Recipe
+from pipelines.tracking.mlflow_runs import MlflowStageTracker, PipelineTracker, Status, key_of
 from pipelines.train.history import History
 from pipelines.tune.journal import TrialRecord
 from pipelines.tune.search import Search
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 
 _STATUS: Mapping[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 

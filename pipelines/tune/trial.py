@@ -13,15 +13,17 @@ from typing import Any
 
 from ray import tune
 
-from pipelines.configs import Recipe
 from pipelines.graph import make_graph
-from pipelines.stages import StageTracker, TrialHost, plain
-from pipelines.storage import Storage
+from pipelines.recipe.recipe import Recipe
+from pipelines.tracker import StageTracker
+from pipelines.train.files import CHECKPOINTS, RAY_TRAIN, SCORE
 from pipelines.train.history import History, Point
-from pipelines.train.layout import CHECKPOINTS, RAY_TRAIN, SCORE
+from pipelines.train.trial_host import TrialHost
 from pipelines.tune.journal import Report
 from pipelines.tune.search import MakeRecipe, Search
 from pipelines.tune.space import with_values
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 
 PROGRESS, VALUE = "progress", "value"
 """What a scheduler reads in a report: its clock, and the metric."""

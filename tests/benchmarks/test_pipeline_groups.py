@@ -14,13 +14,16 @@ from benchmarks.clips import generated_clips, link_videos, real_clips
 from benchmarks.memory import Run
 from benchmarks.rows import ResultsDifferError
 from hbi_models.configs import RetrievalConfig
-from pipelines.configs import DataConfig, FramesConfig, Recipe, ShapesConfig
-from pipelines.data.frame_store import FrameStore
-from pipelines.data.frames import make_extract_frames
-from pipelines.data.frames_stage import frames_pool
 from pipelines.graph import make_graph
-from pipelines.records import INDEX_FILE
-from pipelines.stages import Artifact, Graph
+from pipelines.recipe.data import DataConfig, ShapesConfig
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.stage import Graph
+from pipelines.video.extraction import make_extract_frames
+from pipelines.video.frame_store import FrameStore
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.records import INDEX_FILE
 
 CONFIG = FramesConfig(fps=2, max_frames=4, short_side_px=48)
 

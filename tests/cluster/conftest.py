@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from pipelines.data.labels_stage import labels_pool
 from pipelines.graph import make_graph
-from pipelines.records import INDEX_FILE
-from pipelines.stages import Graph
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import WEIGHTS
-from pipelines.train.layout import MODEL
+from pipelines.models.folder import MODEL
+from pipelines.models.weights import WEIGHTS
+from pipelines.stages.labels import labels_pool
+from pipelines.stages.stage import Graph
+from pipelines.workspace.records import INDEX_FILE
+from pipelines.workspace.storage import Storage
 from tests.cluster.ray_nodes import RayCluster, ray_cluster
 from tests.jobs.recipes import command, read, run_command, write_recipe
 from tests.pipelines.conftest import s3_bucket

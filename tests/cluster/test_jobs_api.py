@@ -28,7 +28,7 @@ import json, os, ray, jobs.run, pipelines
 here = os.getcwd()
 files = [os.path.relpath(os.path.join(folder, name), here) for folder, _, names in os.walk(here) for name in names]
 ray.init(log_to_driver=False)
-worker = ray.get(ray.remote(lambda: __import__("pipelines.data.manifest", fromlist=["manifest"]).__file__).remote())
+worker = ray.get(ray.remote(lambda: __import__("pipelines.datasets.manifest", fromlist=["manifest"]).__file__).remote())
 print("FOUND " + json.dumps({"cwd": here, "files": files, "driver": pipelines.__file__, "worker": worker}))
 """
 

@@ -136,11 +136,13 @@ DRIVER = """
 import sys
 from jobs.settings import read_recipe, recipe_parser
 from pipelines.graph import make_graph
-from pipelines.placement import PlacementError, check_new_nodes, checked_nodes
-from pipelines.ray_session import ray_session
+from pipelines.resources.placement import PlacementError, check_new_nodes, checked_nodes
+from pipelines.stages.places import places_of
+from pipelines.resources.ray_session import ray_session
 
 recipe, _ = read_recipe(recipe_parser("test"), sys.argv[1:])
-with ray_session(recipe.resources), checked_nodes(make_graph(recipe), recipe):
+graph = make_graph(recipe)
+with ray_session(recipe.resources), checked_nodes(graph.workspace, places_of(graph, recipe)):
     check_new_nodes()
     print("ready", flush=True)
     sys.stdin.readline()

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.storage import Storage
+from pipelines.workspace.storage import Storage
 from tests.cluster.conftest import Result
 from tests.cluster.ray_nodes import ROOT, ray_cluster
 from tests.mlflow_server import mlflow_server

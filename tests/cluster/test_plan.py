@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.plan_cluster import Cluster, Finished, main
-from pipelines.records import MANIFEST, MANIFEST_FILE
-from pipelines.stages import ARTIFACT
-from pipelines.storage import Storage
-from pipelines.train.layout import HISTORY
+from pipelines.train.files import HISTORY
+from pipelines.workspace.artifact import ARTIFACT
+from pipelines.workspace.records import MANIFEST, MANIFEST_FILE
+from pipelines.workspace.storage import Storage
 
 CORES, ACTORS, WORKERS = 4, 2, 2
 CAPTIONS, EPOCHS, BATCH = 3, 2, 6

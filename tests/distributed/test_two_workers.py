@@ -11,18 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.storage import Storage
 from pipelines.train.checkpoints import Position
-from pipelines.train.collectives import (
-    all_gather_with_gradient,
-    gather_objects,
-    mean_over_ranks,
-    rank,
-    world_size,
-)
+from pipelines.train.collectives import all_gather_with_gradient, gather_objects, mean_over_ranks, rank, world_size
 from pipelines.train.loop import LoopSettings, NonFiniteLossError, Task, TrainingLoop
 from pipelines.train.retrieval import RetrievalTask
 from pipelines.train.video_qa import VideoQATask
+from pipelines.workspace.storage import Storage
 from tests.distributed.processes import run_ranks
 from tests.steep_task import SteepTask
 from tests.tiny_estimator import estimator_task, write_labels

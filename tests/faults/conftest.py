@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.storage import Storage
+from pipelines.workspace.storage import Storage
 from tests.faults.finished_run import FinishedRun, write_full_recipe
 from tests.faults.flaky_s3 import FlakyS3, flaky_s3
 from tests.jobs.recipes import read, run
-from tests.pipelines.data.conftest import process, real_videos, remux, write_video
+from tests.pipelines.conftest import process, real_videos, remux, write_video
 
 __all__ = ["process", "real_videos", "remux", "write_video"]
 

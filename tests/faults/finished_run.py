@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipelines.configs import Recipe
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.labels_stage import labels_pool
 from pipelines.graph import make_graph
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import WEIGHTS
-from pipelines.train.layout import HISTORY, MODEL, RAY_SNAPSHOT, RAY_TRAIN
+from pipelines.models.folder import MODEL
+from pipelines.models.weights import WEIGHTS
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.labels import labels_pool
+from pipelines.train.files import HISTORY, RAY_SNAPSHOT, RAY_TRAIN
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import read, write_recipe
 
 CHECKPOINT_EVERY = 5

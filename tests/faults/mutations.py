@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from pipelines.storage import DamagedFileError
+from pipelines.workspace.errors import DamagedFileError
 
 FACTOR = int(os.environ.get("HBI_FUZZ_FACTOR", "1"))
 """How many times as many inputs are tried; `make test-faults` sets it."""

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.configs import DataConfig, FramesConfig
-from pipelines.data.decode_child import ExtractSettings
-from pipelines.data.decode_process import DecodeProcess, ExtractionError
-from pipelines.data.frames import make_extract_frames
-from pipelines.data.manifest import build_manifest
-from pipelines.storage import Storage, StorageError
+from pipelines.datasets.manifest import build_manifest
+from pipelines.recipe.data import DataConfig
+from pipelines.recipe.frames import FramesConfig
+from pipelines.video.decode_child import ExtractSettings
+from pipelines.video.decode_process import DecodeProcess, ExtractionError
+from pipelines.video.extraction import make_extract_frames
+from pipelines.workspace.errors import StorageError
+from pipelines.workspace.storage import Storage
 from tests.faults.flaky_s3 import FlakyS3
-from tests.pipelines.data.test_frames import manifest_row
+from tests.pipelines.video.test_extraction import manifest_row
 
 pytestmark = pytest.mark.fault
 
@@ -241,7 +243,7 @@ decode_child.main(sys.argv[1:])
 _ANSWERS = """
 import sys
 from pipelines.data import decode_child
-from pipelines.data.messages import Message
+from pipelines.video.messages import Message
 decode_child._serve = lambda request: Message({header!r}, {blobs!r})
 decode_child.main(sys.argv[1:])
 """

@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.data.frame_store import FrameStore, LostFramesError, decode_images
-from pipelines.records import FRAMES, INDEX_FILE
-from pipelines.shards import ShardPool
-from pipelines.stages import ARTIFACT, Graph, Stage, StageContext, StageTracker
-from pipelines.storage import DamagedFileError, Storage, StorageError
+from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.tracker import StageTracker
 from pipelines.train.batches import load_ahead
+from pipelines.video.frame_store import FrameStore, LostFramesError, decode_images
+from pipelines.workspace.artifact import ARTIFACT
+from pipelines.workspace.errors import DamagedFileError, StorageError
+from pipelines.workspace.records import FRAMES, INDEX_FILE
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 from tests.faults.flaky_s3 import FlakyS3
 
 pytestmark = pytest.mark.fault

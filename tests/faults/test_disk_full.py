@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.records import FRAMES
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage, StorageError
-from pipelines.train.checkpoints import Position, save_model, save_training
+from pipelines.models.weights import save_model
+from pipelines.train.checkpoints import Position, save_training
+from pipelines.workspace.errors import StorageError
+from pipelines.workspace.records import FRAMES
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 from tests.faults.conftest import SmallDisk
 
 pytestmark = pytest.mark.fault
@@ -45,7 +47,7 @@ def test_a_limit_on_the_size_of_files_is_named_too(tmp_path: Path) -> None:
     """Needs no rights, unlike the tests with a disk of their own."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "from pipelines.storage import Storage, StorageError\n"
+        "from pipelines.workspace.storage import Storage, StorageError\n"
         f"storage = Storage({str(tmp_path)!r})\n"
         "try: storage.write_bytes('a', b'1' * 100_000)\n"
         "except StorageError as error: print(error)\n"

@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.settings import read_recipe, recipe_parser
-from pipelines.configs import DataConfig, Recipe
-from pipelines.data.manifest import build_manifest
-from pipelines.stages import ARTIFACT, Graph, Stage, plain
-from pipelines.storage import Storage
+from pipelines.datasets.manifest import build_manifest
+from pipelines.recipe.data import DataConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.stage import Graph, Stage
+from pipelines.workspace.artifact import ARTIFACT, plain
+from pipelines.workspace.storage import Storage
 from tests.dataset_copies import write_activitynet, write_didemo, write_msrvtt, write_msrvtt_qa, write_msvd
 from tests.faults.mutations import damaged, damaged_json, fuzz, json_values, refuses_clearly
 

@@ -18,33 +18,31 @@ from torch import nn
 
 from hbi_models.clip.loading import read_checkpoint
 from hbi_models.configs import RetrievalConfig
-from pipelines.configs import FramesConfig
-from pipelines.data.decode_process import DecodeProcess, Reason
-from pipelines.data.frame_store import FrameStore, LostFramesError, decode_images
-from pipelines.data.frames import make_extract_frames
-from pipelines.records import FRAMES
-from pipelines.shards import ShardPool
-from pipelines.stages import plain
-from pipelines.storage import DamagedFileError, Storage
+from pipelines.models.weights import WEIGHTS, load_weights, read_description, save_model
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.reading import config_from_plain
 from pipelines.train.checkpoints import (
     CURVE,
     DESCRIPTION,
     POSITION,
     TRAINING,
-    WEIGHTS,
     Position,
-    config_from_plain,
     load_curve,
     load_training,
-    load_weights,
-    read_description,
     save_curve,
-    save_model,
     save_training,
 )
+from pipelines.video.decode_process import DecodeProcess, Reason
+from pipelines.video.extraction import make_extract_frames
+from pipelines.video.frame_store import FrameStore, LostFramesError, decode_images
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.errors import DamagedFileError
+from pipelines.workspace.records import FRAMES
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 from tests.faults.mutations import damaged, damaged_json, fuzz, refuses_clearly
 from tests.faults.test_damaged_files import rows
-from tests.pipelines.data.test_frames import manifest_row
+from tests.pipelines.video.test_extraction import manifest_row
 
 pytestmark = [pytest.mark.fault, pytest.mark.filterwarnings("ignore")]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from jobs.run import main
-from pipelines.configs import Recipe
 from pipelines.graph import make_graph
-from pipelines.stages import ARTIFACT
-from pipelines.storage import Storage
-from pipelines.train.layout import RAY_TRAIN
+from pipelines.recipe.recipe import Recipe
+from pipelines.train.files import RAY_TRAIN
+from pipelines.workspace.artifact import ARTIFACT
+from pipelines.workspace.storage import Storage
 from tests.faults.finished_run import (
     CHECKPOINT_EVERY,
     FinishedRun,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.graph import make_graph
-from pipelines.storage import Storage
+from pipelines.workspace.storage import Storage
 from tests.cluster.ray_nodes import ROOT, RayCluster, ray_cluster
 from tests.faults.finished_run import (
     CHECKPOINT_EVERY,

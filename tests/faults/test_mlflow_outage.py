@@ -19,18 +19,21 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from hbi_models.retrieval import RetrievalModel
-from pipelines.configs import Recipe, TrackingConfig
 from pipelines.graph import make_graph
-from pipelines.mlflow_recorder import MlflowRecorder
-from pipelines.outbox import FOLDER, Outbox
+from pipelines.models.folder import MODEL
+from pipelines.models.weights import save_model
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.tracking import TrackingConfig
 from pipelines.run import run_plan
-from pipelines.stages import Graph, Stage, StageContext
-from pipelines.storage import Storage, StorageError
-from pipelines.tracking import PipelineTracker, deliver_kept
-from pipelines.train.checkpoints import save_model
+from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.tracking.mlflow_runs import PipelineTracker, deliver_kept
+from pipelines.tracking.outbox import FOLDER, Outbox
+from pipelines.tracking.recorder import MlflowRecorder
+from pipelines.train.files import HISTORY
 from pipelines.train.history import History
-from pipelines.train.layout import HISTORY, MODEL
 from pipelines.tune.tracking import SearchTracker
+from pipelines.workspace.errors import StorageError
+from pipelines.workspace.storage import Storage
 from tests.cluster.ray_nodes import free_ports, wait_for
 from tests.faults.test_whole_runs import recipe_file, succeeded
 from tests.jobs.killing import wait_until
@@ -61,8 +64,8 @@ def server(stoppable: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowSe
     stoppable.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stoppable.uri)
     # What waits for seconds in a run waits for fractions in a test.
-    monkeypatch.setattr("pipelines.outbox._FIRST_PAUSE_S", 0.2)
-    monkeypatch.setattr("pipelines.outbox._LONGEST_PAUSE_S", 1.0)
+    monkeypatch.setattr("pipelines.tracking.outbox._FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr("pipelines.tracking.outbox._LONGEST_PAUSE_S", 1.0)
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     return stoppable
@@ -185,9 +188,9 @@ def test_a_server_that_is_down_at_the_start_and_dies_on_the_way_misses_nothing(
 
 DRIVER = """
 import sys, time
-from pipelines.configs import TrackingConfig
-from pipelines.storage import Storage
-from pipelines.tracking import PipelineTracker
+from pipelines.recipe.recipe import TrackingConfig
+from pipelines.workspace.storage import Storage
+from pipelines.tracking.mlflow_runs import PipelineTracker
 workspace = Storage(sys.argv[1])
 tracker = PipelineTracker(workspace, TrackingConfig(experiment=sys.argv[2]), {"seed": 42}, name="killed")
 stage = tracker.stage("training", "0" * 16, {"rate": 0.1})

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.storage import Storage, StorageError
+from pipelines.workspace.errors import StorageError
+from pipelines.workspace.storage import Storage
 from tests.faults.flaky_s3 import FlakyS3, Request
 
 pytestmark = pytest.mark.fault

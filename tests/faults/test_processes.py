@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.configs import ActorResources, Recipe, TaskResources
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.labels_stage import labels_pool
-from pipelines.ray_leftovers import keep_session_folder, make_session_folder, remove_dead_sessions
-from pipelines.storage import Storage
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.resources import ActorResources, TaskResources
+from pipelines.resources.ray_leftovers import keep_session_folder, make_session_folder, remove_dead_sessions
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.labels import labels_pool
+from pipelines.workspace.storage import Storage
 from tests.jobs.clips import ClipsFile
 from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, label_rows, shards
 from tests.jobs.killing import descendants, kill, wait_until, wait_until_gone, worker_at, workers_at
@@ -143,8 +144,8 @@ def test_what_a_killed_run_left_of_its_ray_is_removed_by_the_next(
         monkeypatch.setenv("TMPDIR", temporary)
         monkeypatch.setattr(tempfile, "tempdir", None)
         code = (
-            "from pipelines.configs import ResourcesConfig\n"
-            "from pipelines.ray_session import ray_session\n"
+            "from pipelines.recipe.recipe import ResourcesConfig\n"
+            "from pipelines.resources.ray_session import ray_session\n"
             "with ray_session(ResourcesConfig(local_cpus=1, local_object_store_gb=0.1)):\n"
             "    print('ready', flush=True)\n"
             "    input()\n"

@@ -27,9 +27,9 @@ LOOPBACK = {
 DRIVER = """
 import json, sys
 import pyarrow as pa
-from pipelines.configs import ActorResources, ResourcesConfig
-from pipelines.ray_session import ray_session
-from pipelines.shards import map_shards
+from pipelines.recipe.recipe import ActorResources, ResourcesConfig
+from pipelines.resources.ray_session import ray_session
+from pipelines.workspace.shards import map_shards
 
 class Copy:
     def __call__(self, table):

@@ -14,14 +14,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.configs import TrainResources
-from pipelines.records import INDEX_FILE, MANIFEST_FILE
-from pipelines.stages import StageContext, StageTracker, TrialHost
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import Position, load_weights
-from pipelines.train.layout import NON_FINITE
+from pipelines.models.weights import load_weights
+from pipelines.recipe.resources import TrainResources
+from pipelines.tracker import StageTracker
+from pipelines.train.checkpoints import Position
+from pipelines.train.files import NON_FINITE
 from pipelines.train.loop import LoopSettings, NonFiniteLossError, TrainingLoop
 from pipelines.train.ray_trainer import train_on_ray
+from pipelines.train.trial_host import TrialHost
+from pipelines.workspace.records import INDEX_FILE, MANIFEST_FILE
+from pipelines.workspace.storage import Storage
 from tests.steep_task import SteepTask
 from tests.tiny_estimator import estimator_task, write_labels
 from tests.tiny_retrieval import retrieval_config, retrieval_task, write_split_data
@@ -66,18 +68,18 @@ def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_and_the_ids_of_
     batches = list(task.batches(Position()))[: task.steps(0)]
     offender = batches[-1].names[0]
     spoil_a_label(tmp_path, offender.split(",")[0])
-    context = StageContext(
-        Storage(str(tmp_path)), Storage(str(tmp_path / "estimator")), "f", {}, StageTracker(), trial=TrialHost()
-    )
+    output = Storage(str(tmp_path / "estimator"))
     with pytest.raises(NonFiniteLossError) as failure:
         train_on_ray(
             estimator_task(tmp_path, epochs=3),
-            context,
+            output,
+            StageTracker(),
             resources=TrainResources(workers=1, gpus_per_worker=0.0),
             settings=LoopSettings(checkpoint_every_steps=1),
             precision="float32",
+            trial=TrialHost(),
         )
-    message, report = str(failure.value), context.output.read_json(NON_FINITE)
+    message, report = str(failure.value), output.read_json(NON_FINITE)
     assert f"the loss is nan at step {task.steps(0) - 1}" in message
     assert str(tmp_path / "estimator" / NON_FINITE) in message
     assert (report["what"], report["step"], report["value"]) == ("loss", task.steps(0) - 1, "nan")

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from hbi_models.clip.loading import read_checkpoint
-from pipelines.data.frame_store import FrameStore
-from pipelines.data.line_files import MAX_LINE_CHARS
-from pipelines.data.msrvtt_qa import read_msrvtt_qa
-from pipelines.data.video_files import list_videos
-from pipelines.storage import Storage
+from pipelines.datasets.line_files import MAX_LINE_CHARS
+from pipelines.datasets.msrvtt_qa import read_msrvtt_qa
+from pipelines.datasets.video_files import list_videos
+from pipelines.models.initial_weights import load_checkpoint
 from pipelines.train.checkpoints import TRAINING, load_training
-from pipelines.train.initial_weights import load_checkpoint
+from pipelines.video.frame_store import FrameStore
+from pipelines.workspace.storage import Storage
 from tests.dataset_copies import write_msrvtt_qa
 from tests.tiny_retrieval import retrieval_config
 

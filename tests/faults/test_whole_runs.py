@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.frames_stage import frames_pool
 from pipelines.graph import make_graph
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import WEIGHTS
-from pipelines.train.layout import HISTORY, MODEL, NON_FINITE, RAY_TRAIN
+from pipelines.models.folder import MODEL
+from pipelines.models.weights import WEIGHTS
+from pipelines.stages.frames import frames_pool
+from pipelines.train.files import HISTORY, NON_FINITE, RAY_TRAIN
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 from tests.faults.conftest import SmallDisk, mounted
 from tests.faults.flaky_s3 import FlakyS3
 from tests.jobs.recipes import command, read, run_command, write_recipe

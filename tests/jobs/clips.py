@@ -6,9 +6,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from pipelines.configs import ShapesConfig
-from pipelines.data.shapes import VIDEOS_FOLDER, write_clips
-from pipelines.storage import Storage
+from pipelines.recipe.data import ShapesConfig
+from pipelines.shapes.data_set import VIDEOS_FOLDER, write_clips
+from pipelines.workspace.storage import Storage
 
 DISTINCT = 6
 

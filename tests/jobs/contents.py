@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.configs import Recipe
-from pipelines.data.frames import make_extract_frames
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.labels_stage import labels_pool
 from pipelines.graph import make_graph
-from pipelines.records import INDEX_FILE, MANIFEST_FILE
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.labels import labels_pool
+from pipelines.video.extraction import make_extract_frames
+from pipelines.workspace.records import INDEX_FILE, MANIFEST_FILE
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 
 LabelRows = dict[tuple[str, int], dict[str, Any]]
 

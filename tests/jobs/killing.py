@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines.storage import Storage
-from pipelines.train.layout import HISTORY, RAY_SNAPSHOT
+from pipelines.train.files import HISTORY, RAY_SNAPSHOT
+from pipelines.workspace.storage import Storage
 
 
 def kill_when(

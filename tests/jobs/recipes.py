@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from jobs.settings import read_recipe, recipe_parser
-from pipelines.configs import Recipe
 from pipelines.graph import make_graph
+from pipelines.recipe.recipe import Recipe
 from pipelines.run import run_plan
-from pipelines.stages import Graph, Outcome
+from pipelines.stages.stage import Graph, Outcome
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, MAX_WORDS, write_architecture
 
 

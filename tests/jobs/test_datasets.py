@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.configs import Recipe
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.labels_stage import labels_pool
-from pipelines.data.splits import SplitView
-from pipelines.evaluate.encoding import encode_texts, encode_videos
-from pipelines.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE
-from pipelines.stages import Artifact, Outcome
-from pipelines.storage import Storage
+from pipelines.models.encoding import encode_texts, encode_videos
+from pipelines.models.folder import MODEL
+from pipelines.models.weights import load_model
+from pipelines.recipe.recipe import Recipe
+from pipelines.splits import SplitView
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.labels import labels_pool
+from pipelines.stages.stage import Outcome
 from pipelines.tables import outcome_table
-from pipelines.train.checkpoints import load_model
-from pipelines.train.layout import MODEL
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE
+from pipelines.workspace.storage import Storage
 from tests.dataset_copies import write_activitynet, write_didemo, write_msrvtt, write_msvd
 from tests.jobs.recipes import read, run, write_recipe
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES

@@ -9,12 +9,13 @@ import torch
 from hbi_models.published_weights import retrieval_to_published
 from hbi_models.retrieval import RetrievalModel
 from jobs import draw
-from pipelines.configs import FramesConfig, ShapesConfig
-from pipelines.data.shapes import write_clips
-from pipelines.stages import plain
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import save_model
-from pipelines.train.layout import FRAMES_JSON
+from pipelines.models.folder import FRAMES_JSON
+from pipelines.models.weights import save_model
+from pipelines.recipe.data import ShapesConfig
+from pipelines.recipe.frames import FramesConfig
+from pipelines.shapes.data_set import write_clips
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import write_recipe
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, retrieval_config
 

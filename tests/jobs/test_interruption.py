@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.configs import Recipe
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.labels_stage import labels_pool
-from pipelines.records import INDEX_FILE
-from pipelines.runs import leftovers
-from pipelines.shards import ShardPool
-from pipelines.storage import Storage
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.labels import labels_pool
+from pipelines.workspace.records import INDEX_FILE
+from pipelines.workspace.runs import leftovers
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
 from tests.jobs.clips import ClipsFile
 from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, label_rows, shards, videos_in
 from tests.jobs.killing import kill_when

@@ -22,20 +22,23 @@ from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.similarity import token_cosines
-from pipelines.configs import ActorResources, Recipe
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.labels import LabelSettings, make_label_model
-from pipelines.data.labels_stage import labels_pool
-from pipelines.data.splits import SplitView
 from pipelines.graph import make_evaluation_graph, make_graph
-from pipelines.stages import Artifact, Outcome
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import WEIGHTS, load_model
+from pipelines.labels import LabelSettings, make_label_model
+from pipelines.models.folder import MODEL
+from pipelines.models.weights import WEIGHTS, load_model
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.resources import ActorResources
+from pipelines.splits import SplitView
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.labels import labels_pool
+from pipelines.stages.stage import Outcome
+from pipelines.train.files import HISTORY, RAY_SNAPSHOT
 from pipelines.train.history import History
-from pipelines.train.layout import HISTORY, MODEL, RAY_SNAPSHOT
 from pipelines.train.loop import LoopSettings, TrainingLoop
 from pipelines.train.pairs import TrainingData
 from pipelines.train.retrieval import RetrievalTask
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.storage import Storage
 from tests.jobs.killing import has_checkpoint, kill_when
 from tests.jobs.recipes import actions, command, read, run, run_command, write_recipe
 

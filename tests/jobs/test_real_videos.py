@@ -14,13 +14,13 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.configs import Recipe
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.labels_stage import labels_pool
-from pipelines.data.splits import SplitView
-from pipelines.records import ERRORS_FILE, INDEX_FILE
-from pipelines.stages import Artifact
-from pipelines.storage import Storage
+from pipelines.recipe.recipe import Recipe
+from pipelines.splits import SplitView
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.labels import labels_pool
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.records import ERRORS_FILE, INDEX_FILE
+from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import actions, read, run, write_recipe
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES
 

@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.graph import make_graph
-from pipelines.report.stage import PAGE
+from pipelines.stages.report import PAGE
 from tests.jobs.recipes import actions, read, run, write_recipe
 
 pytestmark = pytest.mark.slow

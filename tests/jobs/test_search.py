@@ -14,14 +14,14 @@ import torch
 
 from hbi_models.retrieval import RetrievalModel
 from jobs import search as search_job
-from pipelines.data.frame_store import FrameStore
-from pipelines.evaluate.encoding import encode_texts, encode_videos
-from pipelines.records import ERRORS_FILE, FEATURES, INDEX_FILE
-from pipelines.search.index_stage import CURRENT, features_pool
+from pipelines.models.encoding import encode_texts, encode_videos
+from pipelines.models.weights import load_model
+from pipelines.resources.sharded_work import Work
+from pipelines.search.index_folder import CURRENT, features_pool
 from pipelines.search.searcher import Searcher
-from pipelines.shards import Work
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import load_model
+from pipelines.video.frame_store import FrameStore
+from pipelines.workspace.records import ERRORS_FILE, FEATURES, INDEX_FILE
+from pipelines.workspace.storage import Storage
 from tests.search_index import build_index, write_model, write_videos
 
 QUERIES = ["a red circle moves left", "a small blue square grows", "the circle", "two shapes and then a star"]

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from jobs.settings import read_recipe, recipe_parser, run_job, set_up_logging
-from pipelines.configs import Recipe, ShapesConfig
-from pipelines.stages import plain
+from pipelines.recipe.data import ShapesConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.workspace.artifact import plain
 
 
 def parse(*arguments: str) -> Recipe:

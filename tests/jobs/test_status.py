@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jobs import gc, status
-from pipelines.locks import held
-from pipelines.storage import Storage
+from pipelines.workspace.locks import held
+from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import read, run, write_recipe
 
 

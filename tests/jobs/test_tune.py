@@ -14,11 +14,10 @@ import yaml
 
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser
 from jobs.tune import main
-from pipelines.configs import Recipe
 from pipelines.graph import make_graph
-from pipelines.stages import ARTIFACT
-from pipelines.storage import Storage
-from pipelines.train.layout import HISTORY, MODEL, SCORE
+from pipelines.models.folder import MODEL
+from pipelines.recipe.recipe import Recipe
+from pipelines.train.files import HISTORY, SCORE
 from pipelines.tune.checks import make_search
 from pipelines.tune.configs import SearchConfig
 from pipelines.tune.journal import Journal, TrialRecord
@@ -26,6 +25,8 @@ from pipelines.tune.plan import BEST_RECIPE, SUMMARY, is_done
 from pipelines.tune.population import POPULATION
 from pipelines.tune.run import run_search
 from pipelines.tune.search import Search
+from pipelines.workspace.artifact import ARTIFACT
+from pipelines.workspace.storage import Storage
 from tests.jobs.killing import kill_when
 from tests.jobs.recipes import actions, read, run, run_command, write_recipe
 

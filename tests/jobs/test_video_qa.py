@@ -22,18 +22,18 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.published_weights import video_qa_to_published
 from jobs import ask as ask_job
 from jobs import evaluate_video_qa
-from pipelines.configs import Recipe
-from pipelines.data.frames_stage import frames_pool
-from pipelines.data.labels_stage import labels_pool
-from pipelines.data.splits import QuestionView
-from pipelines.evaluate.prediction import load_answerer
 from pipelines.graph import make_graph, make_qa_evaluation_graph
-from pipelines.records import ANSWERS, MANIFEST_FILE
-from pipelines.stages import Artifact
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import load_video_qa
-from pipelines.train.layout import MODEL
-from pipelines.train.mlflow_model import VideoAnswerer, served_model
+from pipelines.models.folder import MODEL
+from pipelines.models.mlflow_model import VideoAnswerer, served_model
+from pipelines.models.prediction import load_answerer
+from pipelines.models.weights import load_video_qa
+from pipelines.recipe.recipe import Recipe
+from pipelines.splits import QuestionView
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.labels import labels_pool
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.records import ANSWERS, MANIFEST_FILE
+from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import actions, command, read, run, run_command, write_recipe
 from tests.tiny_retrieval import MAX_WORDS
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.sampling import published_cv2_frames, published_decord_frames, sample_frames
+from pipelines.video.sampling import published_cv2_frames, published_decord_frames, sample_frames
 
 
 def _arguments(row: dict[str, Any]) -> dict[str, Any]:

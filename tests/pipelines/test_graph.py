@@ -7,10 +7,12 @@ import pytest
 
 from hbi_models.configs import GameConfig, OptimizerConfig, RetrievalConfig
 from jobs.settings import read_recipe, recipe_parser
-from pipelines.configs import DataConfig, Recipe, RetrievalTrainingConfig, ShapesConfig
-from pipelines.data.answers import Vocabulary
+from pipelines.datasets.answers import Vocabulary
 from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluation_graph
-from pipelines.storage import Storage, content_digest
+from pipelines.recipe.data import DataConfig, ShapesConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.training import RetrievalTrainingConfig
+from pipelines.workspace.storage import Storage, content_digest
 
 STAGES = ["shapes", "manifest", "frames", "labels", "estimator", "retrieval", "evaluation"]
 

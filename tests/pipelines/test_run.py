@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.configs import Recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.run import run_plan
-from pipelines.stages import Graph, Stage, StageContext, StageTracker
-from pipelines.storage import Storage
-from pipelines.tracking import tracking_uri, ui_command
+from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.tracker import StageTracker
+from pipelines.tracking.mlflow_runs import tracking_uri, ui_command
+from pipelines.workspace.storage import Storage
 
 
 def graph(workspace: Path, last: Callable[[StageContext], Mapping[str, float]]) -> Graph:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.stages import Artifact, Outcome, Stage, Step
-from pipelines.storage import Storage
+from pipelines.stages.stage import Outcome, Stage, Step
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table, table
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.storage import Storage
 
 STAGE = Stage(name="frames", version=1, settings={}, inputs=(), run=lambda context: {})
 

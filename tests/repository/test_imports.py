@@ -19,7 +19,7 @@ HEAVY = ("torch", "ray", "mlflow", "open_clip")
         "jobs.serve",
         "jobs.settings",
         "jobs.tune",
-        "pipelines.configs",
+        "pipelines.recipe.recipe",
         "hbi_models.configs",
     ],
 )

@@ -7,7 +7,8 @@ import pytest
 
 from jobs.run import main
 from jobs.settings import read_recipe, recipe_parser
-from pipelines.configs import DataConfig, Recipe
+from pipelines.recipe.data import DataConfig
+from pipelines.recipe.recipe import Recipe
 from tests.dataset_copies import write_activitynet, write_didemo, write_msrvtt, write_msrvtt_qa, write_msvd
 
 ROOT = Path(__file__).parents[2]

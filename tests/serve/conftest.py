@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from hbi_models.video_qa import VideoQAModel
-from pipelines.configs import FramesConfig
-from pipelines.stages import plain
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import save_model
-from pipelines.train.layout import FRAMES_JSON
+from pipelines.models.folder import FRAMES_JSON
+from pipelines.models.weights import save_model
+from pipelines.recipe.frames import FramesConfig
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 from tests.search_index import build_index, write_model, write_videos
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES
 from tests.tiny_video_qa import VOCABULARY, video_qa_config

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
-from pipelines.evaluate.prediction import load_answerer
+from pipelines.models.prediction import load_answerer
 from pipelines.search.searcher import Searcher
 from tests.serve.conftest import MAX_UPLOAD_MB, VIDEOS, Server
 

@@ -14,10 +14,10 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import GameConfig
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.similarity import token_cosines
-from pipelines.configs import FramesConfig
 from pipelines.figures.maps import InteractionMaps
 from pipelines.figures.reading import PairReader, load_pair_reader
-from pipelines.train.checkpoints import save_model
+from pipelines.models.weights import save_model
+from pipelines.recipe.frames import FramesConfig
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, retrieval_config
 
 TEXT = "a red circle moves left then grows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from PIL import Image
 
 from hbi_models.configs import GameConfig
 from hbi_models.retrieval import RetrievalModel
-from pipelines.configs import FramesConfig, Recipe, ReportConfig
-from pipelines.data.frames_stage import frames_pool
-from pipelines.records import ANSWERS, ERRORS, ERRORS_FILE, INDEX_FILE, MANIFEST, MANIFEST_FILE, TOP_VIDEOS
-from pipelines.stages import Artifact, StageContext, StageTracker
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import save_model
+from pipelines.models.weights import save_model
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.report import ReportConfig
+from pipelines.report.content import Reader
+from pipelines.stages.frames import frames_pool
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.records import ANSWERS, ERRORS, ERRORS_FILE, INDEX_FILE, MANIFEST, MANIFEST_FILE, TOP_VIDEOS
+from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, retrieval_config
 
 VIDEOS, BROKEN = 7, "video7"
@@ -37,7 +41,7 @@ def report_recipe(folder: Path) -> Recipe:
     )
 
 
-def finished_run(recipe: Recipe) -> StageContext:
+def finished_run(recipe: Recipe) -> dict[str, Artifact]:
     """What the report of the recipe reads: a broken video, queries good and bad, wrong answers, a search."""
     workspace = Storage(recipe.workspace)
     ids = [f"video{number}" for number in range(VIDEOS)]
@@ -47,8 +51,12 @@ def finished_run(recipe: Recipe) -> StageContext:
     workspace.write_json("search/0123/summary.json", {"metric": "validation/score", "stage": "retrieval"})
     workspace.write_bytes("search/0123/landscape.png", _image("PNG", 0))
     names = ("manifest", "frames", "retrieval", "evaluation", "qa_evaluation")
-    inputs = {name: _artifact(workspace, name) for name in names}
-    return StageContext(workspace, workspace.folder("report/0123"), "0123", inputs, StageTracker())
+    return {name: _artifact(workspace, name) for name in names}
+
+
+def reader_of(artifacts: Mapping[str, Artifact], recipe: Recipe) -> Reader:
+    workspace = Storage(recipe.workspace)
+    return Reader(artifacts, workspace, frames_pool(workspace, recipe), recipe)
 
 
 def _artifact(workspace: Storage, name: str) -> Artifact:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipelines.configs import ReportConfig
+from pipelines.recipe.report import ReportConfig
 from pipelines.report.charts import HEIGHT, WIDTH, curve, curves, histogram, number
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.report.content import Reader
-from pipelines.report.stage import make_page
-from pipelines.stages import StageContext
-from tests.pipelines.report.run import BROKEN, HOSTILE, finished_run, report_recipe
+from pipelines.report.page import make_page
+from pipelines.workspace.artifact import Artifact
+from tests.pipelines.report.run import BROKEN, HOSTILE, finished_run, reader_of, report_recipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -34,13 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def context(folder: Path) -> StageContext:
+def artifacts(folder: Path) -> dict[str, Artifact]:
     return finished_run(report_recipe(folder))
 
 
 @pytest.fixture(scope="module")
-def page(folder: Path, context: StageContext) -> str:
-    return make_page(context, report_recipe(folder))
+def page(folder: Path, artifacts: dict[str, Artifact]) -> str:
+    return make_page(reader_of(artifacts, report_recipe(folder)), report_recipe(folder))
 
 
 def test_the_page_needs_no_other_file_and_no_network(page: str) -> None:
@@ -69,8 +67,8 @@ def test_the_page_shows_what_the_artifacts_hold(page: str) -> None:
     assert page.count('<figure class="picture">') == 3, "two interactions and a search"
 
 
-def test_queries_come_with_what_they_found(folder: Path, context: StageContext) -> None:
-    best, worst = Reader(context, report_recipe(folder)).queries
+def test_queries_come_with_what_they_found(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    best, worst = reader_of(artifacts, report_recipe(folder)).queries
     # Both found their video at once; the second was the surer.
     assert [query.own.video_id for query in best] == ["video5", "video4"]
     assert [(query.own.video_id, query.rank) for query in worst] == [("video3", 6), ("video6", 2)]
@@ -79,14 +77,14 @@ def test_queries_come_with_what_they_found(folder: Path, context: StageContext) 
     assert all(shown.picture.startswith("data:image/jpeg;base64,") for shown in worst[0].found)
 
 
-def test_mistakes_come_by_type_the_surest_first(folder: Path, context: StageContext) -> None:
-    mistakes = Reader(context, report_recipe(folder)).content([]).mistakes
+def test_mistakes_come_by_type_the_surest_first(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    mistakes = reader_of(artifacts, report_recipe(folder)).content([]).mistakes
     assert [(kind, count) for kind, count, _ in mistakes] == [("what", 3), ("how", 1)]
     assert [item.given for item in mistakes[0][2]] == ["pink", "white"]
 
 
-def test_the_data_are_counted_by_split(folder: Path, context: StageContext) -> None:
-    content = Reader(context, report_recipe(folder)).content([])
+def test_the_data_are_counted_by_split(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    content = reader_of(artifacts, report_recipe(folder)).content([])
     assert [(row.name, row.videos, row.captions, row.questions) for row in content.splits] == [
         ("train", 3, 3, 0),
         ("test", 5, 5, 8),
@@ -100,9 +98,9 @@ def test_the_data_are_counted_by_split(folder: Path, context: StageContext) -> N
     assert content.statistics[1].across[0].text == "2.5" and content.statistics[1].across[1].text == "2.75"
 
 
-def test_a_run_that_evaluates_nothing_has_a_page_too(folder: Path, context: StageContext) -> None:
-    inputs = {name: context.inputs[name] for name in ("manifest", "frames", "retrieval")}
-    page = make_page(replace(context, inputs=inputs), report_recipe(folder))
+def test_a_run_that_evaluates_nothing_has_a_page_too(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    inputs = {name: artifacts[name] for name in ("manifest", "frames", "retrieval")}
+    page = make_page(reader_of(inputs, report_recipe(folder)), report_recipe(folder))
     assert '<h2 id="training">' in page
     assert '<h2 id="retrieval">' not in page and '<h2 id="answers">' not in page
 

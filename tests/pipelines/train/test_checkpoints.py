@@ -10,19 +10,11 @@ from torch import nn
 
 from hbi_models.configs import GameConfig, MergingConfig, RetrievalConfig
 from hbi_models.retrieval import RetrievalModel
-from pipelines.stages import plain
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import (
-    TRAINING,
-    Position,
-    config_from_plain,
-    load_model,
-    load_training,
-    load_weights,
-    read_description,
-    save_model,
-    save_training,
-)
+from pipelines.models.weights import load_model, load_weights, read_description, save_model
+from pipelines.recipe.reading import config_from_plain
+from pipelines.train.checkpoints import TRAINING, Position, load_training, save_training
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import retrieval_config
 
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from hbi_models.configs import GameConfig
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import Position, save_model
-from pipelines.train.estimator import EstimatorConfig, EstimatorTask, load_estimator
+from pipelines.models.estimator import EstimatorConfig, load_estimator
+from pipelines.models.weights import save_model
+from pipelines.train.checkpoints import Position
+from pipelines.train.estimator import EstimatorTask
 from pipelines.train.loop import SCORE
+from pipelines.workspace.storage import Storage
 from tests.tiny_estimator import MAX_FRAMES, MAX_WORDS, TRAIN_PAIRS, estimator_task, label_rows, write_labels
 
 CPU = torch.device("cpu")

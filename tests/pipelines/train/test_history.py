@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import line_log
-from pipelines.line_log import LineLog
-from pipelines.storage import DamagedFileError, Storage
+from pipelines.train.files import HISTORY
 from pipelines.train.history import History, Point
-from pipelines.train.layout import HISTORY
+from pipelines.workspace import line_log
+from pipelines.workspace.errors import DamagedFileError
+from pipelines.workspace.line_log import LineLog
+from pipelines.workspace.storage import Storage
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.storage import Storage
+from pipelines.models.weights import WEIGHTS
 from pipelines.train.checkpoint_folder import CheckpointFolder
-from pipelines.train.checkpoints import WEIGHTS
 from pipelines.train.history import Point
 from pipelines.train.in_place import train_in_place
 from pipelines.train.loop import SCORE, UNSCORED, LoopSettings, NonFiniteLossError
+from pipelines.workspace.storage import Storage
 from tests.pipelines.train.test_loop import EPOCHS, STEPS, LineTask, Recorder, train
 
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hbi_models.configs import OptimizerConfig
-from pipelines.train.checkpoints import WEIGHTS, Position, load_curve
-from pipelines.train.layout import DESCRIPTION
+from pipelines.models.folder import DESCRIPTION
+from pipelines.models.weights import WEIGHTS
+from pipelines.train.checkpoints import Position, load_curve
 from pipelines.train.loop import SCORE, UNSCORED, LoopSettings, NonFiniteLossError, TrainingLoop
 
 CPU = torch.device("cpu")

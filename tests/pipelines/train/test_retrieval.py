@@ -9,12 +9,13 @@ import torch
 
 from hbi_models.configs import MergingConfig
 from hbi_models.retrieval import RetrievalModel
-from pipelines.configs import AugmentationConfig
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import Position, save_model
+from pipelines.models.weights import save_model
+from pipelines.recipe.training import AugmentationConfig
+from pipelines.train.checkpoints import Position
 from pipelines.train.loop import SCORE, LoopSettings, TrainingLoop
 from pipelines.train.pairs import PairBatch, PairSource
 from pipelines.train.retrieval import RetrievalTask
+from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import retrieval_config, retrieval_task, write_split_data
 
 CAPTIONS = (3, 1, 2, 2, 3, 1, 2, 1, 2)

@@ -17,14 +17,15 @@ from hbi_models.configs import GameConfig
 from hbi_models.published_weights import retrieval_to_published, video_qa_to_published
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
-from pipelines.configs import AugmentationConfig
-from pipelines.data.answers import Vocabulary
-from pipelines.storage import Storage
-from pipelines.train.checkpoints import Position, load_video_qa, save_model
-from pipelines.train.estimator import EstimatorConfig
+from pipelines.datasets.answers import Vocabulary
+from pipelines.models.estimator import EstimatorConfig
+from pipelines.models.weights import load_video_qa, save_model
+from pipelines.recipe.training import AugmentationConfig
+from pipelines.stages.video_qa import count_seen_test_videos
+from pipelines.train.checkpoints import Position
 from pipelines.train.loop import SCORE, LoopSettings, TrainingLoop
-from pipelines.train.stages import count_seen_test_videos
 from pipelines.train.video_qa import QuestionBatch, VideoQATask
+from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import training_data
 from tests.tiny_video_qa import OUTSIDE, VOCABULARY, video_qa_config, video_qa_task, write_question_data
 

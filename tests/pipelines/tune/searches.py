@@ -8,13 +8,14 @@ from typing import Any
 
 from hbi_models.configs import GameConfig, RetrievalConfig
 from jobs.settings import recipe_from_document
-from pipelines.configs import DataConfig, Recipe, ShapesConfig
-from pipelines.stages import plain
+from pipelines.recipe.data import DataConfig, ShapesConfig
+from pipelines.recipe.recipe import Recipe
 from pipelines.tune.checks import make_search
 from pipelines.tune.configs import SamplerConfig, SchedulerConfig, SearchConfig
 from pipelines.tune.journal import Phase, Report, TrialRecord, TrialState
 from pipelines.tune.search import Search
 from pipelines.tune.space import with_values
+from pipelines.workspace.artifact import plain
 
 KL, SKL = "model.loss.kl", "model.loss.skl"
 BOTH = {KL: "loguniform 0.05 10", SKL: "loguniform 0.05 10"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.train.layout import RETRIEVAL_METRICS
+from pipelines.train.files import RETRIEVAL_METRICS
 from pipelines.tune.configs import SchedulerConfig
 from tests.pipelines.tune.searches import BOTH, KL, SKL, search_of
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.storage import Storage
 from pipelines.tune.journal import Journal, Report
+from pipelines.workspace.storage import Storage
 from tests.pipelines.tune.searches import KL, record_of
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.configs import Recipe
-from pipelines.stages import plain
+from pipelines.recipe.recipe import Recipe
 from pipelines.tune.space import Range, Values, check_fields, field_names, flatten, parse_space, with_values
+from pipelines.workspace.artifact import plain
 
 
 @pytest.mark.parametrize(

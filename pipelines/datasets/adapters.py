@@ -1,0 +1,61 @@
+"""The data sets that are read from a folder of annotation files in its published layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.datasets import activitynet, didemo, msvd
+from pipelines.datasets.annotations import Annotations
+from pipelines.datasets.msrvtt import annotation_files, read_msrvtt
+from pipelines.datasets.msrvtt_qa import ANSWERS_FILE, QUESTION_FILES, read_msrvtt_qa
+from pipelines.datasets.video_files import VideoFolder
+from pipelines.recipe.data import DataConfig
+from pipelines.workspace.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """How one data set is read."""
+
+    title: str
+    """The data set's name in sentences."""
+
+    files: Callable[[DataConfig], tuple[Sequence[str], Sequence[str]]]
+    """Names of the annotation files that must be there, and of those that may be."""
+
+    read: Callable[[Storage, VideoFolder, DataConfig], Annotations]
+    """The annotated videos; raises ``FileNotFoundError`` or ``ValueError`` for files that cannot be used."""
+
+
+ADAPTERS: Mapping[str, Adapter] = {
+    "msrvtt": Adapter(
+        title="MSR-VTT",
+        files=lambda config: annotation_files(config.msrvtt_train_list),
+        # A generated data set has the layout, but not the size, of the published one.
+        read=lambda annotations, videos, config: read_msrvtt(
+            annotations, videos, train_list=config.msrvtt_train_list, check_counts=config.shapes is None
+        ),
+    ),
+    "msrvtt_qa": Adapter(
+        title="MSR-VTT-QA",
+        files=lambda config: (list(QUESTION_FILES.values()), [ANSWERS_FILE]),
+        read=lambda annotations, videos, config: read_msrvtt_qa(annotations, videos),
+    ),
+    "msvd": Adapter(
+        title="MSVD",
+        files=lambda config: (msvd.ANNOTATION_FILES, ()),
+        read=lambda annotations, videos, config: msvd.read_msvd(annotations, videos),
+    ),
+    "activitynet": Adapter(
+        title="ActivityNet Captions",
+        files=lambda config: (activitynet.ANNOTATION_FILES, ()),
+        read=lambda annotations, videos, config: activitynet.read_activitynet(annotations, videos),
+    ),
+    "didemo": Adapter(
+        title="DiDeMo",
+        files=lambda config: (didemo.ANNOTATION_FILES, ()),
+        read=lambda annotations, videos, config: didemo.read_didemo(annotations, videos),
+    ),
+}
+"""By ``DataConfig.dataset``; ``captions_file`` is the user's own and has no folder of annotations."""

@@ -1,0 +1,79 @@
+"""What an adapter of a data set hands to the manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pipelines.datasets.video_files import VideoFile
+from pipelines.recipe.data import Split
+
+OVERALL = "overall"
+"""Stands beside the types of questions in metrics, so that no type may be called so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a video and its answer; ``kind`` is its type: what, who, how, when, where or another.
+
+    ``split`` is the question's own: MSR-VTT-QA splits the videos in another way than the
+    retrieval lists do.
+    """
+
+    question: str
+    answer: str
+    kind: str
+    split: Split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedVideo:
+    """One video, or segment of one, with its sentences."""
+
+    video_id: str
+
+    uri: str
+    """Address of the file, or where it was expected."""
+
+    file: VideoFile | None
+    """The file at ``uri``; absent where there is none."""
+
+    split: Split
+    captions: Sequence[str]
+    questions: Sequence[Question] = ()
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Annotations:
+    """All videos of a data set in the order of its files."""
+
+    videos: Sequence[AnnotatedVideo]
+
+    warnings: Sequence[str] = field(default=())
+    """Sentences with counts, for the log and the report."""
+
+    files: Sequence[str] = field(default=())
+    """Addresses of the files that were read."""
+
+
+def clean_caption(text: str) -> str:
+    """``text`` in one line without outer spaces, and without characters that no file can hold.
+
+    JSON can spell half of a character beyond U+FFFF, as a caption cut off in the middle of an emoji has it.
+    """
+    return " ".join(text.encode("utf-8", "ignore").decode("utf-8").split())
+
+
+def count_by_split(videos: Iterable[AnnotatedVideo]) -> Counter[Split]:
+    """Number of videos in each split."""
+    return Counter(video.split for video in videos)
+
+
+def examples(items: Iterable[object], *, limit: int = 3) -> str:
+    """The first few of ``items`` as text, for messages about many."""
+    listed = [str(item) for item in items]
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

@@ -1,0 +1,220 @@
+"""The manifest: one row per video of any data set, and one error per video that is missing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from pipelines.datasets.adapters import ADAPTERS
+from pipelines.datasets.annotations import AnnotatedVideo, Annotations, count_by_split, examples
+from pipelines.datasets.captions_file import read_captions_file
+from pipelines.datasets.questions_file import attach_questions, read_questions_file
+from pipelines.datasets.video_files import VideoFile, list_videos, video_key
+from pipelines.recipe.data import DataConfig, Split
+from pipelines.workspace.records import ERRORS, MANIFEST
+from pipelines.workspace.storage import Storage, content_digest
+
+STAGE = "manifest"
+"""Name of the stage in the errors table."""
+
+MAX_VALIDATION_FRACTION = 1 / 3
+"""A validation split never takes more than this part of the training videos."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``table`` follows ``records.MANIFEST``, ``errors`` ``records.ERRORS``; ``warnings`` are sentences."""
+
+    table: pa.Table
+    errors: pa.Table
+    missing: Mapping[Split, int]
+    """Number of videos without a file in each split that has such."""
+
+    warnings: Sequence[str]
+
+
+def build_manifest(config: DataConfig, *, annotations: str | None = None, videos: str | None = None) -> Manifest:
+    """The manifest of the configured data set, in the order of its annotation files.
+
+    Args:
+        config: which data set.
+        annotations: where the annotations are, if not at ``config.annotations`` (a generated
+            data set lies in the workspace).
+        videos: likewise for the videos.
+
+    Raises:
+        FileNotFoundError: annotations or the folder of videos are not there.
+        ValueError: the annotations cannot be used, or too many videos are missing.
+    """
+    annotated = _read(config, annotations or config.annotations, videos or config.videos)
+    _refuse_missing(annotated.videos, config)
+    warnings = list(annotated.warnings)
+    entries = _carve_validation(annotated.videos, config.validation_videos, warnings)
+    entries = _validate_with_questions(entries)
+    missing = [entry for entry in entries if entry.file is None]
+    missing_by_split = count_by_split(missing)
+    if missing:
+        splits = ", ".join(f"{count:,} of {split}" for split, count in missing_by_split.items())
+        warnings.append(
+            f"{len(missing):,} of {len(entries):,} videos are missing, {splits} "
+            f"({examples(entry.uri for entry in missing)}); they are in the errors table"
+        )
+    if not any(entry.split == "train" and entry.file is not None for entry in entries):
+        warnings.append("there is no training video")
+    return Manifest(
+        table=pa.Table.from_pylist(
+            [_manifest_row(entry, entry.file) for entry in entries if entry.file is not None], schema=MANIFEST
+        ),
+        errors=pa.Table.from_pylist([_error_row(entry) for entry in missing], schema=ERRORS),
+        missing=missing_by_split,
+        warnings=warnings,
+    )
+
+
+def manifest_digest(config: DataConfig, *, annotations: str | None = None, videos: str | None = None) -> str:
+    """Changes when an annotation file's content or the listing of the videos changes; no video is read.
+
+    Raises:
+        FileNotFoundError: annotations or the folder of videos are not there.
+    """
+    annotations, videos = annotations or config.annotations, videos or config.videos
+    digest = hashlib.sha256()
+    if config.questions is not None:
+        digest.update(content_digest(config.questions).encode())
+    if config.dataset == "captions_file":
+        if annotations is not None:
+            digest.update(content_digest(annotations).encode())
+        # Their lines may name files anywhere, so no listing of one folder covers them.
+        for entry in _read_own(config, annotations, videos).videos:
+            digest.update(repr((entry.uri, entry.file)).encode())
+        return digest.hexdigest()
+    annotations, videos = _require(config, annotations, videos)
+    folder = Storage(annotations)
+    required, optional = ADAPTERS[config.dataset].files(config)
+    present = set(folder.files())
+    for name in (*required, *optional):
+        content = folder.read_bytes(name) if name in present else b""
+        digest.update(f"{name}\n{name in present}\n{len(content)}\n".encode() + content)
+    digest.update(list_videos(videos).digest().encode())
+    return digest.hexdigest()
+
+
+def _read(config: DataConfig, annotations: str | None, videos: str | None) -> Annotations:
+    if config.dataset == "captions_file":
+        annotated = _read_own(config, annotations, videos)
+    else:
+        annotations, videos = _require(config, annotations, videos)
+        annotated = ADAPTERS[config.dataset].read(Storage(annotations), list_videos(videos), config)
+    if config.questions is None or config.is_questions_alone:
+        return annotated
+    return attach_questions(annotated, config.questions, videos)
+
+
+def _read_own(config: DataConfig, annotations: str | None, videos: str | None) -> Annotations:
+    """The videos of the user's own captions, or of the questions where there are no captions."""
+    if annotations is not None:
+        return read_captions_file(annotations, videos)
+    if config.questions is not None:
+        return read_questions_file(config.questions, videos)
+    raise ValueError(
+        "data.annotations is not set; data.dataset captions_file needs a CSV or JSONL file of captions there, or one "
+        "of questions in data.questions"
+    )
+
+
+def _require(config: DataConfig, annotations: str | None, videos: str | None) -> tuple[str, str]:
+    title = ADAPTERS[config.dataset].title
+    if annotations is None:
+        raise ValueError(
+            f"data.annotations is not set; data.dataset {config.dataset} needs the folder of {title}'s annotation files"
+        )
+    if videos is None:
+        raise ValueError(f"data.videos is not set; data.dataset {config.dataset} needs the folder of the videos")
+    return annotations, videos
+
+
+def _refuse_missing(entries: Sequence[AnnotatedVideo], config: DataConfig) -> None:
+    missing = [entry.uri for entry in entries if entry.file is None]
+    if len(missing) > config.max_missing_fraction * len(entries):
+        raise ValueError(
+            f"{len(missing):,} of {len(entries):,} videos are missing ({len(missing) / len(entries):.1%}), among them "
+            f"{examples(missing)}; data.max_missing_fraction allows {config.max_missing_fraction:.1%}. "
+            "Check data.videos, or raise data.max_missing_fraction"
+        )
+
+
+def _carve_validation(entries: Sequence[AnnotatedVideo], wanted: int, warnings: list[str]) -> list[AnnotatedVideo]:
+    """Moves whole training files with the smallest hashes to the validation split.
+
+    Which videos they are does not depend on the others' order, and few move when videos are added.
+    """
+    counts = count_by_split(entries)
+    if counts["val"] or not wanted:
+        return list(entries)
+    allowed = int(counts["train"] * MAX_VALIDATION_FRACTION)
+    if wanted > allowed:
+        warnings.append(
+            f"data.validation_videos is {wanted:,} but there are only {counts['train']:,} training videos; "
+            f"{allowed:,} become the validation split"
+        )
+    segments: dict[str, list[AnnotatedVideo]] = {}
+    for entry in entries:
+        if entry.split == "train":
+            segments.setdefault(entry.uri, []).append(entry)
+    carved: set[str] = set()
+    # Ids, not addresses, decide: moving the data set to another place must not change the split.
+    for members in sorted(segments.values(), key=lambda group: _hash(min(entry.video_id for entry in group))):
+        if len(carved) + len(members) <= min(wanted, allowed):
+            carved.update(entry.video_id for entry in members)
+    return [replace(entry, split="val") if entry.video_id in carved else entry for entry in entries]
+
+
+def _validate_with_questions(entries: Sequence[AnnotatedVideo]) -> list[AnnotatedVideo]:
+    """Makes training questions about validation videos validation questions, where the data has none of its own."""
+    if any(question.split == "val" for entry in entries for question in entry.questions):
+        return list(entries)
+    return [
+        replace(
+            entry,
+            questions=[
+                replace(question, split="val") if question.split == "train" else question
+                for question in entry.questions
+            ],
+        )
+        if entry.split == "val"
+        else entry
+        for entry in entries
+    ]
+
+
+def _manifest_row(entry: AnnotatedVideo, file: VideoFile) -> dict[str, object]:
+    return {
+        "video_id": entry.video_id,
+        "uri": entry.uri,
+        "key": video_key(entry.video_id, file, entry.start_s, entry.end_s),
+        "start_s": entry.start_s,
+        "end_s": entry.end_s,
+        "split": entry.split,
+        "captions": list(entry.captions),
+        "questions": [
+            {"question": item.question, "answer": item.answer, "type": item.kind, "split": item.split}
+            for item in entry.questions
+        ],
+    }
+
+
+def _error_row(entry: AnnotatedVideo) -> dict[str, str]:
+    return {
+        "video_id": entry.video_id,
+        "uri": entry.uri,
+        "stage": STAGE,
+        "reason": "missing",
+        "message": f"{entry.split} video: no file at {entry.uri}",
+    }
+
+
+def _hash(video_id: str) -> str:
+    return hashlib.sha256(f"validation\n{video_id}".encode()).hexdigest()

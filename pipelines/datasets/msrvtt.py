@@ -1,0 +1,157 @@
+"""MSR-VTT in its published layout, with the questions of MSR-VTT-QA where they are present.
+
+Annotation folder: ``MSRVTT_data.json`` (sentences), ``MSRVTT_train.9k.csv`` or
+``MSRVTT_train.7k.csv`` (training ids), ``MSRVTT_JSFUSION_test.csv`` (the "1k-A" test: one caption
+per video) and optionally ``train.jsonl``, ``val.jsonl``, ``test.jsonl`` (questions). Videos:
+``<video_id>.<any video suffix>`` somewhere below one folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from pipelines.datasets.annotations import AnnotatedVideo, Annotations, Question, clean_caption, examples
+from pipelines.datasets.msrvtt_qa import ANSWERS_FILE, QUESTION_FILES, question_count_warnings, read_questions
+from pipelines.datasets.published_files import (
+    Locate,
+    count_warnings,
+    first_line,
+    locate_by_stem,
+    read_csv,
+    refuse_shared_videos,
+    require_files,
+)
+from pipelines.datasets.video_files import VideoFolder, check_video_id
+from pipelines.recipe.data import Split
+from pipelines.workspace.storage import Storage
+
+SENTENCES_FILE = "MSRVTT_data.json"
+TEST_FILE = "MSRVTT_JSFUSION_test.csv"
+
+PUBLISHED_VIDEOS = {"9k": 9000, "7k": 7010, "test": 1000}
+"""Videos of the published lists."""
+
+PUBLISHED_CAPTIONS_PER_VIDEO = 20
+
+
+def annotation_files(train_list: Literal["9k", "7k"]) -> tuple[list[str], list[str]]:
+    """Names of the files that must be there, and of those that may be."""
+    return [SENTENCES_FILE, f"MSRVTT_train.{train_list}.csv", TEST_FILE], [*QUESTION_FILES.values(), ANSWERS_FILE]
+
+
+def read_msrvtt(
+    annotations: Storage, videos: VideoFolder, *, train_list: Literal["9k", "7k"] = "9k", check_counts: bool = True
+) -> Annotations:
+    """The training list with all its captions and the test list with one caption per video.
+
+    Args:
+        annotations: folder of the annotation files.
+        videos: listing of the folder of the videos.
+        train_list: which published training list.
+        check_counts: warn where the numbers differ from the published ones.
+
+    Raises:
+        FileNotFoundError: a required annotation file is missing.
+        ValueError: a file does not have its published form, or a video is in both lists.
+    """
+    required, optional = annotation_files(train_list)
+    require_files(annotations, required, dataset="MSR-VTT")
+    present = set(annotations.files())
+
+    captions, empty = _read_sentences(annotations, SENTENCES_FILE)
+    train_ids = [row["video_id"] for row in read_csv(annotations, required[1], ("video_id",))]
+    test = {row["video_id"]: row["sentence"] for row in read_csv(annotations, TEST_FILE, ("video_id", "sentence"))}
+    refuse_shared_videos({required[1]: train_ids, TEST_FILE: test})
+
+    sentences: dict[str, Sequence[str]] = {video: captions.get(video, ()) for video in dict.fromkeys(train_ids)}
+    without = [video for video, texts in sentences.items() if not texts]
+    by_split = {split: read_questions(annotations, split) for split, name in QUESTION_FILES.items() if name in present}
+    questions: dict[str, list[Question]] = {}
+    for found in by_split.values():
+        for video, asked in found.items():
+            questions.setdefault(video, []).extend(asked)
+    locate = locate_by_stem(videos)
+    entries = [_entry(video, "train", texts, questions, locate) for video, texts in sentences.items() if texts] + [
+        _entry(video, "test", [sentence], questions, locate) for video, sentence in test.items()
+    ]
+
+    warnings = []
+    if empty:
+        warnings.append(f"{SENTENCES_FILE} holds {empty:,} empty captions; they are left out")
+    if without:
+        warnings.append(f"{len(without):,} training videos have no caption and are left out: {examples(without)}")
+    warnings += _question_warnings(entries, questions)
+    if check_counts:
+        warnings += _retrieval_count_warnings(train_list, sentences, test)
+        warnings += question_count_warnings(by_split)
+    files = [*required, *(name for name in optional if name in present)]
+    return Annotations(videos=entries, warnings=warnings, files=files)
+
+
+def _entry(
+    video_id: str,
+    split: Split,
+    captions: Sequence[str],
+    questions: Mapping[str, Sequence[Question]],
+    locate: Locate,
+) -> AnnotatedVideo:
+    uri, file = locate(video_id)
+    return AnnotatedVideo(
+        video_id=video_id, uri=uri, file=file, split=split, captions=captions, questions=questions.get(video_id, ())
+    )
+
+
+def _read_sentences(annotations: Storage, name: str) -> tuple[dict[str, list[str]], int]:
+    """Captions by video id, and the number of empty ones."""
+    try:
+        sentences = annotations.read_json(name)["sentences"]
+        pairs = [(str(sentence["video_id"]), clean_caption(str(sentence["caption"]))) for sentence in sentences]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{annotations.uri}/{name} is not MSR-VTT's sentence file ({first_line(error)}); it needs "
+            '{"sentences": [{"caption", "video_id", …}, …]}'
+        ) from error
+    captions: dict[str, list[str]] = {}
+    for video_id, caption in pairs:
+        if caption:
+            captions.setdefault(check_video_id(video_id, name), []).append(caption)
+    return captions, sum(not caption for _, caption in pairs)
+
+
+def _question_warnings(entries: Iterable[AnnotatedVideo], questions: Mapping[str, Sequence[Question]]) -> list[str]:
+    """MSR-VTT-QA splits the videos in another way than the retrieval lists do."""
+    warnings = []
+    seen = sum(
+        entry.split == "train" and any(question.split == "test" for question in entry.questions) for entry in entries
+    )
+    if seen:
+        warnings.append(
+            f"{seen:,} training videos of the retrieval lists are test videos of MSR-VTT-QA: a question model that "
+            "starts from a retrieval model trained on them has seen their captions"
+        )
+    absent = questions.keys() - {entry.video_id for entry in entries}
+    if absent:
+        warnings.append(
+            f"{len(absent):,} videos of MSR-VTT-QA are in none of the retrieval lists and are left out; "
+            "data.dataset msrvtt_qa takes them all"
+        )
+    return warnings
+
+
+def _retrieval_count_warnings(
+    train_list: Literal["9k", "7k"], train: Mapping[str, Sequence[str]], test: Mapping[str, str]
+) -> list[str]:
+    num_captions = sum(map(len, train.values()))
+    return count_warnings(
+        [
+            (f"MSRVTT_train.{train_list}.csv", len(train), PUBLISHED_VIDEOS[train_list], "videos"),
+            (TEST_FILE, len(test), PUBLISHED_VIDEOS["test"], "videos"),
+            (
+                SENTENCES_FILE,
+                num_captions,
+                len(train) * PUBLISHED_CAPTIONS_PER_VIDEO,
+                "captions of the training videos",
+            ),
+        ]
+    )

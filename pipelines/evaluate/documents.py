@@ -1,0 +1,16 @@
+"""Names and order of what the evaluations write, for modules that must not load PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+METRICS_FILE = "metrics.json"
+RANKS_FILE = "ranks.parquet"
+TOP_VIDEOS_FILE = "top_videos.parquet"
+ANSWERS_FILE = "answers.parquet"
+
+
+def by_questions(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Metrics of question types, those with most questions first; ``overall`` is before all."""
+    return sorted(metrics.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))

@@ -1,0 +1,153 @@
+"""Interaction labels: CLIP features and the closed-form game for (text, video) pairs.
+
+Texts are captions, or questions where the data has no captions. One actor holds the model; a call
+takes the videos of one shard, encodes each video and each of its texts once, plays the game of
+every pair, and commits the shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
+from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.banzhaf.published import published_labels
+from hbi_models.clip.preprocessing import normalize_pixels
+from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.configs import RetrievalConfig
+from hbi_models.retrieval import RetrievalModel
+from hbi_models.similarity import token_cosines, token_weights
+from pipelines.models.weights import load_model
+from pipelines.recipe.labels import LabelsConfig
+from pipelines.resources.sharded_work import SUMMARY
+from pipelines.video.frame_store import FrameStore
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """All that the labels of a pair depend on, besides its frames and text."""
+
+    model: RetrievalConfig
+    labels: LabelsConfig
+    seed: int
+
+
+def make_label_model(settings: LabelSettings) -> RetrievalModel:
+    """The model whose features play the game: a trained one, or one as initialised from the seed."""
+    if settings.labels.checkpoint is not None:
+        with TemporaryDirectory() as scratch:
+            return load_model(Storage(settings.labels.checkpoint), Path(scratch))
+    torch.manual_seed(settings.seed)
+    return RetrievalModel(settings.model).eval()
+
+
+class LabelShard:
+    """Labels the videos of one shard; the callable class of the labels stage.
+
+    Args:
+        settings: model and kind of labels.
+        frames_pool: folder of the frame shards.
+        pool: where label shards go.
+        generation: the pool's generation that they belong to.
+    """
+
+    def __init__(self, settings: LabelSettings, frames_pool: Storage, pool: ShardPool, generation: int = 0) -> None:
+        self._settings, self._frames_pool = settings, frames_pool
+        self._pool, self._generation = pool, generation
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = make_label_model(settings).to(self._device)
+        self._tokenizer = CaptionTokenizer(settings.model.max_words)
+
+    def __call__(self, videos: pa.Table) -> pa.Table:
+        """Reads ``video_id``, ``key``, ``shard``, ``row``, ``texts``; returns one summary row."""
+        store = FrameStore(self._frames_pool, videos)
+        rows = [row for batch in self._batches(len(videos)) for row in self._label(store, videos, batch)]
+        size = self._pool.commit(rows, generation=self._generation)
+        return pa.Table.from_pylist(
+            [{"rows": len(videos), "errors": 0, "units": len(rows), "bytes": size}], schema=SUMMARY
+        )
+
+    def _batches(self, count: int) -> Iterator[range]:
+        size = self._settings.labels.batch_size
+        return (range(start, min(start + size, count)) for start in range(0, count, size))
+
+    @torch.inference_mode()
+    def _label(self, store: FrameStore, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
+        """Encodes the videos of ``batch`` once, then labels their texts batch by batch."""
+        levels = self._encode_videos(store, batch)
+        said = [
+            (position, index, text)
+            for position, video in enumerate(batch)
+            for index, text in enumerate(videos.column("texts")[video].as_py())
+        ]
+        keys, ids = videos.column("key").to_pylist(), videos.column("video_id").to_pylist()
+        size = self._settings.labels.batch_size
+        for start in range(0, len(said), size):
+            part = said[start : start + size]
+            texts = self._encode_texts([text for _, _, text in part])
+            rows = torch.tensor([position for position, _, _ in part], device=self._device)
+            frames = levels.map(itemgetter(rows))
+            cosines, interaction = token_cosines(texts, frames), self._interaction(texts, frames)
+            for pair, (position, index, _) in enumerate(part):
+                words, count = int(texts.mask[pair].sum()), int(frames.mask[pair].sum())
+                yield {
+                    "video_id": ids[batch[position]],
+                    "key": keys[batch[position]],
+                    "caption_index": index,
+                    "num_words": words,
+                    "num_frames": count,
+                    "similarity": _flat(cosines[pair, :words, :count]),
+                    "word_logits": _flat(texts.logits[pair, :words]),
+                    "frame_logits": _flat(frames.logits[pair, :count]),
+                    "interaction": _flat(interaction[pair, :words, :count]),
+                }
+
+    def _encode_videos(self, store: FrameStore, batch: range) -> TokenLevel:
+        frames = store.batch(
+            batch, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
+        )
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
+            levels = self._model.encode_video(
+                VideoBatch(normalize_pixels(frames.frames.to(self._device)), frames.mask.to(self._device))
+            )
+        return levels[0]
+
+    def _encode_texts(self, texts: Sequence[str]) -> TokenLevel:
+        token_ids, mask = self._tokenizer(texts)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
+            levels = self._model.encode_text(
+                TextBatch(torch.from_numpy(token_ids).to(self._device), torch.from_numpy(mask).to(self._device))
+            )
+        return levels[0]
+
+    def _interaction(self, texts: TokenLevel, frames: TokenLevel) -> Tensor:
+        scale = self._settings.model.game.similarity_scale
+        cosines = token_cosines(texts, frames)
+        if self._settings.labels.kind == "exact":
+            return exact_interaction(scale * cosines, texts.logits, frames.logits, texts.mask, frames.mask)
+        # The same subsets for every batch: a label does not depend on where its pair stands.
+        generator = torch.Generator(self._device).manual_seed(self._settings.seed)
+        return published_labels(
+            cosines,
+            token_weights(texts),
+            token_weights(frames),
+            texts.mask,
+            frames.mask,
+            scale=scale,
+            generator=generator,
+        )
+
+
+def _flat(values: Tensor) -> Any:
+    return values.flatten().float().cpu().numpy()

@@ -1,0 +1,84 @@
+"""Token features of many texts and videos: each encoded once, merged once, kept on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
+from hbi_models.clip.preprocessing import normalize_pixels
+from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.configs import LEVELS
+from hbi_models.retrieval import RetrievalModel
+from pipelines.video.frame_store import FrameStore
+
+Levels = tuple[TokenLevel, ...]
+
+
+def encode_texts(
+    model: RetrievalModel,
+    captions: Sequence[str],
+    *,
+    device: torch.device,
+    batch_size: int,
+    num_levels: int = len(LEVELS),
+) -> Levels:
+    """The first ``num_levels`` levels of ``captions``, in their order, on the CPU."""
+    tokenizer = CaptionTokenizer(model.config.max_words)
+    parts = []
+    for start in range(0, len(captions), batch_size):
+        token_ids, mask = tokenizer(captions[start : start + batch_size])
+        # Columns that are padding in the whole batch cost time and change nothing.
+        words = int(mask.sum(axis=1).max())
+        batch = TextBatch(torch.from_numpy(token_ids[:, :words]), torch.from_numpy(mask[:, :words]))
+        levels = model.encode_text(TextBatch(batch.token_ids.to(device), batch.mask.to(device)), levels=num_levels)
+        parts.append(tuple(level.map(_to_cpu) for level in levels))
+    return concatenate(parts)
+
+
+def encode_videos(
+    model: RetrievalModel,
+    store: FrameStore,
+    videos: Sequence[int],
+    *,
+    device: torch.device,
+    batch_size: int,
+    num_levels: int = len(LEVELS),
+) -> Levels:
+    """The first ``num_levels`` levels of the ``videos`` of ``store``, in the given order, on the CPU."""
+    parts = []
+    for start in range(0, len(videos), batch_size):
+        frames = store.batch(
+            videos[start : start + batch_size],
+            image_size_px=model.clip.image_size_px,
+            max_frames=model.config.max_frames,
+        )
+        pixels = normalize_pixels(frames.frames.to(device, non_blocking=True))
+        levels = model.encode_video(VideoBatch(pixels, frames.mask.to(device)), levels=num_levels)
+        parts.append(tuple(level.map(_to_cpu) for level in levels))
+    return concatenate(parts)
+
+
+def concatenate(parts: Sequence[Levels]) -> Levels:
+    """One batch from several; items with fewer tokens are padded."""
+    return tuple(
+        TokenLevel(
+            features=_stack([level.features for level in levels]),
+            mask=_stack([level.mask for level in levels]),
+            logits=_stack([level.logits for level in levels]),
+        )
+        for levels in zip(*parts, strict=True)
+    )
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    tokens = max(tensor.shape[1] for tensor in tensors)
+    # F.pad counts axes from the last one: features have one more than masks.
+    return torch.cat([F.pad(tensor, (*[0, 0] * (tensor.dim() - 2), 0, tokens - tensor.shape[1])) for tensor in tensors])
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.cpu()

@@ -1,0 +1,156 @@
+"""A model on disk: weights as safetensors, and a JSON description."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hbi_models.configs import RetrievalConfig, VideoQAConfig
+from hbi_models.retrieval import RetrievalModel
+from hbi_models.video_qa import VideoQAModel
+from pipelines.models.folder import DESCRIPTION
+from pipelines.recipe.reading import config_from_plain
+from pipelines.workspace.artifact import plain
+from pipelines.workspace.errors import DamagedFileError, StorageError
+from pipelines.workspace.storage import Storage
+
+WEIGHTS = "model.safetensors"
+
+
+def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any) -> None:
+    """Writes weights and configuration of ``model`` to ``folder``.
+
+    Raises:
+        StorageError: they could not be written.
+    """
+    weights = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    with writing(folder):
+        save_file(weights, folder / WEIGHTS)
+        (folder / DESCRIPTION).write_text(json.dumps({"kind": kind, "config": plain(config)}, indent=2) + "\n")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Names the place of a checkpoint that cannot be written, which the libraries' own errors do not."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise StorageError(
+            f"cannot write a checkpoint to {folder}: {error}. If no space is left there, make room or let TMPDIR name "
+            "another place, and run the same command again: it goes on from the checkpoint before"
+        ) from error
+
+
+def read_description(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    """Kind and configuration of the model in ``folder``.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        DamagedFileError: its description cannot be read.
+    """
+    path = folder / DESCRIPTION
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no {DESCRIPTION}; give the folder of a checkpoint that this project wrote "
+            f"(it holds {WEIGHTS} and {DESCRIPTION})"
+        )
+    try:
+        document = json.loads(path.read_bytes())
+        kind, config = str(document["kind"]), document["config"]
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config is {config!r:.40}")
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DamagedFileError(
+            f"{path} is not a model's description as this project writes it: {error!r:.200}"
+        ) from error
+    return kind, config
+
+
+def load_weights(folder: Path, model: nn.Module, *, optional: str | None = None) -> None:
+    """Fills ``model`` from ``folder``, strictly but for names that start with ``optional``, if given.
+
+    Raises:
+        DamagedFileError: the weights cannot be read.
+        ValueError: names or shapes differ; the message lists them.
+    """
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, ValueError, TypeError, LookupError) as error:
+        raise DamagedFileError(f"{folder / WEIGHTS} cannot be read, it is damaged: {error}") from error
+    fill(model, weights, source=str(folder), optional=optional)
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, optional: str | None = None) -> None:
+    """Puts ``weights`` into ``model``, strictly but for names that start with ``optional``, if given.
+
+    Raises:
+        ValueError: names or shapes differ; the message lists them and names ``source``.
+    """
+    own = model.state_dict()
+
+    def required(name: str) -> bool:
+        return optional is None or not name.startswith(optional)
+
+    problems = [f"missing {name}" for name in own if name not in weights and required(name)]
+    problems += [f"left over {name}" for name in weights if name not in own and required(name)]
+    shared = {name: weight for name, weight in weights.items() if name in own}
+    problems += [
+        f"{name} is {tuple(weight.shape)}, needed {tuple(own[name].shape)}"
+        for name, weight in shared.items()
+        if weight.shape != own[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"the weights in {source} do not fit the configured model: {'; '.join(problems[:5])}"
+            f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}. "
+            "Use the configuration that the checkpoint was trained with"
+        )
+    model.load_state_dict({**own, **shared})
+
+
+def load_model(storage: Storage, scratch: Path) -> RetrievalModel:
+    """The retrieval model whose checkpoint folder ``storage`` is.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        ValueError: it holds another kind of model.
+    """
+    folder, document = _described(storage, scratch, "retrieval")
+    config: RetrievalConfig = config_from_plain(RetrievalConfig, document, place=storage.place(DESCRIPTION))
+    model = RetrievalModel(without_pretraining(config))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def load_video_qa(storage: Storage, scratch: Path) -> VideoQAModel:
+    """The question answering model whose checkpoint folder ``storage`` is.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_model`.
+    """
+    folder, document = _described(storage, scratch, "video_qa")
+    config: VideoQAConfig = config_from_plain(VideoQAConfig, document, place=storage.place(DESCRIPTION))
+    model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def _described(storage: Storage, scratch: Path, kind: str) -> tuple[Path, Mapping[str, Any]]:
+    folder = storage.download("", scratch)
+    found, document = read_description(folder)
+    if found != kind:
+        raise ValueError(f"{storage.uri} holds a model of kind {found!r}; a model of kind {kind!r} is needed")
+    return folder, document
+
+
+def without_pretraining(config: RetrievalConfig) -> RetrievalConfig:
+    """``config`` for a model whose weights come from a checkpoint: CLIP's own are not loaded."""
+    return replace(config, clip=replace(config.clip, pretrained=None))

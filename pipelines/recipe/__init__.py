@@ -1,0 +1,1 @@
+"""Settings: a file per section, and the recipe that holds them all."""

@@ -1,0 +1,115 @@
+"""Settings of the data: which videos, captions and questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hbi_models.configs import (
+    require,
+)
+from pipelines.recipe.checks import require_counts
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesConfig:
+    """A generated data set: real H.264 files, MSR-VTT's annotation layout, known truth."""
+
+    train_videos: int = 1500
+    """Clips for training; the validation split is carved from them."""
+
+    test_videos: int = 250
+    """Clips for testing; their combinations of attributes never occur in training."""
+
+    captions_per_video: int = 4
+    """Paraphrases of one clip's events."""
+
+    image_size_px: int = 64
+    """Width and height of the files."""
+
+    fps: float = 8.0
+    """Frames per second of the files."""
+
+    duration_s: float = 4.0
+    """Mean length of a clip; clips vary around it."""
+
+    seed: int = 0
+    """Everything drawn is a function of this and the clip's number."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "data.shapes", "train_videos", "test_videos", "captions_per_video", "image_size_px")
+        require(
+            self.image_size_px % 2 == 0,
+            f"data.shapes.image_size_px is {self.image_size_px}; H.264 with 4:2:0 colour needs an even number",
+        )
+        require(self.fps > 0, f"data.shapes.fps is {self.fps}; it must be positive")
+        require(self.duration_s > 0, f"data.shapes.duration_s is {self.duration_s}; it must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which videos and captions: a data set in its published layout, or the user's own."""
+
+    dataset: Literal["msrvtt", "msrvtt_qa", "msvd", "activitynet", "didemo", "captions_file"] = "msrvtt"
+    """A published data set, from its annotation files (docs/datasets.md), or ``captions_file``: a
+    CSV or JSONL with a column ``path`` or ``uri``, a column ``caption``, and optionally
+    ``split``, ``video_id``, ``start_s``, ``end_s``."""
+
+    annotations: str | None = None
+    """Folder of the annotation files, or the file (captions_file)."""
+
+    videos: str | None = None
+    """Folder or URI of the video files; relative paths of the user's own files start here."""
+
+    questions: str | None = None
+    """The user's own questions, in place of the data set's: a JSONL or CSV with columns ``video``
+    (id, path or URI), ``question``, ``answer``, and optionally ``type``, ``split``. With
+    ``captions_file`` and without ``annotations`` the videos are those that it names."""
+
+    msrvtt_train_list: Literal["9k", "7k"] = "9k"
+    """Which published training list of MSR-VTT."""
+
+    validation_videos: int = 200
+    """Videos taken from the training split for choosing checkpoints, by a hash of their ids;
+    0 where the data has a validation split of its own, or none is wanted."""
+
+    max_missing_fraction: float = 0.05
+    """Fraction of listed videos that may be missing before the manifest is refused."""
+
+    shapes: ShapesConfig | None = None
+    """Generate this data set first and read it instead of ``annotations`` and ``videos``."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.validation_videos >= 0, f"data.validation_videos is {self.validation_videos}; it must not be negative"
+        )
+        require(
+            0 <= self.max_missing_fraction <= 1,
+            f"data.max_missing_fraction is {self.max_missing_fraction}; it must lie in [0, 1]",
+        )
+        require(
+            self.shapes is None or (self.annotations is None and self.videos is None),
+            "data.shapes generates the videos and annotations; leave data.annotations and data.videos unset with it",
+        )
+        require(
+            self.shapes is None or self.dataset == "msrvtt",
+            f"data.shapes writes MSR-VTT's layout; set data.dataset to msrvtt, not {self.dataset}",
+        )
+
+    @property
+    def is_questions_alone(self) -> bool:
+        """Whether the videos are those of the user's own questions."""
+        return self.dataset == "captions_file" and self.annotations is None and self.questions is not None
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether videos have captions; questions are their texts otherwise."""
+        return self.dataset != "msrvtt_qa" and not self.is_questions_alone
+
+    @property
+    def may_have_questions(self) -> bool:
+        """Whether there is a place where questions can come from."""
+        return self.questions is not None or self.dataset in ("msrvtt", "msrvtt_qa")

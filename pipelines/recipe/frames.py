@@ -1,0 +1,61 @@
+"""Settings of the stage ``frames``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hbi_models.configs import (
+    require,
+)
+from pipelines.recipe.checks import require_counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesConfig:
+    """Sampling, decoding and storing frames."""
+
+    fps: float = 1.0
+    """Frames sampled per second of video (published: 1)."""
+
+    max_frames: int = 12
+    """Frames kept per video, uniformly chosen from the sampled ones (published: 12)."""
+
+    short_side_px: int = 224
+    """Length of the shorter side after resizing (bicubic, antialiased)."""
+
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    """``decord``; ``pyav``; or ``auto``: decord, and PyAV for the files that decord is known to
+    read wrongly (edit lists, AVI, MPEG, WMV, MPEG-4 Part 2) or cannot read (AV1, any error)."""
+
+    format: Literal["jpeg", "png"] = "jpeg"
+    """``jpeg``: about a tenth of the raw size; ``png``: lossless."""
+
+    jpeg_quality: int = 90
+    """1 to 100."""
+
+    timeout_s: float = 120.0
+    """Seconds after which the decoding of one video is abandoned and its process killed."""
+
+    max_memory_gb: float = 4.0
+    """Address space that the decoding process may take on top of its start, in GB."""
+
+    videos_per_shard: int = 64
+    """Videos per Parquet file, the unit of work, of commit and of loss; fewer where that makes less than 64 files."""
+
+    max_error_fraction: float = 0.1
+    """Fraction of undecodable videos above which the stage stops."""
+
+    retry_errors: bool = False
+    """Decode again the videos that an earlier run put into the errors table, where the stage
+    runs: with ``--force`` for a finished stage, which then keeps the frames of the others."""
+
+    def __post_init__(self) -> None:
+        require(self.fps > 0, f"frames.fps is {self.fps}; it must be positive")
+        require_counts(self, "frames", "max_frames", "short_side_px", "videos_per_shard")
+        require(1 <= self.jpeg_quality <= 100, f"frames.jpeg_quality is {self.jpeg_quality}; it must lie in [1, 100]")
+        require(self.timeout_s > 0, f"frames.timeout_s is {self.timeout_s}; it must be positive")
+        require(
+            0 <= self.max_error_fraction <= 1,
+            f"frames.max_error_fraction is {self.max_error_fraction}; it must lie in [0, 1]",
+        )

@@ -1,0 +1,123 @@
+"""Frozen settings of every stage, and the recipe that holds them all.
+
+Imports nothing but the standard library and ``hbi_models.configs``, so that ``--help`` and
+``--print_config`` answer at once. Each field's sentence gives its unit; "published" refers to
+the public implementation of HBI (arXiv 2303.14369).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from hbi_models.configs import (
+    RetrievalConfig,
+    VideoQAConfig,
+    require,
+)
+from pipelines.recipe.data import DataConfig
+from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.indexing import IndexingConfig
+from pipelines.recipe.labels import LabelsConfig
+from pipelines.recipe.report import ReportConfig
+from pipelines.recipe.resources import ResourcesConfig
+from pipelines.recipe.tracking import TrackingConfig
+from pipelines.recipe.training import EstimatorTrainingConfig, RetrievalTrainingConfig, VideoQATrainingConfig
+
+Task = Literal["retrieval", "video_qa"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a run of the pipeline depends on."""
+
+    workspace: str = "workspace"
+    """Folder or URI (s3://, gs://) of everything the pipeline writes."""
+
+    seed: int = 42
+    """Seed of initial weights, order of the data and augmentation (published: 42)."""
+
+    tasks: tuple[Task, ...] = ("retrieval",)
+    """What is trained and evaluated: ``retrieval``, ``video_qa`` or both."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    model: RetrievalConfig = field(default_factory=RetrievalConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    estimator: EstimatorTrainingConfig = field(default_factory=EstimatorTrainingConfig)
+    retrieval: RetrievalTrainingConfig = field(default_factory=RetrievalTrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    video_qa: VideoQATrainingConfig = field(default_factory=VideoQATrainingConfig)
+    qa_evaluation: QAEvaluationConfig = field(default_factory=QAEvaluationConfig)
+    indexing: IndexingConfig = field(default_factory=IndexingConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.model.max_frames == self.frames.max_frames,
+            f"model.max_frames is {self.model.max_frames} and frames.max_frames is {self.frames.max_frames}; "
+            "the model reads what the frames stage stores: set both to the same number",
+        )
+        for stage, training in (
+            ("estimator", self.estimator),
+            ("retrieval", self.retrieval),
+            ("video_qa", self.video_qa),
+        ):
+            workers = getattr(self.resources, stage).workers
+            require(
+                training.batch_size % workers == 0,
+                f"{stage}.batch_size is {training.batch_size} over resources.{stage}.workers = {workers} workers; "
+                "it is the global batch and must be a multiple of the number of workers",
+            )
+        require(
+            self.model.game.teacher != "estimator" or self.estimator.enabled is not False,
+            "model.game.teacher is estimator and estimator.enabled is false; leave estimator.enabled unset, or choose "
+            "the teacher exact or none",
+        )
+
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
+        require(bool(self.tasks), "tasks is empty; choose retrieval, video_qa or both")
+        require(len(set(self.tasks)) == len(self.tasks), f"tasks is {list(self.tasks)}; name each task once")
+        require(
+            "retrieval" not in self.tasks or self.data.has_captions,
+            f"tasks holds retrieval, but data.dataset {self.data.dataset} gives questions without captions; set tasks "
+            "to [video_qa], or choose data with captions",
+        )
+        require(
+            "retrieval" in self.tasks or not ("video_qa" in self.tasks and self.video_qa.from_retrieval),
+            "video_qa.from_retrieval is true, but tasks does not hold retrieval; add it, or set "
+            "video_qa.init_checkpoint to a trained retrieval model",
+        )
+        if "video_qa" in self.tasks:
+            self.require_questions()
+
+    def require_questions(self) -> None:
+        """Raises ``ValueError`` where no question can come from."""
+        require(
+            self.data.may_have_questions,
+            f"data.dataset {self.data.dataset} has no questions to train or evaluate with; set data.questions to a "
+            "file of yours, or data.dataset to msrvtt_qa",
+        )
+
+    def video_qa_model(self, num_answers: int) -> VideoQAConfig:
+        """The question answering model for a vocabulary of ``num_answers`` answers."""
+        settings = self.video_qa
+        return VideoQAConfig(
+            encoder=replace(self.model, merging=settings.merging, loss=settings.loss, max_words=settings.max_words),
+            head=settings.head,
+            num_answers=num_answers,
+            pair_loss_weight=settings.pair_loss_weight,
+            level_rates=settings.level_rates,
+        )
+
+    @property
+    def has_estimator(self) -> bool:
+        """Whether the stage ``estimator`` takes part, and ``labels`` before it if it trains at all."""
+        if self.estimator.enabled is None:
+            return self.model.game.teacher == "estimator"
+        return self.estimator.enabled

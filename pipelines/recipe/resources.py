@@ -1,0 +1,109 @@
+"""Settings of the machines: what each stage takes of the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hbi_models.configs import (
+    require,
+)
+from pipelines.recipe.checks import require_counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResources:
+    """Machines for one stage of independent tasks without a model."""
+
+    max_tasks: int | None = None
+    """Most tasks at once; null = as many as fit on the cluster."""
+
+    cpus_per_task: float = 1.0
+    memory_gb_per_task: float | None = None
+    """Memory set aside for one task, so that no more start on a node than it has room for; null = none."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "resources", "max_tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResources:
+    """Machines for one training stage."""
+
+    workers: int = 1
+    """Processes that train together (DDP)."""
+
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float | None = None
+    """Null = one where the cluster has at least one per worker, else none. Name it where GPU nodes
+    are started on demand: they are then waited for."""
+
+    memory_gb_per_worker: float | None = None
+    """Memory set aside for one worker; null = none."""
+
+    loader_processes: int = 0
+    """Processes per worker that read, decode and augment; 0 = a thread inside the worker."""
+
+    max_failures: int = 3
+    """Restarts of the worker group after a worker or node died."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "resources", "workers")
+        require_counts(self, "resources", "loader_processes", "max_failures", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorResources:
+    """Machines for one stage that maps over data with a model in each actor."""
+
+    min_actors: int = 1
+    """Actors that the stage begins with, where there is work for so many."""
+
+    max_actors: int | None = None
+    """Null = as many as fit on the nodes that are there when the stage begins, at least one. Name it
+    where nodes are started on demand."""
+
+    cpus_per_actor: float = 1.0
+    gpus_per_actor: float | None = None
+    """Null = one where the cluster has one, else none. Name it where GPU nodes are started on demand:
+    they are then waited for."""
+
+    memory_gb_per_actor: float | None = None
+    """Memory set aside for one actor; null = none."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "resources", "min_actors", "max_actors")
+        require(
+            self.max_actors is None or self.min_actors <= self.max_actors,
+            f"resources: min_actors is {self.min_actors} and max_actors is {self.max_actors}; the least must not be "
+            "above the most",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """How much of the cluster each stage takes. Nothing here changes a result."""
+
+    ray_address: str | None = None
+    """Address of a running cluster; null = RAY_ADDRESS, else a local Ray is started."""
+
+    local_cpus: int | None = None
+    """CPUs of a local Ray; null = all of the machine."""
+
+    local_object_store_gb: float = 0.5
+    """Shared memory of a local Ray. Frames never pass through it, so it can be small."""
+
+    require_gpus: bool = False
+    """Refuse a cluster without GPUs for stages with a model, unless their number of GPUs is named;
+    false: such a stage then runs on CPUs, and the log says so."""
+
+    decode: TaskResources = field(default_factory=TaskResources)
+    """Of the stages that write and decode videos."""
+
+    labels: ActorResources = field(default_factory=ActorResources)
+    estimator: TrainResources = field(default_factory=TrainResources)
+    retrieval: TrainResources = field(default_factory=TrainResources)
+    evaluation: ActorResources = field(default_factory=ActorResources)
+    video_qa: TrainResources = field(default_factory=TrainResources)
+    qa_evaluation: ActorResources = field(default_factory=ActorResources)
+    index: ActorResources = field(default_factory=ActorResources)
+    """Of the index for search (``jobs.index``)."""

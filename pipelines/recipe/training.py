@@ -1,0 +1,177 @@
+"""Settings of the trainings: the estimator, the retrieval model, the question answering model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hbi_models.configs import (
+    AnswerHeadConfig,
+    LossConfig,
+    MergingConfig,
+    OptimizerConfig,
+    require,
+)
+from pipelines.recipe.checks import require_counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a training stage saves itself."""
+
+    every_steps: int | None = None
+    """Save after every so many optimizer steps, besides after each epoch; null = epochs only."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "checkpoint", "every_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorTrainingConfig:
+    """Training of the small network that imitates the labels."""
+
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2))
+    epochs: int = 10
+    """Passes over all pairs (published: 10); 0 with ``init_checkpoint``: take it as it is."""
+
+    init_checkpoint: str | None = None
+    """Folder of ours or file of the published implementation to start from."""
+
+    batch_size: int = 128
+    """Pairs per step over all workers (published: 128)."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    enabled: bool | None = None
+    """Run the stages ``labels`` and ``estimator``: true, false, or null = only where the
+    retrieval model's teacher is the estimator."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.epochs > 0 or self.init_checkpoint is not None,
+            "estimator.epochs is 0 and estimator.init_checkpoint is not set; nothing would train the estimator",
+        )
+        require_counts(self, "estimator", "batch_size")
+        require_counts(self, "estimator", "epochs", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """RandAugment, the same operations for all frames of a clip (published for MSR-VTT)."""
+
+    enabled: bool = True
+    operations: int = 4
+    """Operations drawn per clip, with replacement (published: 4)."""
+
+    magnitude: float = 7.0
+    """Mean strength, 0 to 10 (published: 7)."""
+
+    magnitude_std: float = 0.5
+    """Standard deviation of the strength (published: 0.5)."""
+
+    probability: float = 0.5
+    """Probability with which a drawn operation is applied (published: 0.5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalTrainingConfig:
+    """Training of the retrieval model."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 5
+    """An epoch shows every caption once (published: 5)."""
+
+    batch_size: int = 128
+    """Pairs per step over all workers (published: 128)."""
+
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    init_checkpoint: str | None = None
+    """Folder of ours or file of the published implementation to start from."""
+
+    max_captions_per_video: int | None = None
+    """Captions of a video used per epoch; null = all (published)."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast on a GPU, float32 on a CPU."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "retrieval", "epochs", "batch_size", "max_captions_per_video")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersConfig:
+    """The vocabulary that answers are chosen from."""
+
+    file: str | None = None
+    """A JSON file: an object from answer to class id, as ``train_ans2label.json`` of MSR-VTT-QA, or
+    a list in the order of the ids, as ``answers.json`` beside a model. Null = the data set's
+    own file where it has one, else the most frequent answers of the training questions."""
+
+    size: int | None = None
+    """Take so many of the most frequent answers of the training questions, whatever file there is;
+    null = 1,500 (published) where there is none."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "video_qa.answers", "size", least=2)
+        require(
+            self.file is None or self.size is None,
+            f"video_qa.answers.file is {self.file} and video_qa.answers.size is {self.size}; set one of them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoQATrainingConfig:
+    """The question answering model and its training; CLIP, temporal encoder and game are ``model``'s."""
+
+    max_words: int = 32
+    """Tokens of a question, start and end included; longer ones are cut (published: 32)."""
+
+    merging: MergingConfig = field(
+        default_factory=lambda: MergingConfig(text_rates=(0.25, 0.125), video_rates=(0.25, 0.25))
+    )
+    """Token merging (published for questions: .25, .125 for words and .25, .25 for frames)."""
+
+    head: AnswerHeadConfig = field(default_factory=AnswerHeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    pair_loss_weight: float = 0.5
+    """Weight of the contrastive and interaction losses, beside the cross-entropy (published: .5)."""
+
+    level_rates: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    """Weights of the entity, action and event logits in an answer (published: .4, .4, .2)."""
+
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 5
+    """An epoch shows every question once (published: 5)."""
+
+    batch_size: int = 32
+    """Questions per step over all workers (published: 32)."""
+
+    augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(enabled=False))
+    """Off by default (published)."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    from_retrieval: bool = False
+    """Start from the retrieval model that this recipe trains."""
+
+    init_checkpoint: str | None = None
+    """Folder of ours or file of the published implementation to start from: a question answering
+    model, or a retrieval model, which gives all but the answer heads."""
+
+    max_questions_per_video: int | None = None
+    """Questions about a video used per epoch; null = all (published)."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast on a GPU, float32 on a CPU."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, "video_qa", "epochs", "batch_size", "max_questions_per_video")
+        require(
+            not self.from_retrieval or self.init_checkpoint is None,
+            f"video_qa.from_retrieval is true and video_qa.init_checkpoint is {self.init_checkpoint}; "
+            "a training starts from one of them",
+        )

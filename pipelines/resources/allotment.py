@@ -1,0 +1,76 @@
+"""What the stages of a run take of the cluster, and where each number comes from; said before they start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from pipelines.recipe.resources import ActorResources, ResourcesConfig, TaskResources, TrainResources
+from pipelines.resources.ray_session import actors_that_fit, cluster_cpus, cluster_gpus, cluster_memory_gb, worker_gpus
+
+logger = logging.getLogger(__name__)
+
+Resources = TaskResources | ActorResources | TrainResources
+
+
+def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
+    """Logs what ``stages`` will take of the connected cluster.
+
+    Raises:
+        ValueError: one would run on CPUs, and ``config`` demands GPUs.
+    """
+    logger.info(
+        "the cluster has %g CPUs, %g GPUs, %.3g GB of memory", cluster_cpus(), cluster_gpus(), cluster_memory_gb()
+    )
+    resources = {name: found for name in stages if (found := resources_of(name, config)) is not None}
+    for name, found in resources.items():
+        logger.info("%s takes %s", name, describe(found))
+    without = [name for name, found in resources.items() if _is_left_without_gpu(found)]
+    if without and config.require_gpus:
+        raise ValueError(
+            f"resources.require_gpus is true and the cluster has {cluster_gpus():g} GPUs: {', '.join(without)} would "
+            "run on CPUs. Add GPU nodes; where they start on demand, name what each stage takes "
+            "(resources.STAGE.gpus_per_worker or gpus_per_actor)"
+        )
+    if without:
+        logger.warning("the cluster has too few GPUs for %s: the work is done on CPUs", ", ".join(without))
+    for name, found in resources.items():
+        if isinstance(found, TrainResources) and (gpus := worker_gpus(found)):
+            idle = cluster_gpus() - found.workers * gpus
+            if idle >= 1:
+                logger.warning("%s leaves %g GPUs idle; raise resources.%s.workers to use them", name, idle, name)
+
+
+def resources_of(stage: str, config: ResourcesConfig) -> Resources | None:
+    """The settings of a stage; None where the driver does all of its work."""
+    return config.decode if stage in ("shapes", "frames") else getattr(config, stage, None)
+
+
+def describe(resources: Resources) -> str:
+    """``resources`` in numbers on the connected cluster, each with its source."""
+    if isinstance(resources, TaskResources):
+        limit = "as many tasks as fit" if resources.max_tasks is None else f"{resources.max_tasks} tasks (recipe)"
+        return f"{limit}, each {resources.cpus_per_task:g} CPUs{_memory(resources.memory_gb_per_task)}"
+    if isinstance(resources, ActorResources):
+        gpus, most = actors_that_fit(resources)
+        number = f"{resources.min_actors} to {most} actors ({_source(resources.max_actors)})"
+        each, memory = (resources.cpus_per_actor, resources.gpus_per_actor), resources.memory_gb_per_actor
+    else:
+        gpus, number = worker_gpus(resources), f"{resources.workers} workers (recipe)"
+        each, memory = (resources.cpus_per_worker, resources.gpus_per_worker), resources.memory_gb_per_worker
+    return f"{number}, each {each[0]:g} CPUs, {gpus:g} GPUs ({_source(each[1])}){_memory(memory)}"
+
+
+def _source(setting: float | None) -> str:
+    return "derived" if setting is None else "recipe"
+
+
+def _memory(memory_gb: float | None) -> str:
+    return "" if memory_gb is None else f", {memory_gb:g} GB (recipe)"
+
+
+def _is_left_without_gpu(resources: Resources) -> bool:
+    """Whether a model gets no GPU although nobody said that it should get none."""
+    if isinstance(resources, ActorResources):
+        return resources.gpus_per_actor is None and not actors_that_fit(resources)[0]
+    return isinstance(resources, TrainResources) and resources.gpus_per_worker is None and not worker_gpus(resources)

@@ -1,0 +1,201 @@
+"""One Ray for a whole run: the cluster that is there, or a local one.
+
+Set the environment before Ray is imported: several of its switches are read only then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from pipelines.recipe.resources import ActorResources, ResourcesConfig, TrainResources
+from pipelines.resources.ray_leftovers import keep_session_folder, make_session_folder, remove_dead_sessions
+
+logger = logging.getLogger(__name__)
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The newer Parquet reader costs seconds per execution on small data.
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # The controller polls the workers at this interval; the default of 2 s delays every
+    # checkpoint and loses the last one when a worker dies.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+_LOCAL_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    # Ray's name for it speaks of other systems: without clusters, Ray takes 127.0.0.1 for this machine's
+    # address, and all of its servers listen there instead of on every network.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "OMP_NUM_THREADS": "1",
+}
+"""For a Ray that this process starts, on this machine alone."""
+
+_DASHBOARD = "RAY_API_SERVER_ADDRESS"
+
+
+def set_ray_environment() -> None:
+    """Sets the switches that Ray reads when it is imported; what is set already stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Iterator[None]:
+    """Connects to the configured or surrounding cluster, or starts a local Ray and stops it.
+
+    A local Ray listens on loopback with token authentication, its dashboard is off, and nothing is
+    written to the home directory.
+    """
+    set_ray_environment()
+    address = resources.ray_address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with _connected(address) if address else _started_here(resources, dashboard):
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    import ray
+
+    with _keeping_the_end():
+        ray.init(address=address, log_to_driver=False)
+    logger.info("Ray: connected to %s", address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
+    import ray
+
+    remove_dead_sessions()
+    folder = make_session_folder()
+    with _keeping_the_end(), _dashboard_that_workers_find() if dashboard else nullcontext() as port:
+        ray.init(
+            num_cpus=resources.local_cpus,
+            include_dashboard=dashboard,
+            dashboard_port=port,
+            object_store_memory=int(resources.local_object_store_gb * 2**30),
+            log_to_driver=False,
+            logging_level="warning",
+            _temp_dir=str(folder),
+        )
+    logger.info("Ray: started on this machine with %g CPUs", ray.cluster_resources().get("CPU", 0))
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        ray.shutdown()
+        if finished:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            keep_session_folder(folder)
+            logger.info("Ray: the logs of its workers are in %s", folder)
+
+
+@contextmanager
+def _dashboard_that_workers_find() -> Iterator[int]:
+    """A port for a dashboard; the workers of a Ray that is started meanwhile know it.
+
+    By themselves they take the only Ray of the machine, and fail where there are several.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    before = os.environ.get(_DASHBOARD)
+    os.environ[_DASHBOARD] = f"http://127.0.0.1:{port}"
+    try:
+        yield port
+    finally:
+        if before is None:
+            del os.environ[_DASHBOARD]
+        else:
+            os.environ[_DASHBOARD] = before
+
+
+@contextmanager
+def _keeping_the_end() -> Iterator[None]:
+    """Leaves SIGTERM as it was: Ray's own handler ends the process before a run can say that it was stopped."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if is_main and callable(handler):
+        signal.signal(signal.SIGTERM, handler)
+
+
+def ray_options(cpus: float, gpus: float, memory_gb: float | None) -> dict[str, Any]:
+    """What one task, actor or worker asks Ray for."""
+    options: dict[str, Any] = {"num_cpus": cpus}
+    if gpus:
+        options["num_gpus"] = gpus
+    if memory_gb is not None:
+        options["memory"] = int(memory_gb * 1e9)
+    return options
+
+
+def actors_that_fit(resources: ActorResources) -> tuple[float, int]:
+    """GPUs of one actor, and the most actors at once, on the connected cluster."""
+    gpus = resources.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if cluster_gpus() >= 1 else 0.0
+    if resources.max_actors is not None:
+        return gpus, resources.max_actors
+    wanted = ((cluster_gpus(), gpus), (cluster_cpus(), resources.cpus_per_actor))
+    limits = [there / each for there, each in wanted if each]
+    if resources.memory_gb_per_actor:
+        limits.append(cluster_memory_gb() / resources.memory_gb_per_actor)
+    return gpus, max(resources.min_actors, int(min(limits, default=1)))
+
+
+def worker_gpus(resources: TrainResources) -> float:
+    """GPUs of one training worker on the connected cluster."""
+    if resources.gpus_per_worker is not None:
+        return resources.gpus_per_worker
+    return 1.0 if cluster_gpus() >= resources.workers else 0.0
+
+
+def cluster_gpus() -> float:
+    """GPUs of the connected cluster."""
+    return _cluster("GPU", 0)
+
+
+def cluster_cpus() -> float:
+    """CPUs of the connected cluster."""
+    return _cluster("CPU", 1)
+
+
+def cluster_memory_gb() -> float:
+    """Memory of the connected cluster that tasks may ask for, in GB."""
+    return _cluster("memory", 0) / 1e9
+
+
+def _cluster(resource: str, default: float) -> float:
+    import ray
+
+    return float(ray.cluster_resources().get(resource, default))

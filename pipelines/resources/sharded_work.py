@@ -1,0 +1,142 @@
+"""Work on shards with Ray Data, and what it tells the driver."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.recipe.resources import ActorResources, TaskResources
+from pipelines.resources.placement import check_new_nodes
+from pipelines.resources.ray_session import actors_that_fit, ray_options
+from pipelines.workspace.errors import StorageError
+
+SUMMARY = pa.schema([("rows", pa.int64()), ("errors", pa.int64()), ("units", pa.int64()), ("bytes", pa.int64())])
+"""What a task that wrote a shard tells the driver; ``units`` counts frames or pairs."""
+
+
+@dataclass
+class Work:
+    """What the tasks of a stage did in this run, all of them together."""
+
+    rows: int = 0
+    units: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    """Of every task's own time: two that ran for a minute beside each other took two minutes."""
+
+    def add(self, summary: Mapping[str, Any]) -> None:
+        """Counts one task."""
+        self.rows += summary["rows"]
+        self.units += summary["units"]
+        self.bytes += summary["bytes"]
+        self.seconds += summary["seconds"]
+
+    def counts(self, unit: str) -> dict[str, int | float]:
+        """For the artifact; a larger run is planned from them (benchmarks/plan_cluster.py)."""
+        return {
+            "work/rows": self.rows,
+            f"work/{unit}": self.units,
+            "work/bytes": self.bytes,
+            "work/seconds": round(self.seconds, 3),
+        }
+
+
+def map_shards(
+    shards: Sequence[pa.Table],
+    work: Callable[[pa.Table], pa.Table] | type,
+    *,
+    name: str,
+    resources: TaskResources | ActorResources,
+    constructor: dict[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Runs ``work`` on every shard with Ray Data and yields its summary rows as they come.
+
+    A row has the ``seconds`` that the work on its shard took, besides what ``work`` returned.
+
+    Args:
+        shards: one block of rows each; a block is one call of ``work``.
+        work: a function (run as tasks) or a class whose instances are callable (an actor pool).
+        name: what Ray's dashboard calls the tasks or actors.
+        resources: of a task, or of an actor.
+        constructor: keyword arguments of the class.
+
+    Raises:
+        PlacementError: a node that joined the cluster meanwhile does not see the folders of the run.
+        StorageError: ``work`` raised an ``OSError``.
+        ValueError: ``work`` raised one.
+    """
+    if not shards:
+        return
+    import ray.data
+
+    blocks = ray.data.from_arrow(list(shards))
+    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    if isinstance(resources, ActorResources):
+        gpus, actors = actors_that_fit(resources)
+        options |= ray_options(resources.cpus_per_actor, gpus, resources.memory_gb_per_actor)
+        options["fn_constructor_kwargs"] = {"work": work, "constructor": constructor or {}}
+        options["compute"] = ray.data.ActorPoolStrategy(
+            min_size=min(resources.min_actors, len(shards)), max_size=min(actors, len(shards))
+        )
+        summaries = blocks.map_batches(type(name, (_ReportingActor,), {}), **options)
+    else:
+        options |= ray_options(resources.cpus_per_task, 0, resources.memory_gb_per_task)
+        options["compute"] = ray.data.TaskPoolStrategy(size=resources.max_tasks)
+        summaries = blocks.map_batches(_reporting_task(work, name), **options)
+    for row in summaries.iter_rows():
+        check_new_nodes()
+        if "failure" in row:
+            failure = StorageError if row["failure"] == "storage" else ValueError
+            raise failure(row["message"]) from _RemoteError(row["traceback"])
+        yield row
+
+
+class _RemoteError(Exception):
+    """Where in another process it happened, for the log."""
+
+
+class _ReportingActor:
+    """An instance of ``work``, made on the actor; see ``_reporting``."""
+
+    def __init__(self, work: type, constructor: dict[str, Any]) -> None:
+        try:
+            self._work: Callable[[pa.Table], pa.Table] = work(**constructor)
+        except (OSError, ValueError) as error:
+            failure = _failure(error)
+            self._work = lambda _: failure
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        return _reporting(self._work, shard)
+
+
+def _reporting_task(work: Callable[[pa.Table], pa.Table], name: str) -> Callable[[pa.Table], pa.Table]:
+    def task(shard: pa.Table) -> pa.Table:
+        return _reporting(work, shard)
+
+    task.__name__ = name
+    return task
+
+
+def _reporting(work: Callable[[pa.Table], pa.Table], shard: pa.Table) -> pa.Table:
+    """The summary of a shard, or what went wrong, as a row: raised here, Ray would bury the message in its own."""
+    started = time.monotonic()
+    try:
+        summary = work(shard)
+    except (OSError, ValueError) as error:
+        return _failure(error)
+    return summary.append_column("seconds", pa.array([time.monotonic() - started] * len(summary)))
+
+
+def _failure(error: Exception) -> pa.Table:
+    return pa.table(
+        {
+            "failure": ["storage" if isinstance(error, OSError) else "value"],
+            "message": [str(error)],
+            "traceback": ["".join(traceback.format_exception(error))],
+        }
+    )

@@ -1,0 +1,1 @@
+"""The generated data set: scripts of events, their captions, their pictures."""

@@ -1,0 +1,103 @@
+"""One split as training and evaluation see it: videos that have frames, with their captions or questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.datasets.annotations import Question
+from pipelines.datasets.answers import Vocabulary
+from pipelines.recipe.data import Split
+from pipelines.video.frame_store import FrameStore
+from pipelines.workspace.records import INDEX_FILE, MANIFEST_FILE
+from pipelines.workspace.storage import Storage
+
+
+class SplitView:
+    """Videos of one split in the order of the manifest; a video is addressed by its position.
+
+    Args:
+        manifest: folder of the manifest artifact.
+        frames: folder of the frames artifact.
+        pool: folder of the frame shards.
+        split: which split.
+    """
+
+    def __init__(self, manifest: Storage, frames: Storage, pool: Storage, split: Split) -> None:
+        table = manifest.read_table(MANIFEST_FILE, columns=["video_id", "split", "captions"])
+        table = table.filter(pc.equal(table.column("split"), split)).select(["video_id", "captions"])
+        joined = _with_frames(table.column("video_id"), frames)
+        self._captions = table.column("captions").take(joined.column("place"))
+        self.texts_per_video: list[int] = pc.list_value_length(self._captions).to_pylist()
+        self.store = FrameStore(pool, joined)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def texts(self, video: int) -> list[str]:
+        """The captions of the video at a position."""
+        captions: list[str] = self._captions[video].as_py()
+        return captions
+
+    def texts_of(self, videos: Sequence[int]) -> tuple[list[str], list[int], list[int]]:
+        """All captions of ``videos``: the texts, the position of each one's video, its number there."""
+        pairs = [(text, video, number) for video in videos for number, text in enumerate(self.texts(video))]
+        return [text for text, _, _ in pairs], [video for _, video, _ in pairs], [number for _, _, number in pairs]
+
+
+class QuestionView:
+    """Videos with questions of one split in the order of the manifest; a video is addressed by its position.
+
+    The split is that of the questions, which may differ from their video's.
+
+    Args:
+        manifest: folder of the manifest artifact.
+        frames: folder of the frames artifact.
+        pool: folder of the frame shards.
+        split: which split.
+        answerable_by: leave out questions whose answer is not in this vocabulary, and videos without others.
+    """
+
+    def __init__(
+        self,
+        manifest: Storage,
+        frames: Storage,
+        pool: Storage,
+        split: Split,
+        *,
+        answerable_by: Vocabulary | None = None,
+    ) -> None:
+        asked: dict[str, list[Question]] = {}
+        table = manifest.read_table(MANIFEST_FILE, columns=["video_id", "questions"])
+        for row in table.to_pylist():
+            kept = [
+                Question(item["question"], item["answer"], item["type"], split)
+                for item in row["questions"]
+                if item["split"] == split and (answerable_by is None or item["answer"] in answerable_by)
+            ]
+            if kept:
+                asked[row["video_id"]] = kept
+        joined = _with_frames(pa.chunked_array([list(asked)], pa.string()), frames)
+        self.store = FrameStore(pool, joined)
+        self._questions = [asked[video_id] for video_id in self.store.video_ids]
+        self.texts_per_video = [len(questions) for questions in self._questions]
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def questions(self, video: int) -> list[Question]:
+        """The questions about the video at a position."""
+        return self._questions[video]
+
+    def texts(self, video: int) -> list[str]:
+        """The same as bare texts."""
+        return [question.question for question in self._questions[video]]
+
+
+def _with_frames(video_ids: pa.ChunkedArray, frames: Storage) -> pa.Table:
+    """Those of ``video_ids`` that have frames: id, ``place`` in the given order, ``shard`` and ``row``."""
+    index = frames.read_table(INDEX_FILE, columns=["video_id", "shard", "row"])
+    places = pa.table({"video_id": video_ids, "place": pa.array(range(len(video_ids)), pa.int64())})
+    return places.join(index, "video_id", join_type="inner").sort_by("place").combine_chunks()

@@ -1,0 +1,1 @@
+"""The pipeline from top to bottom, a file per stage; they import nothing heavy."""

@@ -1,0 +1,55 @@
+"""The stages ``evaluation`` and ``qa_evaluation``, of the model just trained or of any checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.models.folder import MODEL
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.stage import Stage, StageContext
+from pipelines.workspace.artifact import Counts, plain
+
+
+def evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
+    """Evaluates the model that the recipe trains, or ``checkpoint`` without training.
+
+    A checkpoint is known by its address: one that was overwritten needs ``force``.
+    """
+
+    def run(context: StageContext) -> Counts:
+        if checkpoint is not None:
+            return evaluate_checkpoint(recipe, context, checkpoint)
+        return evaluate_checkpoint(recipe, context, context.inputs["retrieval"].storage.folder(MODEL).uri)
+
+    settings: dict[str, Any] = {
+        "split": recipe.evaluation.split,
+        "level_rates": recipe.evaluation.level_rates,
+        "bootstrap_samples": recipe.evaluation.bootstrap_samples,
+        "seed": recipe.seed,
+    }
+    if checkpoint is not None:
+        settings |= {"checkpoint": checkpoint, "model": plain(recipe.model)}
+    inputs = ("manifest", "frames") if checkpoint is not None else ("manifest", "frames", "retrieval")
+    return Stage(name="evaluation", version=2, settings=settings, inputs=inputs, run=run)
+
+
+def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) -> Counts:
+    """Evaluates ``checkpoint`` on the recipe's split."""
+    from pipelines.evaluate.retrieval import evaluate_retrieval
+    from pipelines.splits import SplitView
+
+    pool = frames_pool(context.workspace, recipe).storage
+    manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
+    view = SplitView(manifest, frames, pool, recipe.evaluation.split)
+    metrics = evaluate_retrieval(
+        context.output,
+        context.tracker,
+        view,
+        checkpoint=checkpoint,
+        config=recipe.model,
+        settings=recipe.evaluation,
+        resources=recipe.resources.evaluation,
+        seed=recipe.seed,
+    )
+    return {"rows": len(view), "errors": 0, **metrics}

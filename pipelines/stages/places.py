@@ -1,0 +1,35 @@
+"""Which settings of a recipe name what workers read."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.stage import Graph
+
+
+def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The settings that name what workers read besides the workspace, each with its place.
+
+    Annotations are read by the driver alone.
+    """
+    data = recipe.data
+    own = data.annotations if data.dataset == "captions_file" and data.annotations is not None else data.questions
+    if data.videos is not None:
+        yield "data.videos", data.videos
+    elif own is not None:
+        yield "the folder of the videos", posixpath.dirname(own)
+    checkpoints = {
+        "estimator.init_checkpoint": recipe.estimator.init_checkpoint,
+        "retrieval.init_checkpoint": recipe.retrieval.init_checkpoint,
+        "video_qa.init_checkpoint": recipe.video_qa.init_checkpoint,
+        "model.clip.pretrained": recipe.model.clip.pretrained,
+        "model.clip.architecture": recipe.model.clip.architecture,
+        **{f"the checkpoint of {stage.name}": stage.settings.get("checkpoint") for stage in graph.stages},
+    }
+    # What names published weights or an architecture of open_clip is no path.
+    yield from (
+        (setting, place) for setting, place in checkpoints.items() if place is not None and Path(place).exists()
+    )

@@ -1,0 +1,59 @@
+"""The stage ``qa_evaluation``, of the model just trained or of any checkpoint."""
+
+from __future__ import annotations
+
+from pipelines.models.folder import MODEL
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.frames import frames_pool
+from pipelines.stages.stage import Stage, StageContext
+from pipelines.workspace.artifact import Counts, plain
+
+
+def qa_evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
+    """Evaluates the question answering model that the recipe trains, or ``checkpoint`` without training.
+
+    The vocabulary is the stage ``answers``'s. A checkpoint is known by its address: one that was
+    overwritten needs ``force``.
+    """
+
+    def run(context: StageContext) -> Counts:
+        if checkpoint is not None:
+            return evaluate_qa_checkpoint(recipe, context, checkpoint)
+        return evaluate_qa_checkpoint(recipe, context, context.inputs["video_qa"].storage.folder(MODEL).uri)
+
+    settings = plain(recipe.qa_evaluation)
+    del settings["batch_size"]
+    settings["seed"] = recipe.seed
+    inputs = ["manifest", "frames", "answers"]
+    if checkpoint is None:
+        inputs.append("video_qa")
+    else:
+        # Any number of answers: the vocabulary is an input.
+        settings |= {"checkpoint": checkpoint, "model": plain(recipe.video_qa_model(2))}
+    return Stage(name="qa_evaluation", version=1, settings=settings, inputs=tuple(inputs), run=run)
+
+
+def evaluate_qa_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) -> Counts:
+    """Evaluates ``checkpoint`` on the recipe's questions."""
+    from pipelines.datasets.answers import Vocabulary
+    from pipelines.evaluate.video_qa import evaluate_video_qa
+    from pipelines.splits import QuestionView
+
+    pool = frames_pool(context.workspace, recipe).storage
+    manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
+    vocabulary = Vocabulary.read(context.inputs["answers"].storage)
+    view = QuestionView(manifest, frames, pool, recipe.qa_evaluation.split)
+    trained = QuestionView(manifest, frames, pool, "train")
+    metrics = evaluate_video_qa(
+        context.output,
+        context.tracker,
+        view,
+        trained=[question for video in range(len(trained)) for question in trained.questions(video)],
+        vocabulary=vocabulary,
+        checkpoint=checkpoint,
+        config=recipe.video_qa_model(len(vocabulary)),
+        settings=recipe.qa_evaluation,
+        resources=recipe.resources.qa_evaluation,
+        seed=recipe.seed,
+    )
+    return {"rows": sum(view.texts_per_video), "errors": 0, **metrics}

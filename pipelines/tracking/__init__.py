@@ -1,0 +1,1 @@
+"""MLflow: what a run records, and what a server missed."""

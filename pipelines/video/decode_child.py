@@ -1,0 +1,276 @@
+"""The decoding process: reads requests, answers with encoded frames, dies with its parent.
+
+Started by ``decode_process`` as ``python -m pipelines.video.decode_child``; imports neither torch nor
+Ray nor Arrow, so that it starts in about half a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import io
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from pipelines.video.decoders import (
+    Decoder,
+    Frame,
+    FrameCountError,
+    PyAVDecoder,
+    UnreadableVideoError,
+    first_line,
+    open_decoder,
+    probe_video,
+)
+from pipelines.video.messages import Message, receive, send
+from pipelines.video.sampling import sample_frames
+
+MAX_ASPECT_RATIO = 16
+"""Longer strips are refused: with a short side of 224 pixels, a frame of 16×10000 would have 94 MB."""
+
+_BYTES_PER_PIXEL = 12
+"""What a decoder needs at least: its own frames and their neighbours at 1.5 bytes, and one in RGB."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractSettings:
+    """What to make of a video; see ``configs.FramesConfig`` for the meaning of the fields."""
+
+    rate: float
+    max_frames: int
+    short_side_px: int
+    decoder: Literal["auto", "decord", "pyav"]
+    format: Literal["jpeg", "png"]
+    jpeg_quality: int
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractedVideo:
+    """Encoded frames in temporal order, with their place in the source."""
+
+    images: list[bytes]
+    frame_index: list[int]
+    time_s: list[float]
+    height_px: int
+    width_px: int
+    source_fps: float
+    source_frames: int
+    decoder: str
+
+
+class NoFramesError(Exception):
+    """The wanted segment holds no frame."""
+
+
+def extract(source: str | bytes, settings: ExtractSettings) -> ExtractedVideo:
+    """Samples, decodes, resizes and encodes frames of the file at path ``source``, or of its bytes.
+
+    Raises:
+        UnreadableVideoError: the video cannot be decoded.
+        NoFramesError: the segment lies outside the video.
+    """
+    decoder = open_decoder(source, settings.decoder)
+    try:
+        return _extract(decoder, settings)
+    except UnreadableVideoError:
+        if settings.decoder != "auto" or decoder.name == "pyav":
+            raise
+    finally:
+        decoder.close()
+    decoder = PyAVDecoder(source)
+    try:
+        return _extract(decoder, settings)
+    finally:
+        decoder.close()
+
+
+def resize_short_side(image: Image.Image, size_px: int) -> Image.Image:
+    """``image`` with its shorter side ``size_px`` long: bicubic, antialiased, as CLIP's evaluation transform."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    if short == size_px:
+        return image
+    # The transform truncates the long side; rounding would differ by a pixel.
+    new_long = int(size_px * long / short)
+    size = (size_px, new_long) if width <= height else (new_long, size_px)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def main(arguments: list[str]) -> None:
+    """Serves requests from standard input until it ends.
+
+    Args:
+        arguments: extra bytes of address space; process id of the parent, or 0 if its death
+            cannot be watched by a signal.
+    """
+    max_memory, parent = map(int, arguments)
+    requests, replies = os.dup(0), os.dup(1)
+    _silence_standard_streams()
+    _die_with(parent)
+    # Before the limit, so that it measures videos and not libraries. Without decord, PyAV reads everything.
+    with contextlib.suppress(ImportError, OSError):
+        importlib.import_module("decord")
+    _limit_memory(max_memory)
+    # A decoder may hang while it holds the interpreter's lock; the kernel then ends an orphan.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for request in _requests(requests):
+        signal.setitimer(signal.ITIMER_REAL, request.header["timeout_s"])
+        reply = _serve(request)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        send(replies, reply)
+
+
+def _serve(request: Message) -> Message:
+    source = request.blobs[0] if request.blobs else request.header["path"]
+    try:
+        video = extract(source, ExtractSettings(**request.header["settings"]))
+    except UnreadableVideoError as error:
+        return _too_large() if _memory_is_short(source) else _failure("undecodable", error)
+    except NoFramesError as error:
+        return _failure("no_frames", error)
+    except MemoryError:
+        return _too_large()
+    header = asdict(video)
+    images = header.pop("images")
+    return Message({"video": header}, images)
+
+
+def _memory_is_short(source: str | bytes) -> bool:
+    """Whether frames of this size cannot be held: decoders call a failed allocation invalid data."""
+    try:
+        bytearray(_BYTES_PER_PIXEL * probe_video(source).pixels)
+    except UnreadableVideoError:
+        return False
+    except MemoryError:
+        return True
+    return False
+
+
+def _too_large() -> Message:
+    return _failure("memory", MemoryError("decoding needs more memory than frames.max_memory_gb allows"))
+
+
+def _failure(reason: str, error: Exception) -> Message:
+    return Message({"reason": reason, "message": first_line(error)})
+
+
+def _extract(decoder: Decoder, settings: ExtractSettings) -> ExtractedVideo:
+    try:
+        return _extract_counted(decoder, settings, decoder.num_frames)
+    except FrameCountError as error:
+        # Now the true number of frames is known; sampling from it gives frames that exist.
+        return _extract_counted(decoder, settings, error.num_frames)
+
+
+def _extract_counted(decoder: Decoder, settings: ExtractSettings, num_frames: int) -> ExtractedVideo:
+    indices = sample_frames(
+        fps=decoder.fps,
+        num_frames=num_frames,
+        max_frames=settings.max_frames,
+        rate=settings.rate,
+        start_s=settings.start_s,
+        end_s=settings.end_s,
+    )
+    if not indices:
+        raise NoFramesError(
+            f"no frame between {settings.start_s} and {settings.end_s} s: the video has {num_frames} frames, "
+            f"{num_frames / decoder.fps:.2f} s"
+        )
+    frames: list[tuple[int, float]] = []
+    images = []
+    size = (0, 0)
+    for frame, image in _resized(decoder.frames(indices), settings.short_side_px):
+        # A stream may change its size midway; the frames of a clip keep the first one's.
+        size = size if frames else image.size
+        images.append(_encode(image if image.size == size else image.resize(size), settings))
+        frames.append((frame.index, frame.time_s))
+    return ExtractedVideo(
+        images=images,
+        frame_index=[index for index, _ in frames],
+        time_s=[time_s for _, time_s in frames],
+        height_px=size[1],
+        width_px=size[0],
+        source_fps=decoder.fps,
+        source_frames=num_frames,
+        decoder=decoder.name,
+    )
+
+
+def _resized(frames: Iterator[Frame], size_px: int) -> Iterator[tuple[Frame, Image.Image]]:
+    for frame in frames:
+        height, width, _ = frame.image.shape
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            raise UnreadableVideoError(
+                f"frames of {width}×{height} pixels are longer than {MAX_ASPECT_RATIO} times their short side"
+            )
+        yield frame, resize_short_side(Image.fromarray(frame.image), size_px)
+
+
+def _encode(image: Image.Image, settings: ExtractSettings) -> bytes:
+    buffer = io.BytesIO()
+    if settings.format == "jpeg":
+        image.save(buffer, "JPEG", quality=settings.jpeg_quality)
+    else:
+        image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _requests(file: int) -> Iterator[Message]:
+    """Requests as they come; the end of input, also during a decode, ends the process."""
+    waiting: queue.Queue[Message] = queue.Queue()
+
+    def read() -> None:
+        while True:
+            try:
+                waiting.put(receive(file))
+            except EOFError:
+                os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield waiting.get()
+
+
+def _silence_standard_streams() -> None:
+    """Native libraries write about damaged files to both; neither carries our messages any more."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+
+
+def _die_with(parent: int) -> None:
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It died before the line above took effect.
+        os._exit(0)
+
+
+def _limit_memory(extra: int) -> None:
+    """Limits the address space to what is in use now and ``extra`` bytes; no limit outside Linux."""
+    if not sys.platform.startswith("linux"):
+        return
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = used + extra
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""One folder at any URI: files, tables, shards, locks, artifacts, and which runs were here."""

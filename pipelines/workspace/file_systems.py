@@ -1,0 +1,102 @@
+"""The file system behind a URI, with patience for object stores.
+
+Trouble of an object store that lasts less than a minute costs that minute; what lasts longer is an error
+that names the place and says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipelines.workspace.errors import StorageError, reason, remedy
+from pipelines.workspace.uris import absolute_uri, shown
+
+_STORE = re.compile(r"^(s3|gs)://[\w.-]+([/?]|$)")
+_STORE_VARIABLES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_")
+
+_S3_ATTEMPTS = 12
+"""The second comes after 25 ms, each later one after twice as long, the last before 100 s have passed."""
+
+_S3_TIMEOUT_S = 30.0
+"""Seconds without a byte after which a request is made again; the library's 3 s are too few for a busy store."""
+
+
+class _PatientS3(pafs.S3FileSystem):  # type: ignore[misc]
+    """S3 that waits for a store in trouble, also after it has travelled to another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, (options,) = super().__reduce__()
+        return _patient_s3, (options,)
+
+
+def _s3_attempts() -> int:
+    given = os.environ.get("AWS_MAX_ATTEMPTS", str(_S3_ATTEMPTS))
+    if not (given.isdecimal() and int(given) > 0):
+        raise ValueError(f"AWS_MAX_ATTEMPTS is {given!r}; give how often a request is made, a positive number")
+    return int(given)
+
+
+def _patient_s3(options: dict[str, Any]) -> _PatientS3:
+    return _PatientS3(
+        **{
+            **options,
+            # The other strategy gives up early where many threads meet the same trouble.
+            "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_s3_attempts()),
+            "request_timeout": _S3_TIMEOUT_S,
+            "connect_timeout": _S3_TIMEOUT_S,
+            # Otherwise an upload that could not even begin is closed as an empty object.
+            "allow_delayed_open": False,
+        }
+    )
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of ``uri`` and the path in it.
+
+    Raises:
+        ValueError: the scheme is not one that pyarrow knows.
+        StorageError: the region of a bucket, which S3 itself is asked for, could not be found out.
+    """
+    if not _STORE.match(uri) or "#" in uri:
+        return _open(uri)
+    address, _, options = uri.partition("?")
+    scheme, _, path = address.partition("://")
+    bucket = path.partition("/")[0]
+    environment = tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith(_STORE_VARIABLES)))
+    filesystem = _open_store(f"{scheme}://{bucket}{'?' if options else ''}{options}", environment)
+    return filesystem, unquote(path).rstrip("/")
+
+
+@lru_cache(maxsize=16)
+def _open_store(uri: str, _environment: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
+    # A file system takes long to make, and asks for credentials: one per video would be throttled.
+    return _open(uri)[0]
+
+
+def _open(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(absolute_uri(uri))
+    except OSError as error:
+        raise StorageError(f"cannot open {shown(uri)}: {reason(error)}. {remedy(error)}") from error
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"cannot open {uri!r}: {str(error).splitlines()[0]}. Give a local path, or a URI that starts with "
+            "file://, s3:// or gs://"
+        ) from error
+    if isinstance(filesystem, pafs.S3FileSystem):
+        _, (options,) = filesystem.__reduce__()
+        filesystem = _patient_s3(options)
+    return filesystem, path
+
+
+def check_uri(uri: str) -> None:
+    """Raises ``ValueError`` for what is no address, without asking a store about it."""
+    if not _STORE.match(uri):
+        resolve(uri)

@@ -1,0 +1,208 @@
+"""Which recipes were run in a workspace, and what each of them needs there.
+
+Every run leaves ``runs/<id>.json``: its settings, the fingerprint of every stage and the folders
+that hold its results. Status reads it; what no record refers to may be removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipelines.workspace.artifact import ARTIFACT, digest, discard, plain, read_document
+from pipelines.workspace.locks import FOLDER as LOCKS
+from pipelines.workspace.locks import owners
+from pipelines.workspace.records import INDEX_FILE
+from pipelines.workspace.shards import SHARDS, ShardPool, generation_of
+from pipelines.workspace.storage import Storage
+
+RUNS = "runs"
+
+UNDELIVERED = "undelivered"
+"""Folder of what an MLflow server that was away has missed."""
+
+_KEPT = frozenset({RUNS, LOCKS, UNDELIVERED, "logs", "mlartifacts"})
+"""Folders of a workspace that hold no artifacts."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One recipe that was run in the workspace."""
+
+    run_id: str
+    """A digest of the stages' fingerprints: the same settings give the same record."""
+    started_at: str
+    """When it was last started, UTC."""
+    stages: Mapping[str, str]
+    """Fingerprints by stage, in order."""
+    locks: Mapping[str, str]
+    """What is held while a stage runs, by stage."""
+    folders: tuple[str, ...]
+    """Folders of the workspace that it needs."""
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder that no record refers to, or shards that a newer generation of a pool has replaced."""
+
+    folder: str
+    size_bytes: int
+    finished_at: str | None = None
+    """None if it was never finished."""
+    shards: tuple[str, ...] = ()
+    """Files of a pool that is needed; empty = all of the folder."""
+
+
+def record_run(
+    workspace: Storage,
+    *,
+    stages: Mapping[str, str],
+    locks: Mapping[str, str],
+    folders: Iterable[str],
+    settings: Any,
+) -> str:
+    """Writes down that a recipe is run in ``workspace``; returns the id of the record.
+
+    Args:
+        workspace: where it is run.
+        stages: fingerprints by stage, in order.
+        locks: what is held while a stage runs, by stage.
+        folders: those of the workspace that it needs.
+        settings: the recipe.
+    """
+    run_id = digest(stages)
+    document = {
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        # Lists keep the order of the stages, which a JSON object does not promise.
+        "stages": [list(item) for item in stages.items()],
+        "locks": [list(item) for item in locks.items()],
+        "folders": sorted(set(folders)),
+        "settings": plain(settings),
+    }
+    workspace.write_json(f"{RUNS}/{run_id}.json", document)
+    return run_id
+
+
+def read_runs(workspace: Storage) -> list[RunRecord]:
+    """The records of a workspace, the latest first."""
+    records = []
+    for name in workspace.files(RUNS, suffix=".json"):
+        document = workspace.read_json(f"{RUNS}/{name}")
+        records.append(
+            RunRecord(
+                name.removesuffix(".json"),
+                document["started_at"],
+                dict(document["stages"]),
+                dict(document["locks"]),
+                tuple(document["folders"]),
+                document["settings"],
+            )
+        )
+    return sorted(records, key=lambda record: record.started_at, reverse=True)
+
+
+def forget_run(workspace: Storage, run_id: str) -> None:
+    """Removes a record; what only it referred to becomes a leftover.
+
+    Raises:
+        ValueError: there is no such record.
+    """
+    known = [record.run_id for record in read_runs(workspace)]
+    if run_id not in known:
+        raise ValueError(
+            f"{workspace.uri} has no run {run_id!r}; its runs are: {', '.join(known) or 'none'} (python -m jobs.status)"
+        )
+    workspace.delete(f"{RUNS}/{run_id}.json")
+
+
+def leftovers(workspace: Storage) -> list[Leftover]:
+    """Artifacts and pools that no record refers to, and shards in the other pools that were made anew."""
+    records = read_runs(workspace)
+    needed = {folder for record in records for folder in record.folders}
+    found = []
+    for stage in workspace.folders():
+        if stage in _KEPT or stage.startswith("."):
+            continue
+        for name in workspace.folders(stage):
+            folder = f"{stage}/{name}"
+            # A folder that is neither an artifact's nor a pool's is somebody else's.
+            if folder not in needed and (stage == SHARDS or _is_digest(name)):
+                found.append(Leftover(folder, folder_size(workspace, folder), _finished_at(workspace, folder)))
+            elif stage == SHARDS and (
+                shards := _replaced(workspace.folder(folder), _pointed_at(workspace, records, name))
+            ):
+                sizes = _sizes(workspace, folder)
+                found.append(Leftover(folder, sum(sizes[shard] for shard in shards), shards=tuple(shards)))
+    return found
+
+
+def _pointed_at(workspace: Storage, records: Sequence[RunRecord], pool: str) -> set[str]:
+    """Shards of ``pool`` that the artifacts on record point at."""
+    found: set[str] = set()
+    for record in records:
+        for stage in (stage for stage, lock in record.locks.items() if lock == pool):
+            output = workspace.folder(stage, record.stages[stage])
+            if output.exists(INDEX_FILE):
+                found.update(output.read_table(INDEX_FILE, columns=["shard"]).column("shard").unique().to_pylist())
+    return found
+
+
+def _replaced(pool: Storage, needed: set[str]) -> list[str]:
+    """Shards that are not ``needed`` and all of whose rows are there again in a newer generation."""
+    if not any(map(generation_of, pool.files(suffix=".parquet"))):
+        return []
+    index = ShardPool(pool, pa.schema([pa.field("key", pa.string(), nullable=False)])).index()
+    rows = list(zip(index.column("key").to_pylist(), index.column("shard").to_pylist(), strict=True))
+    newest: dict[str, int] = {}
+    for key, shard in rows:
+        newest[key] = max(newest.get(key, 0), generation_of(shard))
+    needed = needed | {shard for key, shard in rows if newest[key] == generation_of(shard)}
+    return [shard for shard in pool.files(suffix=".parquet") if shard not in needed]
+
+
+def remove(workspace: Storage, found: Iterable[Leftover]) -> None:
+    """Removes what was ``found`` to be left over in the workspace.
+
+    Raises:
+        ValueError: a run is at work in the workspace; nothing was removed.
+    """
+    busy = owners(workspace)
+    if busy:
+        name, owner = next(iter(busy.items()))
+        raise ValueError(
+            f"{workspace.uri} is in use: {owner} is at work on {name}. Nothing was removed; try again when it is done"
+        )
+    for item in found:
+        if item.shards:
+            for shard in item.shards:
+                workspace.delete(f"{item.folder}/{shard}")
+        else:
+            discard(workspace.folder(item.folder))
+
+
+def folder_size(workspace: Storage, folder: str) -> int:
+    """Bytes of all files below ``folder``."""
+    return sum(_sizes(workspace, folder).values())
+
+
+def _sizes(workspace: Storage, folder: str) -> dict[str, int]:
+    """Bytes of every file below ``folder``, by its path there."""
+    root = workspace.path(folder)
+    infos = workspace.filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    return {info.path.removeprefix(f"{root}/"): info.size for info in infos if info.type == pafs.FileType.File}
+
+
+def _finished_at(workspace: Storage, folder: str) -> str | None:
+    if not workspace.exists(f"{folder}/{ARTIFACT}"):
+        return None
+    return str(read_document(workspace.folder(folder))["finished_at"])
+
+
+def _is_digest(name: str) -> bool:
+    return len(name) == len(digest(None)) and not name.strip("0123456789abcdef")

@@ -1,0 +1,314 @@
+"""A folder at any URI: a local path, ``s3://``, ``gs://``; everything is committed atomically.
+
+Endpoints and credentials come from the environment variables of the object store's own
+tools (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, …) and are
+never written anywhere. Trouble of an object store that lasts less than a minute costs that
+minute; what lasts longer is an error that names the place and says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError, reason, remedy
+from pipelines.workspace.file_systems import resolve
+from pipelines.workspace.uris import absolute_uri, shown
+
+_TEMPORARY = ".tmp-"
+_SET_ASIDE = ".damaged"
+
+
+def content_digest(uri: str) -> str:
+    """Hex digest of the contents of the file at ``uri``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the scheme is not one that pyarrow knows.
+    """
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder at ``uri``; every path given to its methods is relative to that folder."""
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", absolute_uri(self.uri))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "uri", state["uri"])
+
+    @cached_property
+    def _root(self) -> tuple[pafs.FileSystem, str]:
+        return resolve(self.uri)
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """The pyarrow file system of this folder."""
+        return self._root[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder lies on this machine's file system."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def path(self, *parts: str) -> str:
+        """The file-system path of ``parts`` inside this folder.
+
+        Raises:
+            ValueError: a part is absolute or leaves the folder.
+        """
+        for part in parts:
+            if part.startswith("/") or ".." in part.split("/"):
+                raise ValueError(f"{part!r} would leave {self.uri}; paths in a workspace are relative and have no '..'")
+        return "/".join([self._root[1].rstrip("/"), *(part for part in parts if part)])
+
+    def folder(self, *parts: str) -> Storage:
+        """The sub-folder at ``parts``; it need not exist."""
+        self.path(*parts)
+        return Storage("/".join([self.uri, *parts]))
+
+    def place(self, path: str = "") -> str:
+        """``path`` inside this folder as messages name it, without credentials and options."""
+        return "/".join(filter(None, [shown(self.uri), path]))
+
+    @contextmanager
+    def _naming(self, deed: str, path: str) -> Iterator[None]:
+        """Turns errors of the storage, but for a file that is not there, into ``StorageError``."""
+        try:
+            yield
+        except (FileNotFoundError, StorageError):
+            raise
+        except OSError as error:
+            raise self._named(error, deed, path) from error
+
+    def _named(self, error: OSError, deed: str, path: str) -> StorageError:
+        named = StorageError(f"cannot {deed} {self.place(path)}: {reason(error)}. {remedy(error)}")
+        named.errno = error.errno
+        return named
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder lies at ``path``."""
+        target = self.path(path)
+        with self._naming("look at", path):
+            return bool(self.filesystem.get_file_info(target).type != pafs.FileType.NotFound)
+
+    def files(self, path: str = "", *, suffix: str = "") -> list[str]:
+        """Names of the committed files in the folder ``path`` that end in ``suffix``, sorted."""
+        return sorted(
+            info.base_name
+            for info in self._listing(path)
+            if info.type == pafs.FileType.File
+            and info.base_name.endswith(suffix)
+            and not info.base_name.startswith(_TEMPORARY)
+        )
+
+    def folders(self, path: str = "") -> list[str]:
+        """Names of the folders in the folder ``path``, sorted."""
+        return sorted(info.base_name for info in self._listing(path) if info.type == pafs.FileType.Directory)
+
+    def _listing(self, path: str) -> list[Any]:
+        selector = pafs.FileSelector(self.path(path), allow_not_found=True)
+        with self._naming("list", path):
+            found: list[Any] = self.filesystem.get_file_info(selector)
+        return found
+
+    def read_bytes(self, path: str) -> bytes:
+        """The contents of the file at ``path``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StorageError: it could not be read.
+        """
+        target = self.path(path)
+        # A file, not a stream: of an object it is fetched in one request.
+        with self._naming("read", path), self.filesystem.open_input_file(target) as file:
+            try:
+                return bytes(file.read())
+            except OSError as error:
+                # S3 says an internal failure of an object that is deleted after it was opened.
+                if self.exists(path):
+                    raise
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.place(path)) from error
+
+    def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
+        """Writes ``data`` to ``path`` so that a reader sees all of it or nothing.
+
+        Raises:
+            StorageError: it could not be written; nothing of it is visible.
+        """
+        target = self.path(path)
+        with self._naming("write", path):
+            if self.is_local:
+                _replace_file(Path(target), data)
+            else:
+                if self.filesystem.type_name == "gcs":
+                    # Where a folder was not made, it is in no listing and cannot be removed.
+                    self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+                # One upload of a complete buffer: object stores show an object when it is complete.
+                with self.filesystem.open_output_stream(target, compression=None) as stream:
+                    stream.write(data)
+
+    def read_json(self, path: str) -> Any:
+        """The JSON document at ``path``.
+
+        Raises:
+            DamagedFileError: the file holds something else.
+        """
+        content = self.read_bytes(path)
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DamagedFileError(_damaged(self.place(path), "a JSON document", error)) from error
+
+    def write_json(self, path: str, document: Any) -> None:
+        """Commits ``document`` as JSON at ``path``."""
+        self.write_bytes(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+
+    def read_table(self, path: str, *, columns: Iterable[str] | None = None) -> pa.Table:
+        """The Parquet file at ``path``, or some of its columns.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DamagedFileError: it is no Parquet file with these columns, or its bytes have changed since
+                they were written.
+            StorageError: it could not be read.
+        """
+        names = None if columns is None else list(columns)
+        target = self.path(path)
+        try:
+            with self.filesystem.open_input_file(target) as file:
+                return read_parquet(file, columns=names)
+        except FileNotFoundError:
+            raise
+        except UNREADABLE as error:
+            # The file, or the way to it? What goes wrong with all of its bytes at hand is the file's fault.
+            self.require_whole_table(path)
+            if isinstance(error, OSError):
+                raise self._named(error, "read", path) from error
+            raise DamagedFileError(_damaged(self.place(path), f"a table with {names}", error)) from error
+
+    def require_whole_table(self, path: str) -> None:
+        """Reads all bytes of the Parquet file at ``path``.
+
+        Raises:
+            FileNotFoundError, StorageError: as :meth:`read_bytes`.
+            DamagedFileError: it is none, or its bytes have changed since they were written.
+        """
+        content = self.read_bytes(path)
+        try:
+            read_parquet(pa.BufferReader(content))
+        except UNREADABLE as error:
+            raise DamagedFileError(_damaged(self.place(path), "a whole Parquet file", error)) from error
+
+    def set_aside(self, path: str) -> str:
+        """Renames the file at ``path``, so that it counts no more and can still be looked at; the new name."""
+        aside = f"{path}{_SET_ASIDE}"
+        with self._naming("rename", path):
+            self.filesystem.move(self.path(path), self.path(aside))
+        return aside
+
+    def was_set_aside(self, path: str) -> bool:
+        """Whether a file that was at ``path`` has been set aside."""
+        return self.exists(f"{path}{_SET_ASIDE}")
+
+    def write_table(self, path: str, table: pa.Table, *, row_group_size: int | None = None) -> int:
+        """Commits ``table`` as Parquet at ``path``; returns the number of bytes.
+
+        ``row_group_size`` 1 makes every row readable at random.
+        """
+        sink = pa.BufferOutputStream()
+        # Frames are compressed already; compressing them again costs time and saves nothing. Statistics would
+        # hold the first and the last of a video's small images once more, a half of the file.
+        pq.write_table(
+            table,
+            sink,
+            row_group_size=row_group_size,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+        buffer = sink.getvalue()
+        self.write_bytes(path, buffer)
+        return int(buffer.size)
+
+    def delete(self, path: str) -> None:
+        """Removes the file or folder at ``path`` if there is one."""
+        target = self.path(path)
+        with self._naming("delete", path):
+            info = self.filesystem.get_file_info(target)
+            if info.type == pafs.FileType.Directory:
+                self.filesystem.delete_dir(target)
+            elif info.type == pafs.FileType.File:
+                self.filesystem.delete_file(target)
+
+    def download(self, path: str, folder: Path) -> Path:
+        """A local copy of the folder at ``path``; a local folder is returned where it is."""
+        if self.is_local:
+            return Path(self.path(path))
+        with self._naming(f"copy to {folder}", path):
+            pafs.copy_files(self.path(path), str(folder), source_filesystem=self.filesystem)
+        return folder
+
+    def upload(self, folder: Path, path: str) -> None:
+        """Copies the files of the local ``folder`` to the folder ``path``, each atomically."""
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                self.write_bytes(f"{path}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+
+def read_parquet(source: Any, *, columns: list[str] | None = None) -> pa.Table:
+    """The table in an open Parquet file, in one piece, its pages compared with their checksums.
+
+    ``pyarrow.parquet.read_table`` would scan it as a data set: with tasks, and buffers that stay allocated, for
+    every row group, and a shard has one for each row.
+
+    Raises:
+        ValueError: a column is not there.
+        OSError, pyarrow.ArrowException: it is no Parquet file, or a damaged one.
+    """
+    with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
+        if absent := set(columns or ()) - set(file.schema_arrow.names):
+            raise ValueError(f"it has no column {', '.join(sorted(absent))}")
+        table = file.read(columns=columns, use_threads=False)
+    return (table if columns is None else table.select(columns)).combine_chunks()
+
+
+def _replace_file(place: Path, data: bytes | pa.Buffer) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{place.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _damaged(place: str, wanted: str, error: Exception) -> str:
+    return f"{place} is not {wanted}: {reason(error)}; it is damaged, or something else wrote it"

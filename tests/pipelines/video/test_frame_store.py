@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.video.frame_store import FrameStore, as_channels_last, decode_images, stack_frames
+from pipelines.workspace.records import FRAMES
+from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.storage import Storage
+
+VIDEOS = 7
+SHARD = 3
+
+
+def images(video: int) -> list[torch.Tensor]:
+    """One to three images whose pixels tell video, position and place."""
+    generator = torch.Generator().manual_seed(video)
+    return [torch.randint(256, (3, 8, 12), generator=generator, dtype=torch.uint8) for _ in range(1 + video % 3)]
+
+
+def png(image: torch.Tensor) -> bytes:
+    """The image as a lossless file, so that pixels come back exactly."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def frames_row(video: int) -> dict[str, Any]:
+    """A row of ``records.FRAMES``."""
+    encoded = [png(image) for image in images(video)]
+    return {
+        "video_id": f"video{video}",
+        "key": f"key{video}",
+        "frames": encoded,
+        "frame_index": list(range(len(encoded))),
+        "time_s": [float(place) for place in range(len(encoded))],
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FrameStore:
+    pool = ShardPool(Storage(str(tmp_path)), FRAMES)
+    for start in range(0, VIDEOS, SHARD):
+        pool.commit([frames_row(video) for video in range(start, min(start + SHARD, VIDEOS))])
+    return FrameStore(pool.storage, pool.index(["video_id"]).sort_by("video_id"))
+
+
+def test_random_access_finds_the_frames_of_sequential_reading(store: FrameStore) -> None:
+    assert store.video_ids == [f"video{video}" for video in range(VIDEOS)]
+    sequential = [store.decoded(video) for video in range(VIDEOS)]
+    for video in (6, 0, 4, 4, 1, 6, 2, 5, 3):
+        for found, before, expected in zip(store.decoded(video), sequential[video], images(video), strict=True):
+            assert torch.equal(found, before)
+            assert torch.equal(found, expected)
+
+
+def test_a_batch_is_cropped_padded_and_masked(store: FrameStore) -> None:
+    batch = store.batch([2, 0], image_size_px=8, max_frames=4)
+    assert batch.frames.shape == (2, 4, 3, 8, 8)
+    assert batch.mask.tolist() == [[True, True, True, False], [True, False, False, False]]
+    assert torch.equal(batch.frames[0, 1], images(2)[1][:, :, 2:10])
+    assert not batch.frames[~batch.mask].any()
+
+
+def test_a_batch_can_be_made_where_no_gradients_are_wanted(store: FrameStore) -> None:
+    expected = store.batch([2, 0], image_size_px=8, max_frames=4)
+    with torch.inference_mode():
+        batch = store.batch([2, 0], image_size_px=8, max_frames=4)
+        assert torch.equal(batch.frames, expected.frames)
+        assert torch.equal(batch.mask, expected.mask)
+
+
+def test_whole_frames_are_changed_before_the_crop(store: FrameStore) -> None:
+    def mark(row: int, frames: np.ndarray) -> np.ndarray:
+        assert frames.shape == (1 + (2 - row) % 3, 8, 12, 3)
+        return np.full_like(frames, 100 + row)
+
+    batch = store.batch([2, 1], image_size_px=8, max_frames=4, change=mark)
+    assert [batch.frames[row][batch.mask[row]].unique().tolist() for row in (0, 1)] == [[100], [101]]
+
+
+def test_more_frames_than_asked_for_are_cut(store: FrameStore) -> None:
+    assert store.batch([2], image_size_px=8, max_frames=2).mask.tolist() == [[True, True]]
+
+
+def test_images_smaller_than_the_model_are_refused(store: FrameStore) -> None:
+    with pytest.raises(ValueError, match="8 x 12 pixels hold no square of 16"):
+        store.batch([0], image_size_px=16, max_frames=2)
+
+
+def test_a_store_travels_to_another_process_after_use(store: FrameStore) -> None:
+    before = store.batch([1, 5], image_size_px=8, max_frames=3)
+    copy = pickle.loads(pickle.dumps(store))
+    after = copy.batch([1, 5], image_size_px=8, max_frames=3)
+    assert torch.equal(before.frames, after.frames)
+    assert len(copy) == VIDEOS
+
+
+def test_many_shards_do_not_keep_many_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.video.frame_store._OPEN_SHARDS", 2)
+    pool = ShardPool(Storage(str(tmp_path)), FRAMES)
+    for video in range(5):
+        pool.commit([frames_row(video)])
+    store = FrameStore(pool.storage, pool.index(["video_id"]).sort_by("video_id"))
+    for video in (0, 1, 2, 3, 4, 0):
+        assert len(store.encoded(video)) == len(images(video))
+        assert len(store._files) <= 2
+
+
+def test_an_empty_split_is_an_empty_store(tmp_path: Path) -> None:
+    index = pa.table({"video_id": pa.array([], pa.string()), "shard": pa.array([], pa.string()), "row": []})
+    assert len(FrameStore(Storage(str(tmp_path)), index)) == 0
+
+
+def test_grey_images_get_three_channels() -> None:
+    grey = torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8)
+    (image,) = decode_images([png(grey)])
+    assert torch.equal(image, grey.expand(3, 8, 8))
+
+
+def test_layouts_hold_the_same_pixels() -> None:
+    array = as_channels_last(images(2))
+    assert array.shape == (3, 8, 12, 3)
+    assert array[1, 2, 3].tolist() == images(2)[1][:, 2, 3].tolist()
+
+
+def test_no_videos_make_an_empty_batch() -> None:
+    assert stack_frames([], image_size_px=8, max_frames=2).frames.shape == (0, 2, 3, 8, 8)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.recipe.resources import TaskResources
+from pipelines.resources.sharded_work import map_shards
+from pipelines.workspace.shards import ShardPool, generation_of, newest_rows, shard_size, split_shards
+from pipelines.workspace.storage import Storage
+
+SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), ("frames", pa.list_(pa.binary()))])
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> ShardPool:
+    return ShardPool(Storage(str(tmp_path)), SCHEMA)
+
+
+def rows(*keys: str) -> list[dict[str, Any]]:
+    return [{"key": key, "frames": [key.encode()]} for key in keys]
+
+
+def test_the_same_rows_make_the_same_file(pool: ShardPool) -> None:
+    for keys in ("ab", "ab", "ba"):
+        pool.commit(rows(*keys))
+    assert len(pool.storage.files()) == 1
+    pool.commit(rows("a", "c"))
+    assert len(pool.storage.files()) == 2
+
+
+def test_the_index_finds_every_row(pool: ShardPool) -> None:
+    assert len(pool.index()) == 0
+    pool.commit(rows("a", "b", "c"))
+    pool.commit(rows("d", "e"))
+    found = {
+        row["key"]: pool.storage.read_table(row["shard"]).slice(row["row"], 1).to_pylist()
+        for row in pool.index().to_pylist()
+    }
+    assert found == {key: rows(key) for key in "abcde"}
+
+
+def test_the_index_does_not_depend_on_the_order_of_the_commits(tmp_path: Path) -> None:
+    pieces = [rows("a", "b"), rows("c"), rows("d", "e")]
+    indexes = []
+    for name, order in (("one", pieces), ("other", pieces[::-1])):
+        pool = ShardPool(Storage(str(tmp_path / name)), SCHEMA)
+        for piece in order:
+            pool.commit(piece)
+        indexes.append(pool.index())
+    assert indexes[0] == indexes[1]
+
+
+def test_rows_made_anew_stand_beside_the_old_ones_and_come_first(pool: ShardPool, tmp_path: Path) -> None:
+    output = Storage(str(tmp_path / "artifact"))
+    pool.commit(rows("a", "b", "b"))
+    pool.commit(rows("c"))
+    old = pool.storage.files()
+    assert pool.generations(output, forced=False) == (0, 0)
+    assert pool.generations(output, forced=True) == (1, 1)
+    pool.commit(rows("a", "b"), generation=1)
+    # The run goes on with the number that it began, forced or not.
+    assert pool.generations(output, forced=True) == pool.generations(output, forced=False) == (1, 1)
+    assert set(old) < set(pool.storage.files())
+    assert pool.index(since=1).column("key").to_pylist() == ["a", "b"]
+    found = newest_rows(pool.index()).to_pylist()
+    assert sorted((row["key"], generation_of(row["shard"])) for row in found) == [("a", 1), ("b", 1), ("c", 0)]
+    # What another run adds counts as new, too; the next forced one begins another generation.
+    other = Storage(str(tmp_path / "other"))
+    assert pool.generations(other, forced=False) == (0, 1)
+    assert pool.generations(other, forced=True) == (2, 2)
+
+
+def test_all_rows_of_a_key_come_from_one_shard(pool: ShardPool) -> None:
+    assert len(newest_rows(pool.index())) == 0
+    pool.commit(rows("a", "a", "b"))
+    pool.commit(rows("a", "a", "c"))
+    found = newest_rows(pool.index()).to_pylist()
+    assert [row["key"] for row in found].count("a") == 2
+    assert len({row["shard"] for row in found if row["key"] == "a"}) == 1
+
+
+def test_a_good_row_counts_rather_than_an_error_of_the_same_generation(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("key", pa.string(), nullable=False), ("error_reason", pa.string())])
+    pool = ShardPool(Storage(str(tmp_path)), schema)
+    good, bad = {"key": "a", "error_reason": None}, {"key": "a", "error_reason": "timeout"}
+    for others in ("bc", "de"):
+        pool.commit([bad, {"key": others[0]}])
+        pool.commit([good, {"key": others[1]}])
+    (chosen,) = [row for row in newest_rows(pool.index(["error_reason"])).to_pylist() if row["key"] == "a"]
+    assert chosen["error_reason"] is None
+    pool.commit([bad], generation=1)
+    (chosen,) = [row for row in newest_rows(pool.index(["error_reason"])).to_pylist() if row["key"] == "a"]
+    assert chosen["error_reason"] == "timeout"
+
+
+def test_half_a_shard_is_not_in_the_index(pool: ShardPool, tmp_path: Path) -> None:
+    pool.commit(rows("a"))
+    (tmp_path / ".tmp-1234-b.parquet").write_bytes(b"PAR1 and nothing else")
+    assert pool.index().column("key").to_pylist() == ["a"]
+
+
+def test_every_row_is_readable_alone(pool: ShardPool) -> None:
+    pool.commit(rows("a", "b", "c"))
+    file = pq.ParquetFile(pool.storage.path(pool.storage.files()[0]))
+    assert file.num_row_groups == 3
+    assert file.read_row_group(2).to_pylist() == rows("c")
+
+
+def test_rows_that_do_not_fit_the_schema_are_refused(pool: ShardPool) -> None:
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
+        pool.commit([{"key": "a", "frames": 3}])
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "size"), [(0, 64, 8), (60, 64, 8), (1000, 64, 15), (10_000, 64, 64), (10_000, 4, 4)]
+)
+def test_a_small_data_set_is_cut_into_many_shards(rows: int, most: int, size: int) -> None:
+    assert shard_size(rows, most) == size
+
+
+@given(count=st.integers(0, 50), size=st.integers(1, 8), data=st.data())
+def test_an_interrupted_run_goes_on_with_the_same_pieces(count: int, size: int, data: st.DataObject) -> None:
+    table = pa.table({"key": pa.array([str(i) for i in range(count)], pa.string())})
+    pieces = [piece.column("key").to_pylist() for piece in split_shards(table, size)]
+    assert [key for piece in pieces for key in piece] == table.column("key").to_pylist()
+    finished = data.draw(st.sets(st.integers(0, max(len(pieces) - 1, 0)))) if pieces else set()
+    done = {key for piece in finished for key in pieces[piece]}
+    left = pa.table({"key": pa.array([key for key in table.column("key").to_pylist() if key not in done], pa.string())})
+    assert [piece.column("key").to_pylist() for piece in split_shards(left, size)] == [
+        piece for number, piece in enumerate(pieces) if number not in finished
+    ]
+
+
+def test_nothing_to_do_needs_no_cluster() -> None:
+    assert list(map_shards([], lambda table: table, name="nothing", resources=TaskResources())) == []
