@@ -27,12 +27,12 @@ from pipelines.recipe.tracking import TrackingConfig
 from pipelines.run import run_plan
 from pipelines.stages.stage import Graph, Stage, StageContext
 from pipelines.tracking.mlflow_runs import PipelineTracker, deliver_kept
-from pipelines.tracking.outbox import FOLDER, Outbox
 from pipelines.tracking.recorder import MlflowRecorder
 from pipelines.train.files import HISTORY
 from pipelines.train.history import History
 from pipelines.tune.tracking import SearchTracker
 from pipelines.workspace.errors import StorageError
+from pipelines.workspace.runs import UNDELIVERED, Outbox
 from pipelines.workspace.storage import Storage
 from tests.cluster.ray_nodes import free_ports, wait_for
 from tests.faults.test_whole_runs import recipe_file, succeeded
@@ -100,7 +100,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def is_empty(workspace: Storage) -> bool:
-    return not workspace.folders(FOLDER)
+    return not workspace.folders(UNDELIVERED)
 
 
 def losses(*steps: int) -> list[tuple[int, Mapping[str, float]]]:
@@ -150,9 +150,9 @@ def test_a_server_that_is_down_at_the_start_and_dies_on_the_way_misses_nothing(
         said = warnings(caplog)
         assert len(said) == 2, "\n".join(said)
         for line in said:
-            assert server.uri in line and SAYS in line and f"{workspace.uri}/{FOLDER}/" in line
+            assert server.uri in line and SAYS in line and f"{workspace.uri}/{UNDELIVERED}/" in line
         assert sum("are delivered" in message for message in caplog.messages) == 1
-        assert workspace.folders(FOLDER), "what the dead server misses is kept"
+        assert workspace.folders(UNDELIVERED), "what the dead server misses is kept"
         caplog.clear()
 
         server.start()
@@ -188,7 +188,7 @@ def test_a_server_that_is_down_at_the_start_and_dies_on_the_way_misses_nothing(
 
 DRIVER = """
 import sys, time
-from pipelines.recipe.recipe import TrackingConfig
+from pipelines.recipe.tracking import TrackingConfig
 from pipelines.workspace.storage import Storage
 from pipelines.tracking.mlflow_runs import PipelineTracker
 workspace = Storage(sys.argv[1])
@@ -221,8 +221,8 @@ def test_what_a_killed_driver_kept_for_a_hanging_server_is_delivered_by_the_next
         finally:
             driver.send_signal(signal.SIGKILL)
             server.go_on()
-    (folder,) = workspace.folders(FOLDER)
-    assert len(workspace.files(f"{FOLDER}/{folder}", suffix=".jsonl")) == 2, "300 calls fill more than one file"
+    (folder,) = workspace.folders(UNDELIVERED)
+    assert len(workspace.files(f"{UNDELIVERED}/{folder}", suffix=".jsonl")) == 2, "300 calls fill more than one file"
     with caplog.at_level(logging.INFO, logger="pipelines"):
         deliver_kept(workspace, TrackingConfig(experiment=experiment))
     assert any(message.startswith("delivered 300 calls") for message in caplog.messages), caplog.messages
@@ -368,7 +368,7 @@ def test_what_cannot_be_delivered_or_is_for_another_server_stays_and_is_named(
     }
     for name, files in others.items():
         for file, content in files.items():
-            workspace.write_bytes(f"{FOLDER}/{name}/{file}", content)
+            workspace.write_bytes(f"{UNDELIVERED}/{name}/{file}", content)
 
     class Reachable(MlflowRecorder):
         def require_answer(self) -> None:
@@ -378,9 +378,9 @@ def test_what_cannot_be_delivered_or_is_for_another_server_stays_and_is_named(
     lines = warnings(caplog)
     assert len(lines) == 3
     for name, line in zip(others, lines, strict=True):
-        assert f"{workspace.uri}/{FOLDER}/{name}" in line and "remove the folder" in line.lower()
+        assert f"{workspace.uri}/{UNDELIVERED}/{name}" in line and "remove the folder" in line.lower()
     assert "kept for http://other: set MLFLOW_TRACKING_URI" in lines[0]
-    assert workspace.folders(FOLDER) == list(others)
+    assert workspace.folders(UNDELIVERED) == list(others)
 
 
 @pytest.mark.slow_fault

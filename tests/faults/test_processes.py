@@ -144,7 +144,7 @@ def test_what_a_killed_run_left_of_its_ray_is_removed_by_the_next(
         monkeypatch.setenv("TMPDIR", temporary)
         monkeypatch.setattr(tempfile, "tempdir", None)
         code = (
-            "from pipelines.recipe.recipe import ResourcesConfig\n"
+            "from pipelines.recipe.resources import ResourcesConfig\n"
             "from pipelines.resources.ray_session import ray_session\n"
             "with ray_session(ResourcesConfig(local_cpus=1, local_object_store_gb=0.1)):\n"
             "    print('ready', flush=True)\n"

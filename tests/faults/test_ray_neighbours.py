@@ -27,9 +27,9 @@ LOOPBACK = {
 DRIVER = """
 import json, sys
 import pyarrow as pa
-from pipelines.recipe.recipe import ActorResources, ResourcesConfig
+from pipelines.recipe.resources import ActorResources, ResourcesConfig
 from pipelines.resources.ray_session import ray_session
-from pipelines.workspace.shards import map_shards
+from pipelines.resources.sharded_work import map_shards
 
 class Copy:
     def __call__(self, table):
