@@ -27,12 +27,13 @@ from pipelines.recipe.tracking import TrackingConfig
 from pipelines.run import run_plan
 from pipelines.stages.stage import Graph, Stage, StageContext
 from pipelines.tracking.mlflow_runs import PipelineTracker, deliver_kept
+from pipelines.tracking.outbox import Outbox
 from pipelines.tracking.recorder import MlflowRecorder
 from pipelines.train.files import HISTORY
 from pipelines.train.history import History
 from pipelines.tune.tracking import SearchTracker
 from pipelines.workspace.errors import StorageError
-from pipelines.workspace.runs import UNDELIVERED, Outbox
+from pipelines.workspace.runs import UNDELIVERED
 from pipelines.workspace.storage import Storage
 from tests.cluster.ray_nodes import free_ports, wait_for
 from tests.faults.test_whole_runs import recipe_file, succeeded
