@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hbi_models.configs import ClipConfig, RetrievalConfig
-from pipelines.graph import make_graph
+from pipelines.graph import make_evaluation_graph, make_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.labels import LabelsConfig
 from pipelines.recipe.recipe import Recipe
@@ -105,3 +105,11 @@ def test_a_workspace_in_the_folder_of_a_job_is_refused(tmp_path: Path, monkeypat
         require_lasting(Storage("workspace"))
     require_lasting(Storage(str(tmp_path.parent / "elsewhere")))
     require_lasting(Storage("s3://bucket/workspace"))
+
+
+def test_the_checkpoint_that_is_evaluated_has_a_landmark(own_videos: Recipe, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "pytorch_model.bin"
+    checkpoint.write_bytes(b"weights")
+    graph = make_evaluation_graph(own_videos, str(checkpoint))
+    found = {item.setting: item for item in find_landmarks(graph.workspace, places_of(graph, own_videos))}
+    assert found["the checkpoint of evaluation"].file == str(checkpoint)
