@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -74,7 +74,7 @@ def record_run(graph: Graph, recipe: Any, *, beside: Iterable[str] = ()) -> str:
     folders = sorted({*folders_of(graph, graph.stages), *beside})
     run_id = digest(graph.fingerprints)
     document = {
-        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         # Lists keep the order of the stages, which a JSON object does not promise.
         "stages": [[stage.name, graph.fingerprints[stage.name]] for stage in graph.stages],
         "locks": [[stage.name, graph.lock_name(stage)] for stage in graph.stages],

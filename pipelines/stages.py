@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -349,7 +349,7 @@ class Graph:
         if step.state == "outdated" or (step.state == "forced" and not _left_by_force(output)):
             discard(output)
         if step.state == "forced":
-            output.write_json(_FORCED, {"since": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+            output.write_json(_FORCED, {"since": datetime.now(UTC).isoformat(timespec="seconds")})
         inputs: dict[str, Artifact] = {}
         for name in stage.inputs:
             artifact = self.artifact(name)
@@ -372,7 +372,7 @@ class Graph:
             "seconds": round(seconds, 2),
             "versions": versions(),
             "config": plain(config),
-            "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         lock.check()
         output.write_json(ARTIFACT, document)
