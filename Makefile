@@ -18,7 +18,7 @@ VENV ?= .venv
 PYTHON ?= python3
 # What pyproject.toml promises, the oldest first; test-pythons leaves out what is not found.
 PYTHONS ?= python3.11 python3.12 python3.13
-CONSTRAINTS ?= constraints.txt
+PIP_OPTIONS ?= --constraint constraints.txt
 BIN := $(abspath $(VENV))/bin
 # One thread per process: Ray runs as many processes as there are CPUs.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
@@ -69,7 +69,8 @@ test-python: $(VENV)/.installed-dev
 	rm -rf $(VENV)/demo
 
 test-latest:
-	$(MAKE) test-fast VENV=$(VENV)/latest CONSTRAINTS=
+	rm -f $(VENV)/latest/.installed-dev
+	$(MAKE) test-fast VENV=$(VENV)/latest PIP_OPTIONS='--upgrade --upgrade-strategy eager'
 
 update-dependencies: $(VENV)/bin/uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
@@ -98,12 +99,12 @@ $(VENV)/bin/python:
 	  echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$given.$$hint" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable .
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev]'
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 clean:
