@@ -65,6 +65,7 @@ test-pythons:
 test-python: $(VENV)/.installed-dev
 	$(BIN)/python --version
 	$(MAKE) --no-print-directory test-fast
+	rm -rf $(VENV)/demo
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml $(TINY_DEMO) --workspace $(VENV)/demo
 	rm -rf $(VENV)/demo
 
