@@ -16,7 +16,15 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hbi_models.axes import Interaction, PairFeatures, TextBatch, TokenFeatures, TokenLevel, VideoBatch
+from hbi_models.axes import (
+    Interaction,
+    PairFeatures,
+    TextBatch,
+    TokenFeatures,
+    TokenLevel,
+    VideoBatch,
+    at_least_float32,
+)
 from hbi_models.banzhaf.estimator import InteractionEstimator
 from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.clip.loading import load_clip
@@ -149,7 +157,7 @@ class RetrievalModel(nn.Module):
     def _interaction(self, name: str, text: TokenLevel, video: TokenLevel) -> Interaction:
         cosines = token_cosines(text, video)
         prediction = self.predictors[name](cosines)
-        return Interaction(prediction.float(), self._teach(cosines.detach(), text, video).float())
+        return Interaction(at_least_float32(prediction), at_least_float32(self._teach(cosines.detach(), text, video)))
 
     @torch.no_grad()
     def _teach(
@@ -224,7 +232,7 @@ def importance_network(dim: int, hidden: int) -> nn.Sequential:
 def importance_logits(network: nn.Module, features: Float[Tensor, "items tokens dim"]) -> Float[Tensor, "items tokens"]:
     """Returns the importance logit of every token, in float32."""
     logits: Tensor = network(features)
-    return rearrange(logits.float(), "items tokens 1 -> items tokens")
+    return rearrange(at_least_float32(logits), "items tokens 1 -> items tokens")
 
 
 def init_published(module: nn.Module) -> None:

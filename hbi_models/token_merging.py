@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hbi_models.axes import TokenFeatures
+from hbi_models.axes import TokenFeatures, at_least_float32
 from hbi_models.configs import MergingConfig, Quirks, require
 
 
@@ -53,7 +53,7 @@ class TokenMerge(nn.Module):
         mask = clusters.any(dim=1)
         if self.quirks.surplus_clusters:
             mask = torch.ones_like(mask)
-        return TokenFeatures(self.block(merged, features, scores).float(), mask)
+        return TokenFeatures(at_least_float32(self.block(merged, features, scores)), mask)
 
     def prepare(self, tokens: TokenFeatures) -> tuple[Float[Tensor, "items tokens dim"], Float[Tensor, "items tokens"]]:
         """Returns the tokens mixed with their neighbours in order, and their scores, -inf at padding."""
@@ -62,7 +62,7 @@ class TokenMerge(nn.Module):
             features = features * rearrange(tokens.mask, "items tokens -> items tokens 1")
         mixed = self.conv(rearrange(features, "items tokens dim -> items dim tokens"))
         features = self.norm(features + rearrange(mixed, "items dim tokens -> items tokens dim"))
-        scores = rearrange(self.score(features).float(), "items tokens 1 -> items tokens")
+        scores = rearrange(at_least_float32(self.score(features)), "items tokens 1 -> items tokens")
         return features, scores.masked_fill(~tokens.mask, -torch.inf)
 
     def cluster(

@@ -18,7 +18,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hbi_models.axes import AnsweredPairs, TextBatch, TokenLevel, VideoBatch
+from hbi_models.axes import AnsweredPairs, TextBatch, TokenLevel, VideoBatch, at_least_float32
 from hbi_models.configs import LEVELS, AnswerHeadConfig, VideoQAConfig, require
 from hbi_models.retrieval import RetrievalModel, importance_logits, importance_network, init_published
 from hbi_models.similarity import token_weights
@@ -117,7 +117,7 @@ class AnswerHead(nn.Module):
         video = self.video_projection(self._pool(videos, self.video_importance))
         both = torch.cat([video, question], dim=-1)
         logits: Tensor = self.classifier(self.dropout(both))
-        return logits.float()
+        return at_least_float32(logits)
 
     def _pool(self, level: TokenLevel, importance: nn.Module) -> Float[Tensor, "items dim"]:
         """Returns the weighted mean of each item's real tokens; 0 for an item without any."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from hbi_models.axes import at_least_float32
 from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD
 from hbi_models.configs import require
 
@@ -75,7 +76,7 @@ class ClipBackbone(nn.Module):
         features = self.visual(pixels)
         # Some towers also return their patch tokens.
         projected: Tensor = features[0] if isinstance(features, tuple) else features
-        return projected.float()
+        return at_least_float32(projected)
 
     def encode_words(
         self, token_ids: Int[Tensor, "texts words"], mask: Bool[Tensor, "texts words"]
@@ -96,7 +97,7 @@ class ClipBackbone(nn.Module):
             allowed = allowed & torch.ones(num_words, num_words, dtype=torch.bool, device=mask.device).tril()
         hidden = self.token_embedding(token_ids) + self.positional_embedding[:num_words]
         hidden = self.transformer(hidden, attn_mask=additive_attention_mask(allowed, heads=self.text_heads))
-        return self._project_words(self.ln_final(hidden)).float()
+        return at_least_float32(self._project_words(self.ln_final(hidden)))
 
     def _project_words(self, hidden: Float[Tensor, "texts words width"]) -> Float[Tensor, "texts words dim"]:
         if self.text_projection is None:

@@ -66,7 +66,7 @@ class Recipe:
             ("retrieval", self.retrieval),
             ("video_qa", self.video_qa),
         ):
-            workers = getattr(self.resources, stage).workers
+            workers = max(1, getattr(self.resources, stage).workers)
             require(
                 training.batch_size % workers == 0,
                 f"{stage}.batch_size is {training.batch_size} over resources.{stage}.workers = {workers} workers; "

@@ -36,7 +36,7 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
         logger.warning("the cluster has too few GPUs for %s: the work is done on CPUs", ", ".join(without))
     for name, found in resources.items():
         if isinstance(found, TrainResources) and (gpus := worker_gpus(found)):
-            idle = cluster_gpus() - found.workers * gpus
+            idle = cluster_gpus() - max(1, found.workers) * gpus
             if idle >= 1:
                 logger.warning("%s leaves %g GPUs idle; raise resources.%s.workers to use them", name, idle, name)
 
@@ -56,7 +56,8 @@ def describe(resources: Resources) -> str:
         number = f"{resources.min_actors} to {most} actors ({_source(resources.max_actors)})"
         each, memory = (resources.cpus_per_actor, resources.gpus_per_actor), resources.memory_gb_per_actor
     else:
-        gpus, number = worker_gpus(resources), f"{resources.workers} workers (recipe)"
+        workers = f"{resources.workers} workers" if resources.workers else "this process"
+        gpus, number = worker_gpus(resources), f"{workers} (recipe)"
         each, memory = (resources.cpus_per_worker, resources.gpus_per_worker), resources.memory_gb_per_worker
     return f"{number}, each {each[0]:g} CPUs, {gpus:g} GPUs ({_source(each[1])}){_memory(memory)}"
 

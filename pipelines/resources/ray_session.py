@@ -177,7 +177,7 @@ def worker_gpus(resources: TrainResources) -> float:
     """GPUs of one training worker on the connected cluster."""
     if resources.gpus_per_worker is not None:
         return resources.gpus_per_worker
-    return 1.0 if cluster_gpus() >= resources.workers else 0.0
+    return 1.0 if cluster_gpus() >= max(1, resources.workers) else 0.0
 
 
 def cluster_gpus() -> float:

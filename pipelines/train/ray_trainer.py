@@ -5,7 +5,8 @@ when the same command runs again: its folder lies in the stage's own folder, who
 stage's fingerprint, so a different experiment never resumes this one.
 
 A trial of a search already has a process with the resources of one worker. Where one worker is all
-there is, the same loop runs in that process, and the group is not started.
+there is, and where the recipe asks for none, the same loop runs in the process that calls, and the
+group is not started.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from pipelines.train.history import History, Point
 from pipelines.train.in_place import train_in_place
 from pipelines.train.loop import SCORE, LoopSettings, NonFiniteLossError, Task, TrainingLoop
 from pipelines.train.metric_sink import POLL_S, fetch, start_sink
-from pipelines.train.trial_host import TrialHost
+from pipelines.train.trial_host import CheckpointPlace, TrialHost
 from pipelines.workspace.errors import StorageError, remedy
 from pipelines.workspace.storage import Storage
 
@@ -145,10 +146,10 @@ def train_on_ray(
                 progress.advance_to(step, _note(metrics))
 
         try:
-            if trial is not None and resources.workers == 1:
-                curve, score = _train_here(
-                    task, output, trial, settings, precision, worker_gpus(resources) > 0, receive
-                )
+            if resources.workers == 0 or (trial is not None and resources.workers == 1):
+                place = (trial and trial.checkpoints) or CheckpointFolder(output.folder(CHECKPOINTS))
+                on_gpu = worker_gpus(resources) > 0
+                curve, score = _train_here(task, output, place, settings, precision, on_gpu, receive)
             else:
                 curve, score = _train_on_workers(task, output, settings, precision, resources, receive)
         except NonFiniteLossError as error:
@@ -164,7 +165,7 @@ def train_on_ray(
 def _train_here(
     task: Task[Any],
     output: Storage,
-    trial: TrialHost,
+    place: CheckpointPlace,
     settings: LoopSettings,
     precision: str,
     on_gpu: bool,
@@ -173,7 +174,6 @@ def _train_here(
     """Trains in this process; returns the whole curve, and the score of the checkpoint that it commits."""
     # A process without a GPU of its own may see those of others.
     device = torch.device("cuda" if on_gpu else "cpu")
-    place = trial.checkpoints or CheckpointFolder(output.folder(CHECKPOINTS))
     settings = _on_device(settings, precision, device)
     try:
         curve = train_in_place(task, device=device, settings=settings, place=place, receive=receive)
