@@ -222,7 +222,7 @@ def two_stages(workspace: Path, ran: list[str]) -> Graph:
                 settings={},
                 inputs=(),
                 run=decode,
-                lost=lambda artifact: pool.lost_words(artifact.storage),
+                lost=lambda artifact: pool.describe_loss(artifact.storage),
             ),
             Stage(name="retrieval", version=1, settings={}, inputs=("frames",), run=train),
         ],
