@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_identity, frames_pool
 from pipelines.stages.pooled import PooledStage, ShardJob, with_version
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Artifact, Counts, digest, plain
+from pipelines.workspace.artifact import Artifact, Counts, digest
 from pipelines.workspace.records import INDEX_FILE, LABELS, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
@@ -33,13 +34,7 @@ def labels_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
 
 
 def _labels_settings(recipe: Recipe) -> Mapping[str, Any]:
-    settings = plain(recipe.labels)
-    for name in ("batch_size", "videos_per_shard"):
-        del settings[name]
-    model = plain(recipe.model)
-    # The loss and the teacher of the retrieval model have no part in the features.
-    del model["loss"], model["level_rates"], model["game"]["teacher"]
-    return {**settings, "model": model, "seed": recipe.seed}
+    return {**counting(recipe.labels), "model": counting(recipe.model, "features"), "seed": recipe.seed}
 
 
 class LabelsStage(PooledStage):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.training import CheckpointConfig
+from pipelines.recipe.training import CheckpointConfig, Precision
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.stage import StageContext
 from pipelines.train.files import RAY_SNAPSHOT
@@ -58,7 +58,7 @@ def say_what_is_left_out(stage: str, view: SplitView | QuestionView) -> None:
 
 
 def train(
-    recipe: Recipe, context: StageContext, task: Task[Any], *, checkpoint: CheckpointConfig, precision: str
+    recipe: Recipe, context: StageContext, task: Task[Any], *, checkpoint: CheckpointConfig, precision: Precision
 ) -> dict[str, float]:
     """Trains ``task`` on Ray; returns its last validation metrics."""
     from pipelines.train.loop import LoopSettings
@@ -70,8 +70,9 @@ def train(
         context.tracker,
         resources=getattr(recipe.resources, task.kind),
         settings=LoopSettings(
-            checkpoint_every_steps=checkpoint.every_steps, log_every_steps=recipe.tracking.every_steps
+            checkpoint_every_steps=checkpoint.every_steps,
+            log_every_steps=recipe.tracking.every_steps,
+            precision=precision,
         ),
-        precision=precision,
         trial=context.trial,
     )
