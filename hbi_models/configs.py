@@ -8,13 +8,50 @@ configurations can be parsed and printed without loading PyTorch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import MISSING, Field, dataclass, field
+from typing import Any, Literal
 
 LEVELS = ("entity", "action", "event")
 """The three levels of the hierarchy, finest first: single tokens, phrases, sentences."""
 
 Teacher = Literal["exact", "estimator", "none"]
+
+Use = Literal["features", "training", "answering", "evaluation"]
+"""What settings of a retrieval model are used for: ``features`` of single words and frames by a model as it is
+initialised, which labels are made of; its ``training``; ``answering``: the training inside of a question
+answering model, which has its own words, merges, losses and rates; ``evaluation`` of given weights."""
+
+Content = Literal["checkpoint", "file or name"]
+"""What a setting names: a ``checkpoint`` (a folder or a file), or a local ``file or`` else a ``name`` that says all."""
+
+_USES, _CONTENT = "uses", "content"
+
+
+def only_for(*uses: Use, default: Any = MISSING, default_factory: Any = MISSING, names: Content | None = None) -> Any:
+    """A field of settings that can change results in ``uses`` alone; without any, in none.
+
+    An ordinary field can change every result. ``names`` as in :func:`content_of`.
+    """
+    metadata = {_USES: uses} | ({} if names is None else {_CONTENT: names})
+    return field(default=default, default_factory=default_factory, metadata=metadata)
+
+
+def content_of(names: Content, *, default: Any = None) -> Any:
+    """A field of settings that names a file or folder: its contents decide over results, not where it lies."""
+    return field(default=default, metadata={_CONTENT: names})
+
+
+def counts_for(item: Field[Any], uses: Collection[Use]) -> bool:
+    """Whether the setting ``item`` can change a result of any of ``uses``."""
+    marked = item.metadata.get(_USES)
+    return marked is None or any(use in uses for use in marked)
+
+
+def content_named_by(item: Field[Any]) -> Content | None:
+    """What the setting ``item`` names by path; None = nothing."""
+    found: Content | None = item.metadata.get(_CONTENT)
+    return found
 
 
 def require(condition: bool, message: str) -> None:
@@ -27,22 +64,22 @@ def require(condition: bool, message: str) -> None:
 class ClipConfig:
     """The CLIP backbone: an open_clip architecture and, optionally, its weights."""
 
-    architecture: str = "ViT-B-32-quickgelu"
+    architecture: str = content_of("file or name", default="ViT-B-32-quickgelu")
     """An open_clip model name, the name of an architecture shipped in
     ``hbi_models/clip/architectures``, or the path of a JSON file in open_clip's format."""
 
-    pretrained: str | None = "openai"
+    pretrained: str | None = only_for("features", "training", "answering", default="openai", names="file or name")
     """An open_clip pretraining tag, the path of a local checkpoint (OpenAI's .pt archive, a
     state dict in .pt/.bin, or .safetensors), or null to train from scratch."""
 
-    freeze_patch_embedding: bool = True
+    freeze_patch_embedding: bool = only_for("training", "answering", default=True)
     """Keep the patch convolution fixed (published). Set to false when training from scratch."""
 
-    freeze_embeddings: bool = False
+    freeze_embeddings: bool = only_for("training", "answering", default=False)
     """Keep the other layers below the blocks fixed, too: class, token and position embeddings, and
     the layer norm in front of the image blocks (published for question answering)."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = only_for(default=False)
     """Recompute the towers' activations in the backward pass: less memory, about 30% more time."""
 
 
@@ -56,7 +93,7 @@ class TemporalConfig:
     layer_norm_eps: float = 1e-12
     """Published: 1e-12, TensorFlow style."""
 
-    init_from_clip_text: bool = True
+    init_from_clip_text: bool = only_for("features", "training", "answering", default=True)
     """Copy the first blocks and the positions of CLIP's text tower (published). Needs a text
     tower as wide as the embedding and with at least as many blocks."""
 
@@ -80,7 +117,7 @@ class MergingConfig:
     heads: int = 8
     """Attention heads of the merge block (published: 8)."""
 
-    tie_break_noise: float = 0.0
+    tie_break_noise: float = only_for("training", default=0.0)
     """Amplitude of the uniform noise added to densities in training (published: 1e-6, also in
     evaluation). 0 makes the clustering deterministic: ties go to the first token."""
 
@@ -107,25 +144,25 @@ class Quirks:
     encode_padding: bool = False
     """Encode padded frames as zero images and let the convolution of the merge read padding."""
 
-    coupled_clustering: bool = False
+    coupled_clustering: bool = only_for("training", "answering", "evaluation", default=False)
     """Use the largest distance in the whole batch as the clustering's "far away"."""
 
-    surplus_clusters: bool = False
+    surplus_clusters: bool = only_for("training", "answering", "evaluation", default=False)
     """Let clusters that hold only padding take part at the action and event levels."""
 
-    zero_floor: bool = False
+    zero_floor: bool = only_for("training", "answering", "evaluation", default=False)
     """Leave padded words and frames in the maxima of the similarity as candidates with cosine
     0, so that an item shorter than the longest scores no maximum below 0."""
 
-    batch_axis_kl: bool = False
+    batch_axis_kl: bool = only_for("training", "answering", default=False)
     """Take the second term of the interaction loss over the batch axis (a ``.T`` on three
     axes), and let padding take part in its softmaxes."""
 
-    padded_interaction: bool = False
+    padded_interaction: bool = only_for("training", "answering", default=False)
     """In question answering, let padding enter the interaction loss with whatever the networks
     predict there (in retrieval it is set to 0)."""
 
-    padded_answer_weights: bool = False
+    padded_answer_weights: bool = only_for("answering", "evaluation", default=False)
     """In the answer heads, let padded words and frames take part in the softmax of the token
     weights before they are dropped: weights of real tokens then sum to less than 1."""
 
@@ -147,15 +184,15 @@ class Quirks:
 class GameConfig:
     """The cooperative game of words and frames, and who teaches the interaction."""
 
-    teacher: Teacher = "estimator"
+    teacher: Teacher = only_for("training", "answering", default="estimator")
     """Where the target interaction comes from: ``estimator`` (a network trained on labels, as
     published), ``exact`` (closed form of the pair at hand, no network) or ``none``. The README's
     results say what each of them reached on the generated data."""
 
-    similarity_scale: float = 1000.0
+    similarity_scale: float = only_for("features", "training", "answering", default=1000.0)
     """Cosines are multiplied by this before the game is played (published: 1000)."""
 
-    estimator_channels: int = 64
+    estimator_channels: int = only_for("training", "answering", "evaluation", default=64)
     """Channels of the estimator and of the predictors (published: 64)."""
 
     def __post_init__(self) -> None:
@@ -184,18 +221,18 @@ class RetrievalConfig:
 
     clip: ClipConfig = field(default_factory=ClipConfig)
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
-    merging: MergingConfig = field(default_factory=MergingConfig)
+    merging: MergingConfig = only_for("training", "evaluation", default_factory=MergingConfig)
     game: GameConfig = field(default_factory=GameConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: LossConfig = only_for("training", default_factory=LossConfig)
     quirks: Quirks = field(default_factory=Quirks)
 
-    max_words: int = 24
+    max_words: int = only_for("features", "training", "evaluation", default=24)
     """Tokens of a caption, start and end included; longer captions are cut (published: 24)."""
 
     max_frames: int = 12
     """Frames of a video (published: 12 for MSR-VTT, 64 for ActivityNet)."""
 
-    level_rates: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    level_rates: tuple[float, float, float] = only_for("training", "evaluation", default=(1.0, 0.0, 0.0))
     """Weights of the entity, action and event similarities in the retrieval score
     (published default: entity alone)."""
 
@@ -214,7 +251,7 @@ class AnswerHeadConfig:
     hidden: int = 8192
     """Channels of the hidden layer over both of them (published: 8192)."""
 
-    dropout: float = 0.1
+    dropout: float = only_for("training", default=0.1)
     """Probability with which a projected channel is dropped in training (published: .1)."""
 
     def __post_init__(self) -> None:
@@ -249,7 +286,7 @@ class VideoQAConfig:
     num_answers: int = 1500
     """Size of the answer vocabulary, which the heads choose from (published: 1500)."""
 
-    pair_loss_weight: float = 0.5
+    pair_loss_weight: float = only_for("training", default=0.5)
     """Weight of the contrastive and interaction losses, beside the cross-entropy (published: .5)."""
 
     level_rates: tuple[float, float, float] = (0.4, 0.4, 0.2)

@@ -117,7 +117,7 @@ class LabelShard:
         frames = store.batch(
             batch, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
         )
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
+        with self._arithmetic():
             levels = self._model.encode_video(
                 VideoBatch(normalize_pixels(frames.frames.to(self._device)), frames.mask.to(self._device))
             )
@@ -125,11 +125,15 @@ class LabelShard:
 
     def _encode_texts(self, texts: Sequence[str]) -> TokenLevel:
         token_ids, mask = self._tokenizer(texts)
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
+        with self._arithmetic():
             levels = self._model.encode_text(
                 TextBatch(torch.from_numpy(token_ids).to(self._device), torch.from_numpy(mask).to(self._device))
             )
         return levels[0]
+
+    def _arithmetic(self) -> torch.autocast:
+        bfloat16 = self._settings.labels.precision == "bfloat16"
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     def _interaction(self, texts: TokenLevel, frames: TokenLevel) -> Tensor:
         scale = self._settings.model.game.similarity_scale

@@ -58,5 +58,8 @@ MODEL = "model"
 DESCRIPTION = "model.json"
 """Of a checkpoint: kind of the model and its configuration."""
 
+WEIGHTS = "model.safetensors"
+"""Beside it: its weights."""
+
 FRAMES_JSON = "frames.json"
 """Beside a model: how the videos that it was trained on were sampled and decoded."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 from hbi_models.configs import RetrievalConfig, VideoQAConfig
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
-from pipelines.models.folder import DESCRIPTION
+from pipelines.models.folder import DESCRIPTION, WEIGHTS
 from pipelines.recipe.reading import config_from_plain
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.errors import DamagedFileError, StorageError
 from pipelines.workspace.storage import Storage
 
-WEIGHTS = "model.safetensors"
+# On a GPU cuDNN rounds what convolutions of float32 read to 10 bits unless it is told not to: float32 is float32
+# everywhere. This is set here because whoever uses a model imports this module.
+torch.backends.cudnn.allow_tf32 = False
 
 
 def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any) -> None:

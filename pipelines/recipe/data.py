@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hbi_models.configs import (
-    require,
-)
+from hbi_models.configs import only_for, require
 from pipelines.recipe.checks import require_counts
 
 Split = Literal["train", "val", "test"]
@@ -76,10 +74,10 @@ class DataConfig:
     """Videos taken from the training split for choosing checkpoints, by a hash of their ids;
     0 where the data has a validation split of its own, or none is wanted."""
 
-    max_missing_fraction: float = 0.05
+    max_missing_fraction: float = only_for(default=0.05)
     """Fraction of listed videos that may be missing before the manifest is refused."""
 
-    shapes: ShapesConfig | None = None
+    shapes: ShapesConfig | None = only_for(default=None)
     """Generate this data set first and read it instead of ``annotations`` and ``videos``."""
 
     def __post_init__(self) -> None:

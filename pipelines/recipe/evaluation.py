@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hbi_models.configs import only_for
 from pipelines.recipe.checks import require_counts
 from pipelines.recipe.data import Split
 
@@ -18,10 +19,10 @@ class EvaluationConfig:
     level_rates: tuple[float, float, float] | None = None
     """Weights of the entity, action and event similarities; null = those of the checkpoint."""
 
-    batch_size: int = 64
+    batch_size: int = only_for(default=64)
     """Texts, or videos, encoded at once."""
 
-    tile: int = 256
+    tile: int = only_for(default=256)
     """Texts and videos per side of a similarity tile: bounds the memory."""
 
     bootstrap_samples: int = 1000
@@ -41,7 +42,7 @@ class QAEvaluationConfig:
     level_rates: tuple[float, float, float] | None = None
     """Weights of the entity, action and event logits; null = those of the checkpoint."""
 
-    batch_size: int = 64
+    batch_size: int = only_for(default=64)
     """Videos encoded, or questions answered, at once."""
 
     bootstrap_samples: int = 1000

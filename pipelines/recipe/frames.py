@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hbi_models.configs import (
-    require,
-)
+from hbi_models.configs import only_for, require
 from pipelines.recipe.checks import require_counts
 
 
@@ -34,19 +32,19 @@ class FramesConfig:
     jpeg_quality: int = 90
     """1 to 100."""
 
-    timeout_s: float = 120.0
+    timeout_s: float = only_for(default=120.0)
     """Seconds after which the decoding of one video is abandoned and its process killed."""
 
-    max_memory_gb: float = 4.0
+    max_memory_gb: float = only_for(default=4.0)
     """Address space that the decoding process may take on top of its start, in GB."""
 
-    videos_per_shard: int = 64
+    videos_per_shard: int = only_for(default=64)
     """Videos per Parquet file, the unit of work, of commit and of loss; fewer where that makes less than 64 files."""
 
-    max_error_fraction: float = 0.1
+    max_error_fraction: float = only_for(default=0.1)
     """Fraction of undecodable videos above which the stage stops."""
 
-    retry_errors: bool = False
+    retry_errors: bool = only_for(default=False)
     """Decode again the videos that an earlier run put into the errors table, where the stage
     runs: with ``--force`` for a finished stage, which then keeps the frames of the others."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hbi_models.configs import only_for
 from pipelines.recipe.checks import require_counts
 
 
@@ -11,10 +12,10 @@ from pipelines.recipe.checks import require_counts
 class IndexingConfig:
     """Features of the videos of an index (``jobs.index``)."""
 
-    batch_size: int = 32
+    batch_size: int = only_for(default=32)
     """Videos encoded at once."""
 
-    videos_per_shard: int = 64
+    videos_per_shard: int = only_for(default=64)
     """Videos per Parquet file: the unit of work and of commit."""
 
     def __post_init__(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hbi_models.configs import content_of, only_for
 from pipelines.recipe.checks import require_counts
+from pipelines.recipe.training import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,17 +21,20 @@ class LabelsConfig:
     """``exact``: the Banzhaf interaction in closed form. ``published``: the exact expectation
     of what the published code samples, so that its estimator checkpoints keep their meaning."""
 
-    checkpoint: str | None = None
+    checkpoint: str | None = content_of("checkpoint")
     """Folder of a trained retrieval model whose features play the game; null = the model as
     initialised (published)."""
 
     captions_per_video: int | None = None
     """Captions of a training video that become pairs; null = all (published)."""
 
-    batch_size: int = 64
+    precision: Precision = "float32"
+    """Of the encoders' arithmetic; the game is played in float32."""
+
+    batch_size: int = only_for(default=64)
     """Pairs encoded at once."""
 
-    videos_per_shard: int = 256
+    videos_per_shard: int = only_for(default=256)
     """Videos per Parquet file: the unit of work and of commit."""
 
     def __post_init__(self) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hbi_models.configs import (
-    require,
-)
+from hbi_models.configs import only_for, require
 from pipelines.recipe.checks import require_counts
 
 PUBLISHED_METRICS = (
@@ -25,7 +23,7 @@ PUBLISHED_METRICS = (
 class ReportConfig:
     """The page at the end of a run."""
 
-    enabled: bool = True
+    enabled: bool = only_for(default=True)
     """Write it."""
 
     queries: int = 8

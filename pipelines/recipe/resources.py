@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hbi_models.configs import (
-    require,
-)
+from hbi_models.configs import require
 from pipelines.recipe.checks import require_counts
 
 
@@ -19,7 +17,7 @@ class TaskResources:
 
     cpus_per_task: float = 1.0
     memory_gb_per_task: float | None = None
-    """Memory set aside for one task, so that no more start on a node than it has room for; null = none."""
+    """GB (10⁹ bytes) set aside for one task, so that no more start on a node than it has room for; null = none."""
 
     def __post_init__(self) -> None:
         require_counts(self, "resources", "max_tasks")
@@ -38,7 +36,7 @@ class TrainResources:
     are started on demand: they are then waited for."""
 
     memory_gb_per_worker: float | None = None
-    """Memory set aside for one worker; null = none."""
+    """GB (10⁹ bytes) set aside for one worker; null = none."""
 
     loader_processes: int = 0
     """Processes per worker that read, decode and augment; 0 = a thread inside the worker."""
@@ -68,7 +66,7 @@ class ActorResources:
     they are then waited for."""
 
     memory_gb_per_actor: float | None = None
-    """Memory set aside for one actor; null = none."""
+    """GB (10⁹ bytes) set aside for one actor; null = none."""
 
     def __post_init__(self) -> None:
         require_counts(self, "resources", "min_actors", "max_actors")
@@ -90,7 +88,7 @@ class ResourcesConfig:
     """CPUs of a local Ray; null = all of the machine."""
 
     local_object_store_gb: float = 0.5
-    """Shared memory of a local Ray. Frames never pass through it, so it can be small."""
+    """Shared memory of a local Ray, in GB (10⁹ bytes). Frames never pass through it, so it can be small."""
 
     require_gpus: bool = False
     """Refuse a cluster without GPUs for stages with a model, unless their number of GPUs is named;

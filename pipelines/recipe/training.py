@@ -10,9 +10,18 @@ from hbi_models.configs import (
     LossConfig,
     MergingConfig,
     OptimizerConfig,
+    VideoQAConfig,
+    content_of,
+    only_for,
     require,
 )
 from pipelines.recipe.checks import require_counts
+
+Precision = Literal["float32", "bfloat16"]
+"""``float32``, or ``bfloat16``: matrix products in bfloat16 (autocast), sums, losses and weights in float32. On GPUs
+bfloat16 is several times as fast."""
+
+_PUBLISHED_QA = VideoQAConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +43,15 @@ class EstimatorTrainingConfig:
     epochs: int = 10
     """Passes over all pairs (published: 10); 0 with ``init_checkpoint``: take it as it is."""
 
-    init_checkpoint: str | None = None
+    init_checkpoint: str | None = content_of("checkpoint")
     """Folder of ours or file of the published implementation to start from."""
 
     batch_size: int = 128
     """Pairs per step over all workers (published: 128)."""
 
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = only_for(default_factory=CheckpointConfig)
 
-    enabled: bool | None = None
+    enabled: bool | None = only_for(default=None)
     """Run the stages ``labels`` and ``estimator``: true, false, or null = only where the
     retrieval model's teacher is the estimator."""
 
@@ -85,16 +94,16 @@ class RetrievalTrainingConfig:
     """Pairs per step over all workers (published: 128)."""
 
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = only_for(default_factory=CheckpointConfig)
 
-    init_checkpoint: str | None = None
+    init_checkpoint: str | None = content_of("checkpoint")
     """Folder of ours or file of the published implementation to start from."""
 
     max_captions_per_video: int | None = None
     """Captions of a video used per epoch; null = all (published)."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast on a GPU, float32 on a CPU."""
+    precision: Precision = "float32"
+    """Of the arithmetic, on GPUs and CPUs alike."""
 
     def __post_init__(self) -> None:
         require_counts(self, "retrieval", "epochs", "batch_size", "max_captions_per_video")
@@ -125,24 +134,24 @@ class AnswersConfig:
 class VideoQATrainingConfig:
     """The question answering model and its training; CLIP, temporal encoder and game are ``model``'s."""
 
-    max_words: int = 32
+    max_words: int = _PUBLISHED_QA.encoder.max_words
     """Tokens of a question, start and end included; longer ones are cut (published: 32)."""
 
-    merging: MergingConfig = field(
-        default_factory=lambda: MergingConfig(text_rates=(0.25, 0.125), video_rates=(0.25, 0.25))
-    )
+    merging: MergingConfig = field(default_factory=lambda: _PUBLISHED_QA.encoder.merging)
     """Token merging (published for questions: .25, .125 for words and .25, .25 for frames)."""
 
-    head: AnswerHeadConfig = field(default_factory=AnswerHeadConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    head: AnswerHeadConfig = field(default_factory=lambda: _PUBLISHED_QA.head)
+    loss: LossConfig = field(default_factory=lambda: _PUBLISHED_QA.encoder.loss)
 
-    pair_loss_weight: float = 0.5
+    pair_loss_weight: float = _PUBLISHED_QA.pair_loss_weight
     """Weight of the contrastive and interaction losses, beside the cross-entropy (published: .5)."""
 
-    level_rates: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    level_rates: tuple[float, float, float] = _PUBLISHED_QA.level_rates
     """Weights of the entity, action and event logits in an answer (published: .4, .4, .2)."""
 
-    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    answers: AnswersConfig = only_for(default_factory=AnswersConfig)
+    """They make the stage ``answers``, which the training takes as its input."""
+
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 5
     """An epoch shows every question once (published: 5)."""
@@ -153,20 +162,20 @@ class VideoQATrainingConfig:
     augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(enabled=False))
     """Off by default (published)."""
 
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = only_for(default_factory=CheckpointConfig)
 
     from_retrieval: bool = False
     """Start from the retrieval model that this recipe trains."""
 
-    init_checkpoint: str | None = None
+    init_checkpoint: str | None = content_of("checkpoint")
     """Folder of ours or file of the published implementation to start from: a question answering
     model, or a retrieval model, which gives all but the answer heads."""
 
     max_questions_per_video: int | None = None
     """Questions about a video used per epoch; null = all (published)."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast on a GPU, float32 on a CPU."""
+    precision: Precision = "float32"
+    """Of the arithmetic, on GPUs and CPUs alike."""
 
     def __post_init__(self) -> None:
         require_counts(self, "video_qa", "epochs", "batch_size", "max_questions_per_video")

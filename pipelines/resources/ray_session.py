@@ -101,7 +101,7 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
             num_cpus=resources.local_cpus,
             include_dashboard=dashboard,
             dashboard_port=port,
-            object_store_memory=int(resources.local_object_store_gb * 2**30),
+            object_store_memory=int(resources.local_object_store_gb * 1e9),
             log_to_driver=False,
             logging_level="warning",
             _temp_dir=str(folder),

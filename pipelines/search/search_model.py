@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hbi_models.configs import RetrievalConfig, require
-from pipelines.models.folder import DESCRIPTION, is_published_file, kind_of_model, model_folder
+from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, kind_of_model, model_folder
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.storage import content_digest
-from pipelines.workspace.uris import absolute_uri
+from pipelines.workspace.uris import join_uri
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
         contents = {"weights": content_digest(checkpoint), "config": plain(recipe.model)}
         return SearchModel(checkpoint, recipe.model, recipe.frames, digest(contents))
     from pipelines.models.one_video import frames_of
-    from pipelines.models.weights import WEIGHTS
     from pipelines.recipe.reading import config_from_plain
 
     folder = model_folder(checkpoint)
@@ -46,5 +45,5 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
     description = folder.read_json(DESCRIPTION)["config"]
     config: RetrievalConfig = config_from_plain(RetrievalConfig, description, place=folder.place(DESCRIPTION))
     frames = frames_of(checkpoint, None if recipe == Recipe(workspace=recipe.workspace) else recipe)
-    weights = content_digest(f"{absolute_uri(checkpoint)}/{WEIGHTS}")
+    weights = content_digest(join_uri(checkpoint, WEIGHTS))
     return SearchModel(checkpoint, config, frames, digest({"weights": weights, "config": plain(config)}))

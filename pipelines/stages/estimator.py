@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.labels import labels_pool
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.stages.training import progress_of_training, train
 from pipelines.train.files import ESTIMATOR_METRICS
-from pipelines.workspace.artifact import Counts, plain
+from pipelines.workspace.artifact import Counts
 
 
 def estimator_stage(recipe: Recipe) -> Stage:
@@ -52,12 +53,10 @@ def estimator_stage(recipe: Recipe) -> Stage:
         metrics = train(recipe, context, task, checkpoint=training.checkpoint, precision="float32")
         return {"rows": pairs, "errors": 0, **metrics}
 
-    settings = plain(training)
-    del settings["checkpoint"], settings["enabled"]
     return Stage(
         name="estimator",
         version=1,
-        settings={**settings, "channels": recipe.model.game.estimator_channels, "seed": recipe.seed},
+        settings={**counting(training), "channels": recipe.model.game.estimator_channels, "seed": recipe.seed},
         inputs=("labels",) if training.epochs else (),
         run=run if training.epochs else take,
         partial=progress_of_training,

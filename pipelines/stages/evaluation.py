@@ -7,14 +7,16 @@ from typing import Any
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
+from pipelines.stages.settings import counting, given_model
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Counts, plain
+from pipelines.workspace.artifact import Counts
 
 
 def evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
     """Evaluates the model that the recipe trains, or ``checkpoint`` without training.
 
-    A checkpoint is known by its address: one that was overwritten needs ``force``.
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
     """
 
     def run(context: StageContext) -> Counts:
@@ -22,16 +24,12 @@ def evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
             return evaluate_checkpoint(recipe, context, checkpoint)
         return evaluate_checkpoint(recipe, context, context.inputs["retrieval"].storage.folder(MODEL).uri)
 
-    settings: dict[str, Any] = {
-        "split": recipe.evaluation.split,
-        "level_rates": recipe.evaluation.level_rates,
-        "bootstrap_samples": recipe.evaluation.bootstrap_samples,
-        "seed": recipe.seed,
-    }
+    settings: dict[str, Any] = {**counting(recipe.evaluation), "seed": recipe.seed}
     if checkpoint is not None:
-        settings |= {"checkpoint": checkpoint, "model": plain(recipe.model)}
+        settings |= given_model(checkpoint, recipe.model)
     inputs = ("manifest", "frames") if checkpoint is not None else ("manifest", "frames", "retrieval")
-    return Stage(name="evaluation", version=2, settings=settings, inputs=inputs, run=run)
+    reads = {} if checkpoint is None else {"the checkpoint of evaluation": checkpoint}
+    return Stage(name="evaluation", version=2, settings=settings, inputs=inputs, run=run, reads=reads)
 
 
 def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) -> Counts:

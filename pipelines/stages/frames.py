@@ -13,8 +13,9 @@ from pipelines.progress import Progress
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.sharded_work import SUMMARY, Work, map_shards
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Artifact, Counts, digest, plain
+from pipelines.workspace.artifact import Artifact, Counts, digest
 from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool, newest_rows, shard_size, split_shards
 from pipelines.workspace.storage import Storage
@@ -31,11 +32,7 @@ def _pool_name(recipe: Recipe) -> str:
 
 def frames_settings(recipe: Recipe) -> Mapping[str, Any]:
     """What a stored frame depends on, besides its video."""
-    settings: dict[str, Any] = plain(recipe.frames)
-    # How long a decoder may take, and how much is grouped, does not change a frame.
-    for name in ("timeout_s", "max_memory_gb", "videos_per_shard", "max_error_fraction", "retry_errors"):
-        del settings[name]
-    return settings
+    return counting(recipe.frames)
 
 
 def frames_stage(recipe: Recipe) -> Stage:

@@ -12,8 +12,9 @@ from pipelines.progress import Progress
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.sharded_work import Work, map_shards
 from pipelines.stages.frames import frames_pool, frames_settings
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Artifact, Counts, digest, plain
+from pipelines.workspace.artifact import Artifact, Counts, digest
 from pipelines.workspace.records import INDEX_FILE, LABELS, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool, newest_rows, split_shards
 from pipelines.workspace.storage import Storage
@@ -29,13 +30,7 @@ def _pool_name(recipe: Recipe) -> str:
 
 
 def _labels_settings(recipe: Recipe) -> Mapping[str, Any]:
-    settings = plain(recipe.labels)
-    for name in ("batch_size", "videos_per_shard"):
-        del settings[name]
-    model = plain(recipe.model)
-    # The loss and the teacher of the retrieval model have no part in the features.
-    del model["loss"], model["level_rates"], model["game"]["teacher"]
-    return {**settings, "model": model, "seed": recipe.seed}
+    return {**counting(recipe.labels), "model": counting(recipe.model, "features"), "seed": recipe.seed}
 
 
 def labels_stage(recipe: Recipe) -> Stage:

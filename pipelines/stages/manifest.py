@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.recipe.data import DataConfig
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Counts, plain
+from pipelines.workspace.artifact import Counts
 from pipelines.workspace.records import ERRORS_FILE, MANIFEST_FILE
 from pipelines.workspace.storage import content_digest
 
@@ -53,7 +53,7 @@ def manifest_stage(data: DataConfig) -> Stage:
             **{f"missing_{split}": count for split, count in manifest.missing.items()},
         }
 
-    settings = plain(replace(data, shapes=None))
+    settings = counting(data)
     if not generated:
         from pipelines.datasets.manifest import manifest_digest
 

@@ -27,7 +27,8 @@ def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
         "video_qa.init_checkpoint": recipe.video_qa.init_checkpoint,
         "model.clip.pretrained": recipe.model.clip.pretrained,
         "model.clip.architecture": recipe.model.clip.architecture,
-        **{f"the checkpoint of {stage.name}": stage.settings.get("checkpoint") for stage in graph.stages},
+        "labels.checkpoint": recipe.labels.checkpoint,
+        **{setting: place for stage in graph.stages for setting, place in stage.reads.items()},
     }
     # What names published weights or an architecture of open_clip is no path.
     yield from (

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
+from pipelines.stages.settings import counting, given_model
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Counts, plain
+from pipelines.workspace.artifact import Counts
 
 
 def qa_evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
     """Evaluates the question answering model that the recipe trains, or ``checkpoint`` without training.
 
-    The vocabulary is the stage ``answers``'s. A checkpoint is known by its address: one that was
-    overwritten needs ``force``.
+    The vocabulary is the stage ``answers``'s.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
     """
 
     def run(context: StageContext) -> Counts:
@@ -21,16 +24,15 @@ def qa_evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
             return evaluate_qa_checkpoint(recipe, context, checkpoint)
         return evaluate_qa_checkpoint(recipe, context, context.inputs["video_qa"].storage.folder(MODEL).uri)
 
-    settings = plain(recipe.qa_evaluation)
-    del settings["batch_size"]
-    settings["seed"] = recipe.seed
+    settings = {**counting(recipe.qa_evaluation), "seed": recipe.seed}
     inputs = ["manifest", "frames", "answers"]
     if checkpoint is None:
         inputs.append("video_qa")
     else:
         # Any number of answers: the vocabulary is an input.
-        settings |= {"checkpoint": checkpoint, "model": plain(recipe.video_qa_model(2))}
-    return Stage(name="qa_evaluation", version=1, settings=settings, inputs=tuple(inputs), run=run)
+        settings |= given_model(checkpoint, recipe.video_qa_model(2))
+    reads = {} if checkpoint is None else {"the checkpoint of qa_evaluation": checkpoint}
+    return Stage(name="qa_evaluation", version=1, settings=settings, inputs=tuple(inputs), run=run, reads=reads)
 
 
 def evaluate_qa_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) -> Counts:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Counts, plain
+from pipelines.workspace.artifact import Counts
 
 REPORT = "report"
 PAGE = "index.html"
@@ -26,6 +27,5 @@ def report_stage(recipe: Recipe, stages: Iterable[Stage]) -> Stage:
         context.tracker.log_files(context.output, [PAGE])
         return {"rows": 1, "errors": 0, "bytes": len(page.encode())}
 
-    settings = plain(recipe.report)
-    del settings["enabled"]
+    settings = counting(recipe.report)
     return Stage(name=REPORT, version=1, settings=settings, inputs=tuple(stage.name for stage in stages), run=run)

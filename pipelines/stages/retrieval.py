@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.models.folder import FRAMES_JSON, MODEL
 from pipelines.recipe.recipe import Recipe
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.train.files import RETRIEVAL_METRICS
 from pipelines.workspace.artifact import Counts, plain
@@ -46,12 +47,10 @@ def retrieval_stage(recipe: Recipe) -> Stage:
         context.tracker.log_model(model)
         return {"rows": len(view), "errors": 0, **metrics}
 
-    settings = plain(training)
-    del settings["checkpoint"]
     return Stage(
         name="retrieval",
         version=1,
-        settings={**settings, "model": plain(recipe.model), "seed": recipe.seed},
+        settings={**counting(training), "model": counting(recipe.model, "training"), "seed": recipe.seed},
         inputs=("manifest", "frames", *teacher_inputs(recipe)),
         run=run,
         partial=progress_of_training,

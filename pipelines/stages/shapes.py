@@ -8,8 +8,9 @@ from pipelines.progress import Progress
 from pipelines.recipe.data import ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.sharded_work import map_shards
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Counts, plain
+from pipelines.workspace.artifact import Counts
 from pipelines.workspace.shards import split_shards
 
 _CLIPS_PER_TASK = 64
@@ -37,4 +38,4 @@ def shapes_stage(shapes: ShapesConfig, recipe: Recipe) -> Stage:
         write_annotations(shapes, output)
         return {"rows": total, "errors": 0}
 
-    return Stage(name="shapes", version=1, settings=plain(shapes), inputs=(), run=run)
+    return Stage(name="shapes", version=1, settings=counting(shapes), inputs=(), run=run)

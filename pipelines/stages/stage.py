@@ -77,6 +77,8 @@ class Stage:
     """Says what of a finished artifact is gone, e.g. ``2 shards are missing``; None = nothing."""
     metrics: tuple[str, ...] = ()
     """Validation metrics that a training reports after every epoch; a search may look at these."""
+    reads: Mapping[str, str] = field(default_factory=dict)
+    """What it reads besides its inputs and what the recipe names: places by what they are."""
     writes: str | None = None
     """Name of what it writes outside its own folder. Stages of several runs that write the same thing,
     or have the same fingerprint, take turns."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.training import CheckpointConfig
+from pipelines.recipe.training import CheckpointConfig, Precision
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.stage import StageContext
 from pipelines.train.files import RAY_SNAPSHOT
@@ -48,7 +48,7 @@ def training_data(recipe: Recipe, context: StageContext) -> TrainingData:
 
 
 def train(
-    recipe: Recipe, context: StageContext, task: Task[Any], *, checkpoint: CheckpointConfig, precision: str
+    recipe: Recipe, context: StageContext, task: Task[Any], *, checkpoint: CheckpointConfig, precision: Precision
 ) -> dict[str, float]:
     """Trains ``task`` on Ray; returns its last validation metrics."""
     from pipelines.train.loop import LoopSettings
@@ -60,8 +60,9 @@ def train(
         context.tracker,
         resources=getattr(recipe.resources, task.kind),
         settings=LoopSettings(
-            checkpoint_every_steps=checkpoint.every_steps, log_every_steps=recipe.tracking.every_steps
+            checkpoint_every_steps=checkpoint.every_steps,
+            log_every_steps=recipe.tracking.every_steps,
+            precision=precision,
         ),
-        precision=precision,
         trial=context.trial,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.models.folder import FRAMES_JSON, MODEL
 from pipelines.recipe.recipe import Recipe
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.train.files import VIDEO_QA_METRICS
 from pipelines.workspace.artifact import Counts, plain
@@ -64,16 +65,14 @@ def video_qa_stage(recipe: Recipe) -> Stage:
         context.tracker.log_model(model)
         return {"rows": kept, "errors": 0, "videos": len(view), "left_out": asked - kept, **metrics}
 
-    settings = plain(training)
-    del settings["checkpoint"], settings["answers"]
-    model = plain(recipe.model)
-    # Questions have their own.
-    for name in ("max_words", "merging", "loss", "level_rates"):
-        del model[name]
     return Stage(
         name="video_qa",
         version=1,
-        settings={**settings, "model": model, "seed": recipe.seed},
+        settings={
+            **counting(training, "training"),
+            "model": counting(recipe.model, "answering"),
+            "seed": recipe.seed,
+        },
         inputs=(
             *("manifest", "frames", "answers"),
             *teacher_inputs(recipe),

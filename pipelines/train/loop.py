@@ -24,6 +24,7 @@ from hbi_models.banzhaf.exact import NonFiniteLogitsError
 from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import make_optimizer
 from pipelines.models.weights import load_weights, save_model
+from pipelines.recipe.training import Precision
 from pipelines.train.checkpoints import Position, load_curve, load_training, save_curve, save_training
 from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, world_size
 from pipelines.train.files import SCORE as SCORE
@@ -149,7 +150,7 @@ class LoopSettings:
 
     checkpoint_every_steps: int | None = None
     log_every_steps: int = 5
-    bfloat16: bool = False
+    precision: Precision = "float32"
     validations_per_epoch: int = 1
     """Those before the epoch's end are saved to go on from, never as the best."""
 
@@ -258,7 +259,7 @@ class TrainingLoop(Generic[Batch]):
         )
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.bfloat16:
+        if self.settings.precision == "bfloat16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 

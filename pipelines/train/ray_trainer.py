@@ -54,7 +54,6 @@ class _Job:
 
     task: Task[Any]
     settings: LoopSettings
-    precision: str
     sink: Any
     place: str
     """Where checkpoints go, for messages."""
@@ -92,24 +91,18 @@ def _work(config: dict[str, Any]) -> _Done:
     """The body of every worker."""
     job: _Job = config["job"]
     device = ray.train.torch.get_device()
-    settings = _on_device(job.settings, job.precision, device)
     reporter = _RayReporter(job.sink, job.place)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=settings)
+        loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=job.settings)
     else:
         with checkpoint.as_directory() as folder:
-            loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=settings, resume=Path(folder))
+            loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=job.settings, resume=Path(folder))
     try:
         loop.run()
     except NonFiniteLossError as error:
         return _Done(loop.curve, error.report)
     return _Done(loop.curve)
-
-
-def _on_device(settings: LoopSettings, precision: str, device: torch.device) -> LoopSettings:
-    """``settings`` with the arithmetic that ``precision`` means on ``device``."""
-    return replace(settings, bfloat16=precision == "bfloat16" or (precision == "auto" and device.type == "cuda"))
 
 
 def train_on_ray(
@@ -120,7 +113,6 @@ def train_on_ray(
     resources: TrainResources,
     settings: LoopSettings,
     trial: TrialHost | None = None,
-    precision: str = "auto",
 ) -> dict[str, float]:
     """Trains ``task`` and commits the best checkpoint's weights to ``<output>/model``.
 
@@ -146,11 +138,9 @@ def train_on_ray(
 
         try:
             if trial is not None and resources.workers == 1:
-                curve, score = _train_here(
-                    task, output, trial, settings, precision, worker_gpus(resources) > 0, receive
-                )
+                curve, score = _train_here(task, output, trial, settings, worker_gpus(resources) > 0, receive)
             else:
-                curve, score = _train_on_workers(task, output, settings, precision, resources, receive)
+                curve, score = _train_on_workers(task, output, settings, resources, receive)
         except NonFiniteLossError as error:
             report = {**error.report, "saved": output.place(NON_FINITE)}
             output.write_json(NON_FINITE, report)
@@ -166,7 +156,6 @@ def _train_here(
     output: Storage,
     trial: TrialHost,
     settings: LoopSettings,
-    precision: str,
     on_gpu: bool,
     receive: Receive,
 ) -> tuple[list[Point], float]:
@@ -174,7 +163,6 @@ def _train_here(
     # A process without a GPU of its own may see those of others.
     device = torch.device("cuda" if on_gpu else "cpu")
     place = trial.checkpoints or CheckpointFolder(output.folder(CHECKPOINTS))
-    settings = _on_device(settings, precision, device)
     try:
         curve = train_in_place(task, device=device, settings=settings, place=place, receive=receive)
     except NonFiniteLossError as error:
@@ -191,7 +179,6 @@ def _train_on_workers(
     task: Task[Any],
     output: Storage,
     settings: LoopSettings,
-    precision: str,
     resources: TrainResources,
     receive: Receive,
 ) -> tuple[list[Point], float]:
@@ -200,7 +187,7 @@ def _train_on_workers(
     sink = start_sink()
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": _Job(task, settings, precision, sink, output.place(RAY_TRAIN))},
+        train_loop_config={"job": _Job(task, settings, sink, output.place(RAY_TRAIN))},
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,

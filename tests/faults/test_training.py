@@ -76,7 +76,6 @@ def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_and_the_ids_of_
             StageTracker(),
             resources=TrainResources(workers=1, gpus_per_worker=0.0),
             settings=LoopSettings(checkpoint_every_steps=1),
-            precision="float32",
             trial=TrialHost(),
         )
     message, report = str(failure.value), output.read_json(NON_FINITE)

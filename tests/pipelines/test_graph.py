@@ -12,6 +12,7 @@ from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluatio
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import RetrievalTrainingConfig
+from pipelines.stages.settings import checkpoint_digest
 from pipelines.workspace.storage import Storage, content_digest
 
 STAGES = ["shapes", "manifest", "frames", "labels", "estimator", "retrieval", "evaluation"]
@@ -42,7 +43,8 @@ def test_stages_that_nobody_needs_are_left_out(tmp_path: Path) -> None:
     assert [stage.name for stage in exact.stages] == ["shapes", "manifest", "frames", "retrieval", "evaluation"]
     asked = make_graph(recipe(tmp_path, "--model.game.teacher", "exact", "--estimator.enabled", "true"))
     assert [stage.name for stage in asked.stages] == STAGES
-    evaluated = make_evaluation_graph(recipe(tmp_path), "/checkpoint")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    evaluated = make_evaluation_graph(recipe(tmp_path), str(tmp_path / "pytorch_model.bin"))
     assert [stage.name for stage in evaluated.stages] == ["shapes", "manifest", "frames", "evaluation"]
 
 
@@ -69,7 +71,8 @@ def test_the_tasks_say_what_is_trained(tmp_path: Path) -> None:
     # Neither task depends on the other, so results of one are found by a recipe for both.
     retrieval = make_graph(recipe(tmp_path))
     assert {**retrieval.fingerprints, **alone.fingerprints} == both.fingerprints
-    evaluated = make_qa_evaluation_graph(recipe(tmp_path), "/pytorch_model.bin")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    evaluated = make_qa_evaluation_graph(recipe(tmp_path), str(tmp_path / "pytorch_model.bin"))
     assert [stage.name for stage in evaluated.stages] == [*STAGES[:2], "answers", "frames", "qa_evaluation"]
 
 
@@ -84,10 +87,11 @@ def test_a_model_of_ours_is_evaluated_with_its_own_answers(tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError, match=r"holds no answers\.json"):
         make_qa_evaluation_graph(recipe(tmp_path), folder.uri)
     Vocabulary(["yes", "no"]).write(folder)
+    folder.write_bytes("model.safetensors", b"weights")
     graph = make_qa_evaluation_graph(recipe(tmp_path), folder.uri)
     settings = {stage.name: stage.settings for stage in graph.stages}
     assert settings["answers"] == {"digest": content_digest(folder.path("answers.json"))}
-    assert settings["qa_evaluation"]["checkpoint"] == folder.uri
+    assert settings["qa_evaluation"]["checkpoint"] == checkpoint_digest(folder.uri)
 
 
 def test_question_answering_may_start_from_the_retrieval_model(tmp_path: Path) -> None:
@@ -112,6 +116,14 @@ def test_question_answering_may_start_from_the_retrieval_model(tmp_path: Path) -
         # What questions have of their own does not reach retrieval, and the other way round.
         (["--model.loss.kl", "1"], ["retrieval", "evaluation"]),
         (["--retrieval.epochs", "1"], ["retrieval", "evaluation"]),
+        (["--video_qa.precision", "bfloat16"], ANSWERING),
+        (["--video_qa.merging.tie_break_noise", "1e-6"], ANSWERING),
+        # The question answering model has words, merges, losses and rates of its own.
+        (["--model.max_words", "16"], [*STAGES[3:], *ANSWERING]),
+        (["--model.merging.neighbours", "2"], ["retrieval", "evaluation"]),
+        (["--model.level_rates", "[1, 1, 0]"], ["retrieval", "evaluation"]),
+        (["--model.clip.freeze_embeddings", "true"], ["retrieval", "evaluation", *ANSWERING]),
+        (["--model.clip.gradient_checkpointing", "true"], []),
         (["--video_qa.checkpoint.every_steps", "3"], []),
         (["--qa_evaluation.batch_size", "3"], []),
         (["--resources.video_qa.workers", "2"], []),
@@ -141,6 +153,15 @@ def test_a_setting_of_question_answering_invalidates_its_stages(
         (["--evaluation.split", "val"], STAGES[6:]),
         (["--evaluation.level_rates", "[1, 1, 0]"], STAGES[6:]),
         (["--model.temporal.layers", "2"], STAGES[3:]),
+        (["--model.clip.pretrained", "laion2b_e16"], STAGES[3:]),
+        (["--model.game.similarity_scale", "10"], STAGES[3:]),
+        (["--labels.precision", "bfloat16"], STAGES[3:]),
+        # Labels are made of single words and frames, by a model that is not trained.
+        (["--model.merging.neighbours", "2"], STAGES[5:]),
+        (["--model.clip.freeze_embeddings", "true"], STAGES[5:]),
+        (["--model.clip.freeze_patch_embedding", "false"], STAGES[5:]),
+        (["--model.quirks.zero_floor", "true"], STAGES[5:]),
+        (["--retrieval.precision", "bfloat16"], STAGES[5:]),
         (["--seed", "1"], STAGES[3:]),
     ],
 )
@@ -158,6 +179,8 @@ def test_a_setting_invalidates_its_stage_and_what_follows_from_it(
         ["--resources.labels.gpus_per_actor", "1"],
         ["--tracking.experiment", "other"],
         ["--tracking.log_model", "false"],
+        ["--data.max_missing_fraction", "0.5"],
+        ["--model.clip.gradient_checkpointing", "true"],
         ["--frames.timeout_s", "10"],
         ["--frames.videos_per_shard", "3"],
         ["--frames.max_error_fraction", "0.5"],

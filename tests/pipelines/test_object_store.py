@@ -13,6 +13,7 @@ from pipelines.datasets.manifest import build_manifest, manifest_digest
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.shapes.data_set import write_annotations, write_clips
+from pipelines.stages.settings import checkpoint_digest
 from pipelines.video.decode_process import DecodeProcess
 from pipelines.video.extraction import make_extract_frames
 from pipelines.workspace.storage import Storage
@@ -88,3 +89,14 @@ def test_ids_that_an_address_must_escape_find_their_video_in_a_bucket(
     (row,) = build_manifest(config).table.to_pylist()
     assert (row["video_id"], row["uri"]) == (video, f"s3://data/set/videos/{video.replace('@', '%40')}.mov.mp4")
     assert make_extract_frames(FramesConfig(short_side_px=32), process=process)(row)["frame_index"] == [0, 10]
+
+
+def test_a_checkpoint_in_a_bucket_is_known_by_its_contents_as_on_disk(bucket: Storage, tmp_path: Path) -> None:
+    found = set()
+    for storage in (bucket, Storage(str(tmp_path))):
+        storage.write_json("model/model.json", {"kind": "retrieval", "config": {}})
+        storage.write_bytes("model/model.safetensors", b"weights")
+        found.add(checkpoint_digest(storage.folder("model").uri))
+    assert len(found) == 1
+    bucket.write_bytes("model/model.safetensors", b"WEIGHTS")
+    assert checkpoint_digest(bucket.folder("model").uri) not in found

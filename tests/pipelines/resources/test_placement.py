@@ -85,6 +85,7 @@ def test_checkpoints_in_files_have_a_landmark_and_names_have_none(own_videos: Re
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "model.json").write_text("{}")
+    (checkpoint / "model.safetensors").write_text("weights")
     recipe = replace(
         own_videos,
         labels=LabelsConfig(checkpoint=str(checkpoint)),
@@ -92,7 +93,7 @@ def test_checkpoints_in_files_have_a_landmark_and_names_have_none(own_videos: Re
         model=RetrievalConfig(clip=ClipConfig(architecture="shapes-tiny", pretrained="openai")),
     )
     found = landmarks(recipe)
-    assert {"the checkpoint of labels", "retrieval.init_checkpoint"} < found.keys()
+    assert {"labels.checkpoint", "retrieval.init_checkpoint"} < found.keys()
     assert not any(setting.startswith("model.clip") for setting in found)
 
 

@@ -1,0 +1,68 @@
+"""Which settings of a section count in a fingerprint: the fields themselves say it, where they are declared."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hbi_models.configs import Use, content_named_by, counts_for
+from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, model_folder
+from pipelines.workspace.artifact import digest, plain
+from pipelines.workspace.storage import content_digest
+from pipelines.workspace.uris import join_uri
+
+
+def counting(section: Any, *uses: Use) -> dict[str, Any]:
+    """The settings of ``section`` that can change a result, as JSON types; what they name by path, by its content.
+
+    Args:
+        section: a frozen dataclass of settings.
+        uses: what its model, if it holds one, is used for; settings without part in that are left out.
+
+    Raises:
+        FileNotFoundError: a setting names a checkpoint that is not there.
+    """
+    return {item.name: _value(getattr(section, item.name), item, uses) for item in _counting(section, uses)}
+
+
+def _counting(section: Any, uses: Collection[Use]) -> list[Field[Any]]:
+    return [item for item in fields(section) if counts_for(item, uses)]
+
+
+def _value(value: Any, item: Field[Any], uses: Collection[Use]) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return counting(value, *uses)
+    names = content_named_by(item)
+    if value is None or names is None:
+        return plain(value)
+    if names == "checkpoint":
+        return checkpoint_digest(value)
+    return _content(content_digest(value)) if Path(value).is_file() else value
+
+
+def checkpoint_digest(checkpoint: str) -> str:
+    """What a checkpoint holds, wherever it lies: of a file its bytes, of a folder of ours its weights and description.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    if is_published_file(checkpoint):
+        return _content(content_digest(checkpoint))
+    model_folder(checkpoint)
+    return _content([content_digest(join_uri(checkpoint, name)) for name in (DESCRIPTION, WEIGHTS)])
+
+
+def given_model(checkpoint: str, config: Any) -> dict[str, Any]:
+    """What an evaluation of ``checkpoint`` depends on: of a published file, which does not say it, also ``config``.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    known = {"checkpoint": checkpoint_digest(checkpoint)}
+    return {**known, "model": counting(config, "evaluation")} if is_published_file(checkpoint) else known
+
+
+def _content(digests: str | list[str]) -> str:
+    return f"content {digest(digests)}"
