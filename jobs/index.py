@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs.next_steps import command
-from jobs.pipeline import execute, start_log
+from jobs.pipeline import add_rerun_changed, execute, start_log
 from jobs.settings import read_recipe, recipe_parser, run_job
 from pipelines.graph import make_index_graph
 from pipelines.search.search_model import read_search_model
@@ -28,13 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--index", type=str, required=True, help="Folder or URI of the index.")
     parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
     parser.add_argument("--force", type=list[str], default=[], help="Stages to run again although they are done.")
+    add_rerun_changed(parser)
     recipe, options = read_recipe(parser, arguments)
     model = read_search_model(options["checkpoint"], recipe)
     recipe = replace(recipe, workspace=absolute_uri(options["index"]))
     if not options["plan"]:
         start_log(recipe, "index")
     graph, recipe = make_index_graph(recipe, options["videos"], model)
-    code = execute(graph, recipe, plan_only=options["plan"], force=options["force"])
+    code = execute(
+        graph,
+        recipe,
+        plan_only=options["plan"],
+        force=options["force"],
+        rerun_changed=options["rerun_changed"],
+    )
     if not options["plan"]:
         publish(graph)
         print(f"Search:    {command('search', '--index', options['index'], 'a red circle moves left')}")

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from jobs.next_steps import next_steps
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import results, run_plan
 from pipelines.stages.report import PAGE, REPORT
-from pipelines.stages.stage import Graph
+from pipelines.stages.stage import CODE_CHANGED, Graph
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table
 from pipelines.tracking.mlflow_runs import ui_command
 from pipelines.workspace.storage import Storage
@@ -36,6 +38,7 @@ def run_stages(
         parser.add_argument("--force", type=list[str], default=[], help="Stages to run again although they are done.")
     else:
         parser.add_argument("--force", action="store_true", help="Run the stage again although it is done.")
+    add_rerun_changed(parser)
     recipe, options = read_recipe(parser, arguments)
     if not options["plan"]:
         start_log(recipe, only or "run")
@@ -46,7 +49,13 @@ def run_stages(
         from_stage=options.get("from_stage") or only,
         until_stage=options.get("until_stage") or only,
         force=([only] if options["force"] else []) if only else options["force"],
+        rerun_changed=options["rerun_changed"],
     )
+
+
+def add_rerun_changed(parser: ArgumentParser) -> None:
+    """Adds the option ``--rerun_changed``."""
+    parser.add_argument("--rerun_changed", action="store_true", help="Run stages again whose code has changed since.")
 
 
 def evaluate(
@@ -62,6 +71,7 @@ def evaluate(
     parser.add_argument("--checkpoint", type=str | None, help="Folder of ours or file of the published code.")
     parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
     parser.add_argument("--force", action="store_true", help="Evaluate again although it is done.")
+    add_rerun_changed(parser)
     recipe, options = read_recipe(parser, arguments)
     checkpoint = options["checkpoint"]
     if not options["plan"]:
@@ -73,6 +83,7 @@ def evaluate(
         from_stage=stage if checkpoint is None else None,
         until_stage=stage,
         force=[stage] if options["force"] else [],
+        rerun_changed=options["rerun_changed"],
     )
 
 
@@ -84,10 +95,17 @@ def execute(
     from_stage: str | None = None,
     until_stage: str | None = None,
     force: Sequence[str] = (),
+    rerun_changed: bool = False,
 ) -> int:
     """Plans, runs and prints; returns the exit code."""
-    steps = graph.plan(from_stage=from_stage, until_stage=until_stage, force=force)
+    steps = graph.plan(from_stage=from_stage, until_stage=until_stage, force=force, rerun_changed=rerun_changed)
     print(f"Workspace {graph.workspace.uri}\n\n{plan_table(steps)}\n", flush=True)
+    if any(step.state in ("done", "partial") and CODE_CHANGED in step.reason for step in steps):
+        print(
+            "Their results stay as they are: --rerun_changed makes again what other code has made, --force one stage "
+            "of it.\n",
+            flush=True,
+        )
     if plan_only:
         return 0
     if all(step.state == "done" for step in steps):

@@ -12,13 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
-from functools import cache
 from pathlib import Path
 from types import FrameType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from pipelines.recipe.reading import config_from_plain
 from pipelines.recipe.recipe import Recipe
 
 logger = logging.getLogger("jobs")
@@ -70,29 +70,14 @@ def _misfits(kind: type, values: Namespace, path: str = "") -> Iterator[str]:
             yield f"{place} is {str(value)[:40]!r}; a section with settings is needed"
 
 
-@cache
-def _document_parser() -> ArgumentParser:
-    # A search makes hundreds of recipes; the parser takes longer to build than a document to parse.
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe)
-    return parser
-
-
 def recipe_from_document(document: Mapping[str, Any]) -> Recipe:
-    """The recipe whose settings are ``document``, checked as on the command line.
+    """The recipe whose settings are ``document``, the JSON form of one.
 
     Raises:
         ValueError: a setting is unknown or not allowed.
     """
-    parser = _document_parser()
-    try:
-        parsed = parser.parse_object(dict(document))
-    except ArgumentError as error:
-        raise ValueError(f"the settings are not a recipe of this version: {error}") from error
-    for misfit in _misfits(Recipe, parsed):
-        raise ValueError(f"the settings are not a recipe of this version: {misfit}")
-    values = parser.instantiate(parsed)
-    return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__})
+    recipe: Recipe = config_from_plain(Recipe, document, place="what should be a recipe of this version")
+    return recipe
 
 
 def set_up_logging(folder: Path | None, *, name: str) -> Path | None:

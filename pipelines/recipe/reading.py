@@ -2,51 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+_SHOWN = 3
+"""Mistakes that a message names."""
 
 
 def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str) -> Any:
     """The frozen dataclass ``kind`` from its JSON form, which was read in ``place``.
 
+    Numbers are not made of texts, nor texts of numbers; a whole number is also a real one.
+
     Raises:
-        ValueError: a setting is unknown, missing or out of range.
+        ValueError: a setting is unknown, missing, of another type or out of range.
     """
+    from pydantic import ValidationError
+
     try:
-        return _config(kind, document)
-    except ValueError as error:
-        raise ValueError(f"{place} cannot be used: {error}") from error
+        config = _reader(kind).validate_json(json.dumps(document), strict=True)
+        problems = list(_unknown(document, config))
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors(include_url=False)]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{place} cannot be used: it is no JSON document: {error}") from error
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ValueError(f"{place} cannot be used: {'; '.join(problems[:_SHOWN])}{more}")
+    return config
 
 
-def _config(kind: type, document: Mapping[str, Any]) -> Any:
-    known = {item.name for item in fields(kind)}
-    unknown = sorted(set(document) - known)
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    types = get_type_hints(kind)
-    values = {}
+@cache
+def _reader(kind: type) -> TypeAdapter[Any]:
+    # Not at the top: the command line's help has no need of it, and it takes a while to import.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _problem(detail: ErrorDetails) -> str:
+    """What is wrong with one setting, in words."""
+    name, given, kind = ".".join(map(str, detail["loc"])), detail["input"], detail["type"]
+    if kind == "value_error":  # of our own checks, which name the setting themselves
+        return str(detail["ctx"]["error"])
+    if kind == "missing":
+        return f"{name} is missing"
+    if kind == "dataclass_type":
+        return f"{name or 'the document'} is {given!r:.40}; a section with settings is needed"
+    if given is None:
+        return f"{name} is null; give it a value, or leave it out"
+    return f"{name} is {given!r:.40}; it {detail['msg'].removeprefix('Input ')}"
+
+
+def _unknown(document: Mapping[str, Any], config: Any, path: str = "") -> Iterator[str]:
+    """What ``document`` says and ``config``, which was made of it, has no setting for."""
+    known = type(config).__dataclass_fields__
     for name, value in document.items():
-        if is_dataclass(types[name]) and isinstance(value, Mapping):
-            value = _config(types[name], value)  # type: ignore[arg-type]
-        values[name] = tuple(value) if isinstance(value, list) else value
-        if not _fits(values[name], types[name]):
-            raise ValueError(f"{kind.__name__}.{name} is {value!r:.40}; {types[name]} is needed")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__} is incomplete: {error}") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether ``value`` has the type of a setting; a whole number is also a real one, a bool neither."""
-    choices = get_args(hint)
-    if get_origin(hint) is Literal:
-        return value in choices
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and len(value) == len(choices) and all(map(_fits, value, choices))
-    if choices:
-        return any(_fits(value, choice) for choice in choices)
-    if hint in (int, float):
-        return type(value) is int or (hint is float and type(value) is float)
-    return isinstance(value, hint)
+        if name not in known:
+            yield f"{path or type(config).__name__} has no setting {name}; it has {', '.join(sorted(known))}"
+        elif is_dataclass(getattr(config, name)):
+            yield from _unknown(value, getattr(config, name), f"{path}.{name}" if path else name)

@@ -2,7 +2,8 @@
 
 A stage is identified by content: its fingerprint is a digest of its name, its version, its
 settings and the fingerprints of its inputs. All fingerprints are known before anything runs, so
-a plan is free. A finished stage has an ``artifact.json`` in ``<workspace>/<stage>/<fingerprint>``,
+a plan is free. Code is not part of it: an artifact says which source files made it, and a plan which of them are
+others now. A finished stage has an ``artifact.json`` in ``<workspace>/<stage>/<fingerprint>``,
 written last; a stage without one is run, and goes on where an interrupted run left it.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pipelines.stages.sources import Sources, changed_files
 from pipelines.tracker import StageTracker
 from pipelines.train.trial_host import TrialHost
 from pipelines.workspace.artifact import (
@@ -38,9 +40,17 @@ from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-State = Literal["done", "partial", "missing", "forced", "outdated", "damaged"]
-"""``forced``: asked for. ``outdated``: done, but an input runs again. ``damaged``: done, but a part is
-lost; it is made again as it was, so what depends on it stays valid."""
+State = Literal["done", "partial", "missing", "forced", "changed", "outdated", "damaged"]
+"""``forced``: asked for. ``changed``: made by other code, and to be made again for that. ``outdated``: done, but an
+input runs again. ``damaged``: done, but a part is lost; it is made again as it was, so what depends on it stays
+valid."""
+
+ANEW: tuple[State, ...] = ("forced", "changed", "outdated")
+
+CODE_CHANGED = "code changed since"
+
+SOURCES = "code/sources.json"
+"""Where a stage's work lies: digests of the source files that began it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,8 @@ class Graph:
 
     workspace: Storage
     stages: Sequence[Stage]
+    sources: Sources = field(default_factory=Sources)
+    """The source code that does the work."""
     fingerprints: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -163,9 +175,16 @@ class Graph:
         return Artifact(name, self.fingerprints[name], output, read_document(output))
 
     def plan(
-        self, *, from_stage: str | None = None, until_stage: str | None = None, force: Sequence[str] = ()
+        self,
+        *,
+        from_stage: str | None = None,
+        until_stage: str | None = None,
+        force: Sequence[str] = (),
+        rerun_changed: bool = False,
     ) -> list[Step]:
         """What running the stages ``from_stage`` … ``until_stage`` would do.
+
+        Stages ``force``, and with ``rerun_changed`` those whose code has changed since, do all of their work again.
 
         Raises:
             ValueError: a name is not a stage, the range is empty, or a stage before ``from_stage`` is not
@@ -192,7 +211,8 @@ class Graph:
         for position, stage in enumerate(self.stages[: last + 1]):
             if stage.name not in needed:
                 continue
-            step = self._step(stage, forced=stage.name in force, invalid=sorted(rerun.intersection(stage.inputs)))
+            invalid = sorted(rerun.intersection(stage.inputs))
+            step = self._step(stage, forced=stage.name in force, invalid=invalid, rerun_changed=rerun_changed)
             if step.state != "done":
                 if step.state != "damaged":
                     rerun.add(stage.name)
@@ -212,7 +232,7 @@ class Graph:
                 needed.update(stage.inputs)
         return needed
 
-    def _step(self, stage: Stage, *, forced: bool, invalid: list[str]) -> Step:
+    def _step(self, stage: Stage, *, forced: bool, invalid: list[str], rerun_changed: bool) -> Step:
         fingerprint = self.fingerprints[stage.name]
         if forced:
             interrupted = left_by_force(self.output(stage.name)) and self._left(stage)
@@ -225,15 +245,48 @@ class Graph:
         if artifact is not None:
             if any(name in invalid for name in stage.inputs):
                 return Step(stage, fingerprint, "outdated", f"{invalid[0]} runs again")
-            return Step(stage, fingerprint, "damaged", lost) if lost else Step(stage, fingerprint, "done", "finished")
+            changed = changed_files(artifact.document.get("sources"), self.sources.digests(stage.run))
+            if changed and rerun_changed:
+                return Step(stage, fingerprint, "changed", f"{CODE_CHANGED} ({changed})")
+            if lost:
+                return Step(stage, fingerprint, "damaged", lost)
+            return Step(stage, fingerprint, "done", f"{CODE_CHANGED} ({changed})" if changed else "finished")
         if left := self._left(stage):
-            return Step(stage, fingerprint, "partial", left)
+            changed = changed_files(self._began_with(stage), self.sources.digests(stage.run))
+            state: State = "changed" if changed and rerun_changed else "partial"
+            return Step(stage, fingerprint, state, f"{left}; {CODE_CHANGED} ({changed})" if changed else left)
         return Step(stage, fingerprint, "missing", self._why_missing(stage))
 
     def _left(self, stage: Stage) -> str | None:
         """What an interrupted run left, in words; None = nothing, or it cannot be told yet."""
         inputs = {name: found for name in stage.inputs if (found := self._intact(name)) is not None}
         return stage.partial(inputs, self.output(stage.name)) if len(inputs) == len(stage.inputs) else None
+
+    def _place_of_work(self, stage: Stage) -> Storage:
+        """Where the stage keeps what it has done so far."""
+        return self.output(stage.name) if stage.writes is None else self.workspace.folder(SHARDS, stage.writes)
+
+    def _began_with(self, stage: Stage) -> Any:
+        """Digests of the source files by which the kept part of the stage's work was begun; None = not known."""
+        with suppress(FileNotFoundError, DamagedFileError):
+            return self._place_of_work(stage).read_json(SOURCES)
+        return None
+
+    def _begin(self, stage: Stage, *, anew: bool) -> Any:
+        """Writes down which code begins the work; says so where other code began what is gone on with."""
+        now = self.sources.digests(stage.run)
+        began = None if anew else self._began_with(stage)
+        if began is None:
+            self._place_of_work(stage).write_json(SOURCES, now)
+            return now
+        if changed := changed_files(began, now):
+            logger.warning(
+                "%s: goes on with what was made before the code changed (%s); to make all of it again: --force %s",
+                stage.name,
+                changed,
+                stage.name,
+            )
+        return began
 
     def _intact(self, name: str) -> Artifact | None:
         """The finished artifact of a stage; None also where its document is damaged."""
@@ -284,9 +337,11 @@ class Graph:
     def _run(self, step: Step, lock: Lock, *, tracker: StageTracker, config: Any, trial: TrialHost | None) -> Outcome:
         stage, output = step.stage, self.output(step.stage.name)
         # The same command again goes on where an interrupted one was, also where it asks for everything anew.
-        if step.state == "outdated" or (step.state == "forced" and not left_by_force(output)):
+        anew = step.state in ANEW and not (step.state == "forced" and left_by_force(output))
+        if anew:
             discard(output)
-        if step.state == "forced":
+        asked = step.state in ("forced", "changed")
+        if asked:
             output.write_json(FORCED, {"since": datetime.now(UTC).isoformat(timespec="seconds")})
         inputs: dict[str, Artifact] = {}
         for name in stage.inputs:
@@ -294,10 +349,10 @@ class Graph:
             if artifact is None:
                 raise RuntimeError(f"stage {stage.name!r} needs {name!r}, which is not finished; run {name!r} first")
             inputs[name] = artifact
+        # A pool keeps its rows where an input runs again.
+        sources = self._begin(stage, anew=anew and (asked or stage.writes is None))
         started = time.monotonic()
-        context = StageContext(
-            self.workspace, output, step.fingerprint, inputs, tracker, forced=step.state == "forced", trial=trial
-        )
+        context = StageContext(self.workspace, output, step.fingerprint, inputs, tracker, forced=asked, trial=trial)
         counts = dict(stage.run(context))
         seconds = time.monotonic() - started
         document = {
@@ -309,6 +364,7 @@ class Graph:
             "counts": counts,
             "seconds": round(seconds, 2),
             "versions": versions(),
+            "sources": sources,
             "config": plain(config),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }

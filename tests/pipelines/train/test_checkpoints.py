@@ -91,7 +91,7 @@ def test_a_configuration_comes_back_from_json(config: RetrievalConfig) -> None:
 def test_unknown_settings_of_a_checkpoint_are_refused(config: RetrievalConfig) -> None:
     document = plain(config)
     document["temporal"]["dropout"] = 0.1
-    with pytest.raises(ValueError, match="TemporalConfig has no setting dropout; it has init_from_clip_text, layer"):
+    with pytest.raises(ValueError, match="temporal has no setting dropout; it has init_from_clip_text, layer"):
         config_from_plain(RetrievalConfig, document, place="here")
 
 

@@ -1,0 +1,266 @@
+"""Which source a stage's work is made of, found without importing it, and a digest of each file's part in it.
+
+The work begins at the stage's function. From there every name that a definition uses is followed, through
+imports at the top of a file and inside of functions, to the definition behind it, in any module of
+``hbi_models`` and ``pipelines``. So a function that nobody on that way uses has no part, though its file may have.
+
+What is left out: settings count by their values; and what keeps bytes, shares out machines, plans or tells about
+the work computes no result. Comments, docstrings and formatting do not count either.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("hbi_models", "pipelines")
+LEFT_OUT = (
+    "hbi_models.configs",
+    "pipelines.progress",
+    "pipelines.recipe",
+    "pipelines.resources",
+    "pipelines.stages.settings",
+    "pipelines.stages.sources",
+    "pipelines.stages.stage",
+    "pipelines.tracker",
+    "pipelines.tracking",
+    "pipelines.workspace",
+)
+
+_SHOWN = 3
+"""Files that a message names."""
+
+_WHOLE = "*"
+"""Stands for all definitions of a module."""
+
+_EFFECTS = ""
+"""Stands for the statements at the top level of a module that define nothing."""
+
+Definition = tuple[str, str]
+"""A module, and a name at its top level."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The modules of ``packages`` below ``root``."""
+
+    root: Path = ROOT
+    packages: tuple[str, ...] = PACKAGES
+    left_out: tuple[str, ...] = LEFT_OUT
+
+    def digests(self, work: Callable[..., Any]) -> dict[str, str]:
+        """Digest of the part that every source file has in ``work``, by its path below the root."""
+        return dict(_digests(self, frozenset(self._beginnings(work))))
+
+    def follow(self, beginnings: Iterable[Definition]) -> dict[str, str]:
+        """As :meth:`digests`, of what is reached from ``beginnings``."""
+        parts: dict[str, set[str]] = {}
+        todo = list(beginnings)
+        seen: set[Definition] = set()
+        while todo:
+            definition = todo.pop()
+            if definition in seen:
+                continue
+            seen.add(definition)
+            module = _read(self, definition[0]) if self._is_ours(definition[0]) else None
+            if module is None:
+                continue
+            # What a module does when it is imported, it does for all who use a part of it.
+            for name in module.definitions if definition[1] == _WHOLE else [definition[1], _EFFECTS]:
+                if name in module.definitions:
+                    parts.setdefault(module.file, set()).add(module.text(name))
+                todo += module.uses(name)
+        return {
+            file: hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
+            for file, texts in sorted(parts.items())
+        }
+
+    def _beginnings(self, work: Any) -> Iterator[Definition]:
+        """The definitions of ``work``, and of the functions and objects that it holds."""
+        todo, seen = [work], set()
+        while todo:
+            found = todo.pop()
+            if id(found) in seen:
+                continue
+            seen.add(id(found))
+            if isinstance(found, partial):
+                todo += [found.func, *found.args, *found.keywords.values()]
+            elif inspect.ismethod(found):
+                todo += [found.__func__, found.__self__]
+            elif inspect.isfunction(found) or inspect.isclass(found):
+                if self._is_ours(found.__module__):
+                    yield found.__module__, found.__qualname__.partition(".")[0]
+                    for cell in getattr(found, "__closure__", None) or ():
+                        todo.append(_held(cell))
+            elif is_dataclass(found) and self._is_ours(type(found).__module__):
+                todo += [type(found), *(getattr(found, item.name) for item in fields(found))]
+
+    def _is_ours(self, module: str) -> bool:
+        return module.partition(".")[0] in self.packages and not any(
+            module == name or module.startswith(f"{name}.") for name in self.left_out
+        )
+
+
+@cache
+def _digests(sources: Sources, beginnings: frozenset[Definition]) -> dict[str, str]:
+    return sources.follow(beginnings)
+
+
+def _held(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a name that is not set yet
+        return None
+
+
+@cache
+def _read(sources: Sources, name: str) -> _Module | None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    place = sources.root.joinpath(*name.split("."))
+    for path in (place.with_suffix(".py"), place / "__init__.py"):
+        if path.is_file():
+            return _Module(sources, name, path, ast.parse(path.read_text(encoding="utf-8")))
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Module:
+    """A parsed source file."""
+
+    sources: Sources
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def file(self) -> str:
+        return self.path.relative_to(self.sources.root).as_posix()
+
+    @cached_property
+    def definitions(self) -> dict[str, list[ast.stmt]]:
+        """The statements behind each name at the top level, but for imports."""
+        found: dict[str, list[ast.stmt]] = {}
+        for statement in _top_level(self.tree.body):
+            for name in _defined(statement):
+                found.setdefault(name, []).append(statement)
+        return found
+
+    @cached_property
+    def imports(self) -> dict[str, Definition]:
+        """What each imported name at the top level stands for."""
+        return dict(_imported(self, _top_level(self.tree.body)))
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        return {}
+
+    def text(self, name: str) -> str:
+        """The definition of ``name`` without comments, docstrings and formatting."""
+        if name not in self._texts:
+            self._texts[name] = "\n".join(ast.unparse(_Bare().visit(part)) for part in self.definitions[name])
+        return self._texts[name]
+
+    def uses(self, name: str) -> list[Definition]:
+        """The definitions that ``name`` leads to."""
+        if name in self.imports:
+            return [self.imports[name]]
+        if name not in self.definitions:
+            # A module of this package, if anything.
+            return [(f"{self.name}.{name}", _WHOLE)] if name.isidentifier() else []
+        return [used for part in self.definitions[name] for used in self._used(part)]
+
+    def _used(self, part: ast.stmt) -> Iterator[Definition]:
+        nodes = list(_walk(part))
+        local = dict(_imported(self, (node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))))
+        yield from local.values()
+        for node in nodes:
+            if isinstance(node, ast.Name) and node.id not in local:
+                if node.id in self.definitions:
+                    yield self.name, node.id
+                elif node.id in self.imports:
+                    yield self.imports[node.id]
+            elif isinstance(node, ast.Constant) and str(node.value).partition(".")[0] in self.sources.packages:
+                # Of a process that is started: python -m pipelines.video.decode_child.
+                yield str(node.value), _WHOLE
+
+
+def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, those under its conditions too, but for what is there for type checkers alone."""
+    for statement in body:
+        if isinstance(statement, ast.If):
+            if not (isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"):
+                yield from _top_level(statement.body)
+            yield from _top_level(statement.orelse)
+        elif isinstance(statement, ast.Try):
+            for block in (statement.body, statement.orelse, statement.finalbody, *(h.body for h in statement.handlers)):
+                yield from _top_level(block)
+        else:
+            yield statement
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return []
+    if _is_text(statement):
+        return []
+    names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return names or [_EFFECTS]
+
+
+def _imported(module: _Module, statements: Iterator[ast.stmt]) -> Iterator[tuple[str, Definition]]:
+    for statement in statements:
+        if isinstance(statement, ast.Import):
+            for item in statement.names:
+                yield (item.asname or item.name).partition(".")[0], (item.name, _WHOLE)
+        elif isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            for item in statement.names:
+                yield item.asname or item.name, (statement.module, item.name)
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below ``node`` but annotations, which nothing is computed with."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _walk(child)
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes docstrings away, those of attributes too."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list):
+                setattr(node, name, [part for part in block if not _is_text(part)])
+        return node
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def changed_files(before: Any, now: Mapping[str, str]) -> str | None:
+    """The files whose part in the work is another one than ``before``, in words; None = none.
+
+    Nothing is known of work that an earlier version of this project did.
+    """
+    if not isinstance(before, Mapping):
+        return None
+    files = sorted(file for file in {*before, *now} if before.get(file) != now.get(file))
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return ", ".join(files[:_SHOWN]) + more if files else None
