@@ -5,6 +5,7 @@ Imports nothing heavy, so that ``--help`` and ``--print_config`` answer at once.
 
 from __future__ import annotations
 
+import dis
 import logging
 import signal
 import sys
@@ -129,12 +130,18 @@ def run_job(main: Callable[[], int]) -> None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the project's own code raised ``error``, with words for the user."""
+    """Whether a ``raise`` of this project raised ``error``, or the system, about a file: with words for the user."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
-    module = "" if place is None else str(place.tb_frame.f_globals.get("__name__"))
-    return module.partition(".")[0] in ("__main__", "jobs", "pipelines", "hbi_models")
+    if place is None:
+        return False
+    package = str(place.tb_frame.f_globals.get("__name__")).partition(".")[0]
+    # What a library of C raises has no frame of its own: it seems to come from the line that called it.
+    is_raise = place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return is_raise and package in ("__main__", "jobs", "pipelines", "hbi_models")
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

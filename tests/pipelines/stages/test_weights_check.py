@@ -50,7 +50,12 @@ def test_weights_that_are_nowhere_are_named_with_what_to_do(
 
 def test_a_checkpoint_of_another_model_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    other = replace(recipe.model, temporal=replace(recipe.model.temporal, layers=2))
+    other = replace(
+        recipe.model,
+        game=replace(recipe.model.game, teacher="none"),
+        merging=replace(recipe.model.merging, heads=4),
+        temporal=replace(recipe.model.temporal, layers=2, init_from_clip_text=False),
+    )
     torch.save(RetrievalModel(other).state_dict(), tmp_path / "other.bin")
     training = RetrievalTrainingConfig(init_checkpoint=str(tmp_path / "other.bin"))
     starting = replace(recipe, retrieval=training)
