@@ -59,7 +59,7 @@ def test_a_checkpoint_of_another_model_is_refused(recipe: Recipe, tmp_path: Path
     torch.save(RetrievalModel(other).state_dict(), tmp_path / "other.bin")
     training = RetrievalTrainingConfig(init_checkpoint=str(tmp_path / "other.bin"))
     starting = replace(recipe, retrieval=training)
-    with pytest.raises(ValueError, match=r"other\.bin"):
+    with pytest.raises(ValueError, match="does not fit the model"):
         require_weights(pending(starting), starting)
 
 
