@@ -11,6 +11,7 @@ from pipelines.resources.placement import checked_nodes, require_lasting
 from pipelines.stages.places import places_of
 from pipelines.stages.report import REPORT
 from pipelines.stages.stage import Graph, Outcome, Step
+from pipelines.stages.weights_check import require_weights
 from pipelines.tracking.mlflow_runs import PipelineTracker, deliver_kept
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,14 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
 
     Raises:
         PlacementError: the nodes of the cluster do not see the folders of the run.
+        FileNotFoundError, ValueError: weights that a stage starts from cannot be had, or do not fit.
     """
     require_lasting(graph.workspace)
     graph.record(recipe)
     if all(step.state == "done" for step in steps):
         deliver_kept(graph.workspace, recipe.tracking)
         return [_skip(graph, step) for step in steps]
+    require_weights(steps, recipe)
     from pipelines.resources.allotment import allot
     from pipelines.resources.ray_session import ray_session
 

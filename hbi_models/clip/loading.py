@@ -59,6 +59,27 @@ def load_clip(config: ClipConfig) -> ClipBackbone:
     return backbone
 
 
+def fetch_weights(config: ClipConfig) -> Path | None:
+    """Puts the weights that a tag of open_clip names into its cache; returns their file, None if no tag names them.
+
+    Raises:
+        ValueError: They are not in the cache and cannot be downloaded.
+    """
+    tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else None
+    if not tag:
+        return None
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    # Errors of the hub, of its client and of the network have no class in common.
+    except Exception as error:
+        source = f"the model hub's {tag['hf_hub'].rstrip('/')}" if tag.get("hf_hub") else tag.get("url")
+        raise ValueError(
+            f"the weights {config.pretrained!r} of {config.architecture} are not in the cache of this machine and "
+            f"cannot be downloaded from {source} ({type(error).__name__}). Connect to the network once, or set "
+            "model.clip.pretrained to a local file of them (OpenAI's .pt, .bin, .safetensors)"
+        ) from error
+
+
 def read_architecture(name: str) -> dict[str, Any]:
     """Returns an architecture in open_clip's format: a JSON file's, a shipped one, or open_clip's own.
 
