@@ -1,21 +1,36 @@
 # make demo   set up, and run the whole pipeline on generated videos
 # make search set up, and search the loss weights on generated videos
 # make test   set up, and run every check: format, lint, types, import contracts, tests
+# make test-fast      the tests that start no Ray
 # make test-search    searches that take minutes
 # make test-cluster   the tests that start Ray clusters, of several nodes too
 # make test-faults   the long rows of docs/faults.md, and many times as many random inputs
 # make bench          ours against honest baselines, on this machine: benchmarks/RESULTS.md
 # make bench-gpu      the models alone on a CUDA GPU, against its limits
+# make test-pythons   set-up, fast tests and a tiny demo on every Python that the project promises and that is found here
+# make test-latest    the fast tests with the newest release of every dependency
+# make update-dependencies   write constraints.txt, the tested set that the targets above install, anew
 #
-# The virtual environment is made on first use and reused afterwards; VENV=path chooses another.
+# The virtual environment is made on first use and reused afterwards; VENV=path chooses another, PYTHON=python3.12
+# another interpreter.
 
 VENV ?= .venv
 PYTHON ?= python3
+# What pyproject.toml promises, the oldest first; test-pythons leaves out what is not found.
+PYTHONS ?= python3.11 python3.12 python3.13
+PIP_OPTIONS ?= --constraint constraints.txt
 BIN := $(abspath $(VENV))/bin
 # One thread per process: Ray runs as many processes as there are CPUs.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo search test test-search test-cluster test-faults check bench bench-gpu clean
+FAST_TESTS := tests/hbi_models tests/parity tests/pipelines tests/repository \
+  $(addprefix --ignore tests/pipelines/,resources/test_allotment.py test_run.py train/test_metric_sink.py)
+TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.validation_videos 8 \
+  --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
+  --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
+
+.PHONY: demo search test test-search test-cluster test-faults test-fast test-pythons test-python \
+  test-latest update-dependencies check bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml
@@ -36,6 +51,34 @@ test-search: $(VENV)/.installed-dev
 test-cluster: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m cluster tests/cluster
 
+test-fast: $(VENV)/.installed-dev
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile $(FAST_TESTS)
+
+# Each in an environment of its own, of several GB, below $(VENV).
+test-pythons:
+	@found=; for python in $(PYTHONS); do \
+	  $$python --version >/dev/null 2>&1 || { echo "$$python: not found"; continue; }; \
+	  version=$$($$python -c 'import platform; print(platform.python_version())'); found=yes; \
+	  $(MAKE) --no-print-directory test-python PYTHON=$$python VENV=$(VENV)/$$version || exit 1; \
+	done; test "$$found" || { echo "none of $(PYTHONS) is found" >&2; exit 1; }
+
+test-python: $(VENV)/.installed-dev
+	$(BIN)/python --version
+	$(MAKE) --no-print-directory test-fast
+	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml $(TINY_DEMO) --workspace $(VENV)/demo
+	rm -rf $(VENV)/demo
+
+test-latest:
+	rm -f $(VENV)/latest/.installed-dev
+	$(MAKE) test-fast VENV=$(VENV)/latest PIP_OPTIONS='--upgrade --upgrade-strategy eager'
+
+update-dependencies: $(VENV)/bin/uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file constraints.txt
+
+$(VENV)/bin/uv: | $(VENV)/bin/python
+	$(BIN)/pip install --quiet uv
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,15 +92,19 @@ bench-gpu: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gpu
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || { \
+	  fitting=$$(for python in $(PYTHONS); do $$python --version >/dev/null 2>&1 && echo $$python; done | tail -n 1); \
+	  given=$$($(PYTHON) --version 2>/dev/null || echo not found); \
+	  hint=$${fitting:+ $$fitting is here: PYTHON=$$fitting make $(MAKECMDGOALS)}; \
+	  echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$given.$$hint" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable .
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable '.[dev]'
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 clean:

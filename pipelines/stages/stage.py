@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pipelines.tracker import StageTracker
@@ -285,7 +285,7 @@ class Graph:
         if step.state == "outdated" or (step.state == "forced" and not left_by_force(output)):
             discard(output)
         if step.state == "forced":
-            output.write_json(FORCED, {"since": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+            output.write_json(FORCED, {"since": datetime.now(UTC).isoformat(timespec="seconds")})
         inputs: dict[str, Artifact] = {}
         for name in stage.inputs:
             artifact = self.artifact(name)
@@ -308,7 +308,7 @@ class Graph:
             "seconds": round(seconds, 2),
             "versions": versions(),
             "config": plain(config),
-            "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         lock.check()
         output.write_json(ARTIFACT, document)
