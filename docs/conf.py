@@ -33,6 +33,7 @@ memory
 cluster
 contributing
 changelog
+settings
 reference
 ```
 """
@@ -41,7 +42,7 @@ project = "HBI on Ray"
 html_title = project
 html_theme = "furo"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.apidoc"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "reference/modules.rst"]
 suppress_warnings = ["myst.header"]  # a changelog begins with its second level
 myst_heading_anchors = 3
 
