@@ -5,6 +5,7 @@
 # make test-search    searches that take minutes
 # make test-cluster   the tests that start Ray clusters, of several nodes too
 # make test-faults   the long rows of docs/faults.md, and many times as many random inputs
+# make docs           the documentation site, in docs/_build
 # make bench          ours against honest baselines, on this machine: benchmarks/RESULTS.md
 # make bench-gpu      the models alone on a CUDA GPU, against its limits
 # make test-pythons   set-up, fast tests and a tiny demo on every Python that the project promises and that is found here
@@ -30,7 +31,7 @@ TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.v
   --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
 
 .PHONY: demo search test test-search test-cluster test-faults test-fast test-pythons test-python \
-  test-latest update-dependencies check bench bench-gpu clean
+  test-latest update-dependencies check docs bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml
@@ -79,6 +80,9 @@ update-dependencies: $(VENV)/bin/uv
 
 $(VENV)/bin/uv: | $(VENV)/bin/python
 	$(BIN)/pip install --quiet uv
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

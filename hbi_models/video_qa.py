@@ -1,5 +1,7 @@
 """Video question answering: a classifier over answers on top of every level of the retrieval model.
 
+::
+
     question ── levels ──► pooled by learned weights ── projected ──┐
                                                                     ├──► hidden layer ──► answers
     video ───── levels ──► pooled by learned weights ── projected ──┘
