@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from jobs.pipeline import log_folder, start_log
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser, run_job
-from pipelines.tracking.mlflow_runs import deliver_kept, ui_command
+from pipelines.tracking.address import ui_command
+from pipelines.tracking.mlflow_runs import record_missed
 from pipelines.tune.checks import make_search
 from pipelines.tune.configs import SearchConfig
 from pipelines.tune.plan import BEST_RECIPE, RANKING, is_done, plan_of
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if is_done(search):
         print("Nothing to do: the search is finished.\n", flush=True)
-        deliver_kept(search.graph.workspace, search.recipe.tracking)
+        record_missed(search.graph.workspace)
     else:
         from pipelines.tune.run import run_search
 

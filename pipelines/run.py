@@ -12,22 +12,26 @@ from pipelines.stages.places import places_of
 from pipelines.stages.report import REPORT
 from pipelines.stages.stage import Graph, Outcome, Step
 from pipelines.stages.weights_check import require_weights
-from pipelines.tracking.mlflow_runs import PipelineTracker, deliver_kept
+from pipelines.tracking.address import tracking_uri
+from pipelines.tracking.mlflow_runs import PipelineTracker, record_missed
+from pipelines.workspace.artifact import ARTIFACT
 
 logger = logging.getLogger(__name__)
 
 
 def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcome]:
-    """Executes ``steps``; where all are done, neither Ray nor, unless something is left for it, MLflow is started.
+    """Executes ``steps``; where all are done, neither Ray nor, unless it has missed something, MLflow is started.
 
     Raises:
+        ValueError: ``MLFLOW_TRACKING_URI`` names no server or database.
         PlacementError: the nodes of the cluster do not see the folders of the run.
         FileNotFoundError, ValueError: weights that a stage starts from cannot be had, or do not fit.
     """
     require_lasting(graph.workspace)
+    tracking_uri(graph.workspace)  # a wrong one is refused before Ray starts
     graph.record(recipe)
     if all(step.state == "done" for step in steps):
-        deliver_kept(graph.workspace, recipe.tracking)
+        record_missed(graph.workspace)
         return [_skip(graph, step) for step in steps]
     require_weights(steps, recipe)
     from pipelines.resources.allotment import allot
@@ -50,7 +54,7 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
             raise
         for outcome in results(outcomes):
             counts = outcome.artifact.counts
-            tracker.log_metrics({f"{outcome.step.stage.name}/{name}": value for name, value in counts.items()})
+            tracker.run.log_metrics({f"{outcome.step.stage.name}/{name}": value for name, value in counts.items()})
         tracker.finish("FINISHED")
         return outcomes
 
@@ -64,7 +68,8 @@ def results(outcomes: Sequence[Outcome]) -> list[Outcome]:
 def run_step(graph: Graph, step: Step, tracker: PipelineTracker, recipe: Recipe) -> Outcome:
     """Executes one step that is not done, as a nested run of ``tracker``."""
     logger.info("%s: %s (%s), fingerprint %s", step.stage.name, step.state, step.reason, step.fingerprint)
-    stage_tracker = tracker.stage(step.stage.name, step.fingerprint, step.stage.settings)
+    name = step.stage.name
+    stage_tracker = tracker.stage(name, step.fingerprint, step.stage.settings, graph.output(name))
     try:
         outcome = graph.execute(step, tracker=stage_tracker, config=recipe)
     except BaseException as error:
@@ -72,7 +77,7 @@ def run_step(graph: Graph, step: Step, tracker: PipelineTracker, recipe: Recipe)
         raise
     counts = {name: value for name, value in outcome.artifact.counts.items() if "/" not in name}
     stage_tracker.log_metrics({f"count/{name}": value for name, value in counts.items()})
-    stage_tracker.log_document("artifact.json", outcome.artifact.document)
+    stage_tracker.log_files(outcome.artifact.storage, [ARTIFACT])
     stage_tracker.finish("FINISHED")
     logger.info("%s: done in %s", step.stage.name, format_seconds(outcome.seconds))
     return outcome

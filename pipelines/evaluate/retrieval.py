@@ -205,7 +205,7 @@ def evaluate_retrieval(
     )
     output.write_json(METRICS_FILE, document)
     tracker.log_metrics(flat)
-    tracker.log_document(METRICS_FILE, document)
+    tracker.log_files(output, [METRICS_FILE])
     return flat
 
 

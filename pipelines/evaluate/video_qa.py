@@ -128,7 +128,7 @@ def evaluate_video_qa(
     output.write_json(METRICS_FILE, document)
     flat = _flat(document)
     tracker.log_metrics(flat)
-    tracker.log_document(METRICS_FILE, document)
+    tracker.log_files(output, [METRICS_FILE])
     return flat
 
 

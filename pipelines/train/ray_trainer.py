@@ -126,7 +126,6 @@ def train_on_ray(
     """
     total = sum(map(task.steps, range(task.epochs)))
     history = History(output)
-    tracker.log_curve(history.points)
     if trial is not None:
         settings = replace(settings, validations_per_epoch=trial.validations_per_epoch)
     with Progress(task.kind, total=total, unit="steps") as progress:
@@ -150,7 +149,6 @@ def train_on_ray(
             raise NonFiniteLossError(report) from error
     # A driver or a sink that was killed has taken points with it; the checkpoints have all of them.
     history.complete(curve)
-    tracker.log_curve(history.points)
     return {"steps": total, **history.latest("validation/"), "best/score": score}
 
 

@@ -23,10 +23,10 @@ from pipelines.workspace.storage import Storage
 
 RUNS = "runs"
 
-UNDELIVERED = "undelivered"
-"""Folder of what an MLflow server that was away has missed."""
+UNRECORDED = "unrecorded"
+"""Folder of notes that say what an MLflow server that was away has missed."""
 
-_KEPT = frozenset({RUNS, LOCKS, UNDELIVERED, "logs", "mlartifacts"})
+_KEPT = frozenset({RUNS, LOCKS, UNRECORDED, "logs", "mlartifacts"})
 """Folders of a workspace that hold no artifacts."""
 
 
