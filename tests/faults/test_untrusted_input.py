@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from hbi_models.clip.loading import read_checkpoint
-from pipelines.datasets.line_files import MAX_LINE_CHARS
 from pipelines.datasets.msrvtt_qa import read_msrvtt_qa
+from pipelines.datasets.record_files import MAX_LINE_CHARS
 from pipelines.datasets.video_files import list_videos
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.train.checkpoints import TRAINING, load_training

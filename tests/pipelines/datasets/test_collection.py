@@ -73,7 +73,7 @@ def test_a_list_names_videos_and_segments_and_its_missing_ones_are_errors(videos
         ("path,video_id\na.mp4,x\nb.MKV,x\n", "line 3: video_id 'x' means .*a.mp4 on an earlier line"),
         ("path,start_s,end_s\na.mp4,2,1\n", "end_s 1 is not after start_s 2"),
         ("name\na.mp4\n", "it needs one of path and uri"),
-        ("path\ngone.mp4\n", "names no video: .*gone.mp4 are missing"),
+        ("path\ngone.mp4\n", "names no video: no file at .*gone.mp4"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(videos: Path, content: str, message: str) -> None:
