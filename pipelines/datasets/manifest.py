@@ -12,7 +12,15 @@ from pipelines.datasets.adapters import ADAPTERS
 from pipelines.datasets.annotations import AnnotatedVideo, Annotations, count_by_split
 from pipelines.datasets.captions_file import read_captions_file
 from pipelines.datasets.questions_file import attach_questions, read_questions_file
-from pipelines.datasets.video_files import NO_FILE, VideoFile, VideoFolder, list_videos, video_key, what_is_there
+from pipelines.datasets.video_files import (
+    NO_FILE,
+    VideoFile,
+    VideoFolder,
+    list_videos,
+    named_alike,
+    video_key,
+    what_is_there,
+)
 from pipelines.recipe.data import DataConfig, Split
 from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS, MANIFEST
@@ -61,9 +69,9 @@ def build_manifest(config: DataConfig, *, annotations: str | None = None, videos
         splits = ", ".join(f"{count:,} of {split}" for split, count in missing_by_split.items())
         warnings.append(
             f"{len(missing):,} of {len(entries):,} videos are missing, {splits} "
-            f"({examples(map(_why_missing, missing), separator='; ')}); they are in the errors table. "
-            + what_is_there([entry.uri for entry in missing], folder)
+            f"({examples(map(_why_missing, missing), separator='; ')}); they are in the errors table"
         )
+        warnings += named_alike([entry.uri for entry in missing], folder)
     if not any(entry.split == "train" and entry.file is not None for entry in entries):
         warnings.append("there is no training video")
     return Manifest(
@@ -151,15 +159,14 @@ def _refuse_missing(annotated: Annotations, config: DataConfig, folder: VideoFol
         )
     if len(missing) == len(entries) or len(missing) > config.max_missing_fraction * len(entries):
         there = what_is_there([entry.uri for entry in missing], folder)
-        allowed = (
-            "without videos there is nothing to do"
-            if len(missing) == len(entries)
-            else f"data.max_missing_fraction allows {config.max_missing_fraction:.1%}"
-        )
+        allowed = f"; data.max_missing_fraction allows {config.max_missing_fraction:.1%}"
+        todo = "Check data.videos, or raise data.max_missing_fraction"
+        if len(missing) == len(entries):
+            allowed, todo = "", "Check data.videos and the names in the annotations"
         raise ValueError(
             f"{len(missing):,} of {len(entries):,} videos are missing ({len(missing) / len(entries):.1%}) that "
-            f"{', '.join(annotated.files)} name, among them {examples(map(_why_missing, missing), separator='; ')}; "
-            f"{allowed}. What is there: {there}. Check data.videos, or raise data.max_missing_fraction"
+            f"{', '.join(annotated.files)} name, among them {examples(map(_why_missing, missing), separator='; ')}"
+            f"{allowed}. What is there: {there}. {todo}"
         )
 
 

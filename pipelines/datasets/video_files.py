@@ -268,27 +268,37 @@ def what_is_there(missing: Sequence[str], folder: VideoFolder | None = None) -> 
         missing: addresses.
         folder: a listing that they were looked for in; their own folders otherwise.
     """
-    listings = [folder] if folder is not None else [_neighbours(place) for place in _first_parents(missing)]
-    wanted = {video_stem(last_name(uri)).casefold(): last_name(uri) for uri in missing}
     sentences = []
-    for listing in listings:
+    for listing in _where(missing, folder):
         names = [posixpath.basename(path) for path in listing.files]
         videos = [name for name in names if suffix_of(name) in VIDEO_SUFFIXES]
         sentences.append(
             f"{shown(listing.uri)} holds {len(names):,} files, {len(videos):,} of them named as videos"
             f"{f', such as {examples(videos)}' if videos else ''}"
         )
+    return "; ".join([*sentences, *named_alike(missing, folder)])
+
+
+def named_alike(missing: Sequence[str], folder: VideoFolder | None = None) -> list[str]:
+    """Sentences about files that are named like ``missing`` ones, but for capitals or the suffix; see above."""
+    wanted = {video_stem(last_name(uri)).casefold(): last_name(uri) for uri in missing}
+    sentences = []
+    for listing in _where(missing, folder):
+        names = [posixpath.basename(path) for path in listing.files]
         alike = [(wanted[stem], name) for name in names if (stem := video_stem(name).casefold()) in wanted]
         if pairs := [f"{name}, and {other} was looked for" for other, name in alike if name != other]:
             sentences.append(
                 f"capitals{' count' if folder is not None else ' and suffixes count'}: there is "
                 + examples(pairs, separator="; ")
             )
-    return "; ".join(sentences)
+    return sentences
 
 
-def _first_parents(uris: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(parent_uri(uri) for uri in uris[:100]))[:2]
+def _where(missing: Sequence[str], folder: VideoFolder | None) -> list[VideoFolder]:
+    """The listing that ``missing`` were looked for in, or those of their own folders, two of them at most."""
+    if folder is not None:
+        return [folder]
+    return [_neighbours(place) for place in list(dict.fromkeys(parent_uri(uri) for uri in missing[:100]))[:2]]
 
 
 def _neighbours(uri: str) -> VideoFolder:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.workspace.errors import StorageError, reason, remedy
-from pipelines.workspace.uris import absolute_uri, is_local, shown, split_options
+from pipelines.workspace.uris import absolute_uri, is_local, is_text, printable, shown, split_options
 
 _STORE = re.compile(r"(?P<scheme>s3|gs)://(?P<account>[^/@]*@)?(?P<bucket>[\w.-]+)(?P<key>/.*)?")
 _STORE_VARIABLES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_")
@@ -68,6 +68,8 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     if is_local(uri):
         if "\0" in uri:
             raise ValueError(f"{uri[:80]!r} holds a null character, which no path does")
+        if not is_text(uri):
+            raise ValueError(f"{printable(uri)} is not UTF-8 text, which tables and pages need; rename it")
         return _local(), uri
     address, options = split_options(uri)
     if not (parts := _STORE.fullmatch(address)):
