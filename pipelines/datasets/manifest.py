@@ -11,15 +11,14 @@ import pyarrow as pa
 from pipelines.datasets.adapters import ADAPTERS
 from pipelines.datasets.annotations import AnnotatedVideo, Annotations, count_by_split
 from pipelines.datasets.captions_file import read_captions_file
+from pipelines.datasets.near_misses import named_alike, what_is_there
 from pipelines.datasets.questions_file import attach_questions, read_questions_file
 from pipelines.datasets.video_files import (
     NO_FILE,
     VideoFile,
     VideoFolder,
     list_videos,
-    named_alike,
     video_key,
-    what_is_there,
 )
 from pipelines.recipe.data import DataConfig, Split
 from pipelines.workspace.errors import examples

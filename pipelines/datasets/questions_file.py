@@ -23,7 +23,7 @@ from pipelines.datasets.own_files import derived_id, drawn_splits, split_of, vid
 from pipelines.datasets.record_files import Problems, Record, RecordFormat, read_records, text_of
 from pipelines.datasets.video_files import find_files
 from pipelines.recipe.data import Split
-from pipelines.workspace.uris import absolute_uri, parent_uri
+from pipelines.workspace.uris import absolute_uri, parent_uri, printable
 
 _FORMAT = RecordFormat(
     setting="data.questions",
@@ -69,7 +69,11 @@ def attach_questions(annotations: Annotations, file: str, videos: str | None = N
     asked: dict[str, list[_Line]] = {}
     for line in _read(file, problems, warnings):
         try:
-            found = [by_id[line.video]] if line.video in by_id else by_uri.get(video_address(line.video, base), [])
+            found = (
+                [by_id[line.video]]
+                if line.video in by_id
+                else by_uri.get(printable(video_address(line.video, base)), [])
+            )
         except ValueError as error:
             problems.add(line.number, str(error))
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -9,7 +10,6 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,11 +24,9 @@ from pipelines.workspace.uris import (
     is_local,
     is_text,
     join_uri,
-    last_name,
     parent_uri,
     printable,
     shown,
-    suffix_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,6 +46,12 @@ ActivityNet) and the @ of Flickr's users (DiDeMo). None of them ends a path, a l
 
 
 NO_FILE = "no such file"
+_OWN_FAULTS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ}
+)
+"""What the name or the permissions of one file or folder are to blame for. Anything else, as of a file server that
+is away, may be over soon: it would make videos missing for good."""
+
 _NO_TEXT = "its path is not UTF-8 text; rename it"
 
 
@@ -153,7 +157,7 @@ def _list_local(root: str) -> VideoFolder:
             with os.scandir(f"{root}/{folder}") as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            if not folder:
+            if not folder or error.errno not in _OWN_FAULTS:
                 raise
             closed[folder] = reason(error)
             continue
@@ -164,6 +168,8 @@ def _list_local(root: str) -> VideoFolder:
             try:
                 found = entry.stat()
             except OSError as error:
+                if error.errno not in _OWN_FAULTS:
+                    raise
                 unusable[path] = reason(error)
                 continue
             identity = (found.st_dev, found.st_ino)
@@ -235,7 +241,11 @@ def _find_local(uri: str) -> VideoFile | str:
         found = Path(absolute_uri(uri)).stat()
     except FileNotFoundError:
         return NO_FILE
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        return reason(error)
+    except OSError as error:
+        if error.errno not in _OWN_FAULTS:
+            raise StorageError(f"cannot look at {uri}: {reason(error)}. {remedy(error)}") from error
         return reason(error)
     if not stat.S_ISREG(found.st_mode):
         return "it is no file"
@@ -259,58 +269,6 @@ def _find_together(uris: Sequence[str]) -> dict[str, VideoFile]:
         for uri, path in paths.items()
         if path in by_path
     }
-
-
-def what_is_there(missing: Sequence[str], folder: VideoFolder | None = None) -> str:
-    """What lies where the ``missing`` videos were looked for, in a sentence: how much, and what is named alike.
-
-    Args:
-        missing: addresses.
-        folder: a listing that they were looked for in; their own folders otherwise.
-    """
-    sentences = []
-    for listing in _where(missing, folder):
-        names = [posixpath.basename(path) for path in listing.files]
-        videos = [name for name in names if suffix_of(name) in VIDEO_SUFFIXES]
-        sentences.append(
-            f"{shown(listing.uri)} holds {len(names):,} files, {len(videos):,} of them named as videos"
-            f"{f', such as {examples(videos)}' if videos else ''}"
-        )
-    return "; ".join([*sentences, *named_alike(missing, folder)])
-
-
-def named_alike(missing: Sequence[str], folder: VideoFolder | None = None) -> list[str]:
-    """Sentences about files that are named like ``missing`` ones, but for capitals or the suffix; see above."""
-    wanted = {video_stem(last_name(uri)).casefold(): last_name(uri) for uri in missing}
-    sentences = []
-    for listing in _where(missing, folder):
-        names = [posixpath.basename(path) for path in listing.files]
-        alike = [(wanted[stem], name) for name in names if (stem := video_stem(name).casefold()) in wanted]
-        if pairs := [f"{name}, and {other} was looked for" for other, name in alike if name != other]:
-            sentences.append(
-                f"capitals{' count' if folder is not None else ' and suffixes count'}: there is "
-                + examples(pairs, separator="; ")
-            )
-    return sentences
-
-
-def _where(missing: Sequence[str], folder: VideoFolder | None) -> list[VideoFolder]:
-    """The listing that ``missing`` were looked for in, or those of their own folders, two of them at most."""
-    if folder is not None:
-        return [folder]
-    return [_neighbours(place) for place in list(dict.fromkeys(parent_uri(uri) for uri in missing[:100]))[:2]]
-
-
-def _neighbours(uri: str) -> VideoFolder:
-    """The files of one folder, as far as they can be listed; none where there is no such folder."""
-    folder = Storage(uri)
-    names: Iterable[str] = ()
-    with suppress(OSError):
-        if folder.is_local:
-            names = [path.name for path in Path(folder.uri).iterdir() if is_text(path.name)]
-        else:
-            names = folder.files()
-    return VideoFolder(folder.uri, {name: VideoFile(join_uri(folder.uri, name), 0, 0) for name in names})
 
 
 def video_key(video_id: str, file: VideoFile, start_s: float | None, end_s: float | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from pipelines.datasets.manifest import build_manifest, manifest_digest
 from pipelines.datasets.video_files import NO_FILE, check_video_id, find_files, list_videos, video_stem
 from pipelines.recipe.data import DataConfig
+from pipelines.workspace.errors import StorageError
 from pipelines.workspace.uris import printable
 from tests.dataset_copies import write_msrvtt
 
@@ -152,6 +155,29 @@ def test_a_captions_file_with_bad_names_is_read_without_them(tmp_path: Path) -> 
     assert first["message"].endswith("its path is not UTF-8 text; rename it")
     assert second["message"].endswith("File name too long")
     assert manifest_digest(config) == manifest_digest(config)
+
+
+def test_a_file_server_that_is_away_makes_no_video_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "mounted" / "a.mp4").touch()
+    scandir, look = os.scandir, Path.stat
+
+    def listing_as_if_away(folder: str) -> Any:
+        if folder.endswith("/mounted"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return scandir(folder)
+
+    def look_as_if_away(path: Path, **more: Any) -> Any:
+        if path.name == "a.mp4":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return look(path, **more)
+
+    monkeypatch.setattr(os, "scandir", listing_as_if_away)
+    with pytest.raises(StorageError, match=r"cannot list .*Stale file handle"):
+        list_videos(str(tmp_path))
+    monkeypatch.setattr(Path, "stat", look_as_if_away)
+    with pytest.raises(StorageError, match=r"cannot look at .*a\.mp4: Input/output error"):
+        find_files([f"{tmp_path}/mounted/a.mp4"])
 
 
 def published(tmp_path: Path, *names: str) -> DataConfig:
