@@ -13,7 +13,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
-ELSEWHERE = {"index": "README.md", "cluster": "cluster/README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+ELSEWHERE = {
+    "index": "README.md",
+    "cluster": "cluster/README.md",
+    "contributing": "CONTRIBUTING.md",
+    "changelog": "CHANGELOG.md",
+}
 """Pages of the site whose text stands outside of ``docs/``."""
 
 CONTENTS = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from pipelines.datasets.answers import Vocabulary
+from pipelines.datasets.requirements import require_data
 from pipelines.progress import format_seconds
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.placement import checked_nodes, require_lasting
@@ -26,6 +28,7 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
         ValueError: ``MLFLOW_TRACKING_URI`` names no server or database.
         PlacementError: the nodes of the cluster do not see the folders of the run.
         FileNotFoundError, ValueError: weights that a stage starts from cannot be had, or do not fit.
+        ValueError: the data set does not hold what the stages need.
     """
     require_lasting(graph.workspace)
     tracking_uri(graph.workspace)  # a wrong one is refused before Ray starts
@@ -34,12 +37,16 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
         record_missed(graph.workspace)
         return [_skip(graph, step) for step in steps]
     require_weights(steps, recipe)
+    pending = [step.stage.name for step in steps if step.state != "done"]
+    for step in steps:
+        if step.state == "done":
+            _check_data(graph, step.stage.name, pending, recipe)
     from pipelines.resources.allotment import allot
     from pipelines.resources.ray_session import ray_session
 
     outcomes: list[Outcome] = []
     with ray_session(recipe.resources), checked_nodes(graph.workspace, places_of(graph, recipe)):
-        allot([step.stage.name for step in steps if step.state != "done"], recipe.resources)
+        allot(pending, recipe.resources)
         tracker = PipelineTracker(graph.workspace, recipe.tracking, recipe)
         tracker.log_fingerprints(graph.fingerprints)
         try:
@@ -49,6 +56,7 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
                     continue
                 outcome = run_step(graph, step, tracker, recipe)
                 outcomes.append(outcome)
+                _check_data(graph, step.stage.name, pending, recipe)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -57,6 +65,14 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
             tracker.run.log_metrics({f"{outcome.step.stage.name}/{name}": value for name, value in counts.items()})
         tracker.finish("FINISHED")
         return outcomes
+
+
+def _check_data(graph: Graph, finished: str, pending: Sequence[str], recipe: Recipe) -> None:
+    """Looks at what a finished stage says of the data, before another one works on it."""
+    if finished == "manifest":
+        require_data(recipe, pending, graph.output("manifest"))
+    elif finished == "answers":
+        require_data(recipe, pending, graph.output("manifest"), Vocabulary.read(graph.output("answers")))
 
 
 def results(outcomes: Sequence[Outcome]) -> list[Outcome]:

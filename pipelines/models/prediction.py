@@ -15,7 +15,7 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import VideoQAConfig, require
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary, read_vocabulary
-from pipelines.datasets.msrvtt_qa import ANSWERS_FILE
+from pipelines.datasets.msrvtt_qa import ANSWER_LABELS_FILE
 from pipelines.models.folder import is_published_file, vocabulary_of
 from pipelines.models.initial_weights import load_video_qa_checkpoint
 from pipelines.models.one_video import frames_of, read_video
@@ -119,8 +119,9 @@ def load_answerer(checkpoint: str, recipe: Recipe | None = None) -> QuestionAnsw
 def _vocabulary_of_recipe(recipe: Recipe) -> Vocabulary:
     if recipe.video_qa.answers.file is not None:
         return read_vocabulary(recipe.video_qa.answers.file)
-    if recipe.data.annotations is not None and Storage(recipe.data.annotations).exists(ANSWERS_FILE):
-        return read_vocabulary(join_uri(recipe.data.annotations, ANSWERS_FILE))
+    if recipe.data.annotations is not None and Storage(recipe.data.annotations).exists(ANSWER_LABELS_FILE):
+        return read_vocabulary(join_uri(recipe.data.annotations, ANSWER_LABELS_FILE))
     raise FileNotFoundError(
-        f"no vocabulary of answers; set video_qa.answers.file, or data.annotations to the folder with {ANSWERS_FILE}"
+        "no vocabulary of answers; set video_qa.answers.file, or data.annotations to the folder with "
+        f"{ANSWER_LABELS_FILE}"
     )

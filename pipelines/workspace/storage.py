@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError, reason, remedy
 from pipelines.workspace.file_systems import resolve
-from pipelines.workspace.uris import absolute_uri, shown
+from pipelines.workspace.uris import absolute_uri, join_uri, shown
 
 _TEMPORARY = ".tmp-"
 _SET_ASIDE = ".damaged"
@@ -103,7 +103,7 @@ class Storage:
     def folder(self, *parts: str) -> Storage:
         """The sub-folder at ``parts``; it need not exist."""
         self.path(*parts)
-        return Storage("/".join([self.uri, *parts]))
+        return Storage(join_uri(self.uri, *parts))
 
     def place(self, path: str = "") -> str:
         """``path`` inside this folder as messages name it, without credentials and options."""

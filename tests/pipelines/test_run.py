@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.tracking import TrackingConfig
 from pipelines.run import run_plan
+from pipelines.stages.manifest import manifest_stage
 from pipelines.stages.stage import Graph, Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.tracking.address import tracking_uri, ui_command
@@ -87,6 +89,25 @@ def test_a_run_that_fails_is_recorded_as_failed_and_can_be_repeated(tmp_path: Pa
     assert f"sqlite:///{workspace}/mlflow.db" in ui_command(Storage(str(workspace)))
     # The database belongs to the workspace, not to the process.
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_data_that_cannot_serve_the_recipe_stop_the_run_at_the_manifest(tmp_path: Path, ray_local: Any) -> None:
+    (tmp_path / "own.csv").write_text("path,caption,split\na.mp4,x,train\nb.mp4,y,train\n")
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    data = DataConfig(dataset="captions_file", annotations=str(tmp_path / "own.csv"), validation_videos=0)
+    recipe = Recipe(workspace=str(tmp_path / "workspace"), data=data)
+
+    def decode(context: StageContext) -> Mapping[str, float]:
+        raise AssertionError("nothing may be decoded")
+
+    later = [("frames", "manifest"), ("retrieval", "frames"), ("evaluation", "retrieval")]
+    stages = [Stage(name=name, version=1, settings={}, inputs=(above,), run=decode) for name, above in later]
+    unfit = Graph(Storage(recipe.workspace), [manifest_stage(data), *stages])
+    with pytest.raises(ValueError, match=r"retrieval\.batch_size is 128, .* 2 videos(.|\n)*evaluation\.split is test"):
+        run_plan(unfit, unfit.plan(), recipe)
+    assert [step.state for step in unfit.plan()] == ["done", "missing", "missing", "missing"]
+    assert runs(tmp_path / "workspace")["pipeline"].info.status == "FAILED"
 
 
 def test_where_nothing_is_to_be_done_nothing_is_recorded(tmp_path: Path) -> None:
