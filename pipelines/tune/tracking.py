@@ -15,8 +15,8 @@ from typing import Any
 from pipelines.recipe.recipe import Recipe
 from pipelines.tracking.mlflow_runs import MlflowStageTracker, PipelineTracker, Status, key_of
 from pipelines.train.history import History
-from pipelines.tune.journal import TrialRecord
-from pipelines.tune.search import Search
+from pipelines.tune.tuning import TrialRecord
+from pipelines.tune.tuning import Tuning as Search
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
 
