@@ -67,7 +67,7 @@ def _misfits(kind: type, values: Namespace, path: str = "") -> Iterator[str]:
 
 @cache
 def _document_parser() -> ArgumentParser:
-    # A search makes hundreds of recipes; the parser takes longer to build than a document to parse.
+    # A tuning makes hundreds of recipes; the parser takes longer to build than a document to parse.
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe)
     return parser
