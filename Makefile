@@ -23,9 +23,9 @@ demo: $(VENV)/.installed
 tune: $(VENV)/.installed
 	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --tune jobs/recipes/tune_kl_skl.yaml
 
-search test-search:
-	@echo "make $@ is make $(subst search,tune,$@) now" >&2
-	@$(MAKE) --no-print-directory $(subst search,tune,$@)
+search:
+	@echo "make search is make tune now" >&2
+	@$(MAKE) --no-print-directory tune
 
 test: $(VENV)/.installed-dev check
 	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not tune'
@@ -36,6 +36,10 @@ test-faults: $(VENV)/.installed-dev
 
 test-tune: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m tune tests/jobs
+
+test-search:
+	@echo "make test-search is make test-tune now" >&2
+	@$(MAKE) --no-print-directory test-tune
 
 test-cluster: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m cluster tests/cluster

@@ -425,9 +425,9 @@ def history(tuning: Tuning, records: Sequence[TrialRecord]) -> Figure:
         state = OptunaState.COMPLETE if finished else OptunaState.FAIL
         study.add_trial(create_trial(state=state, value=record.value if finished else None))
     figure = _drawn(plot_optimization_history, study, target_name=tuning.config.metric)
-    ended = [(number, record.value) for number, record in enumerate(records) if record.state == "stopped"]
+    ended = {number: record.value for number, record in enumerate(records) if record.state == "stopped"}
     axes = figure.axes[0]
-    axes.scatter([number for number, _ in ended], [value for _, value in ended], marker="v", facecolors="none",
+    axes.scatter([*ended], [value for value in ended.values() if value is not None], marker="v", facecolors="none",
                  edgecolors="black", label="ended early, at its last validation")  # fmt: skip
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8, frameon=False)
     return figure
