@@ -209,7 +209,7 @@ class Driver:
         self._started: dict[str, float] = {}
         # Every report has a line of its own, so the progress needs none in between.
         self._progress = Progress(
-            {"trial": "trial", "final": "final ranking"}[phase],
+            {"trial": "tuning", "final": "final ranking"}[phase],
             total=queue.total,
             unit="trials",
             done=queue.done,
