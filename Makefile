@@ -1,8 +1,8 @@
 # make demo   set up, and run the whole pipeline on generated videos
-# make search set up, and search the loss weights on generated videos
+# make tune   set up, and tune the loss weights on generated videos; make search is its former name
 # make test   set up, and run every check: format, lint, types, import contracts, tests
 # make test-fast      the tests that start no Ray
-# make test-search    searches that take minutes
+# make test-tune      tunings that take minutes; make test-search is its former name
 # make test-cluster   the tests that start Ray clusters, of several nodes too
 # make test-faults   the long rows of docs/faults.md, and many times as many random inputs
 # make docs           the documentation site, in docs/_build
@@ -30,24 +30,32 @@ TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.v
   --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
   --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
 
-.PHONY: demo search test test-search test-cluster test-faults test-fast test-pythons test-python \
+.PHONY: demo tune search test test-tune test-search test-cluster test-faults test-fast test-pythons test-python \
   test-latest update-dependencies check docs bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml
 
-search: $(VENV)/.installed
-	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --search jobs/recipes/search_kl_skl.yaml
+tune: $(VENV)/.installed
+	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --tune jobs/recipes/tune_kl_skl.yaml
+
+search:
+	@echo "make search is make tune now" >&2
+	@$(MAKE) --no-print-directory tune
 
 test: $(VENV)/.installed-dev check
-	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not search'
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not tune'
 
 test-faults: $(VENV)/.installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault
 	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest --timeout 1200 tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py
 
-test-search: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m search tests/jobs
+test-tune: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m tune tests/jobs
+
+test-search:
+	@echo "make test-search is make test-tune now" >&2
+	@$(MAKE) --no-print-directory test-tune
 
 test-cluster: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m cluster tests/cluster

@@ -150,7 +150,7 @@ class Content:
     answers: MetricTable | None
     mistakes: Sequence[tuple[str, int, Sequence[Mistake]]]
     """Type, how many there are, and some of them."""
-    searches: Sequence[Picture]
+    tunings: Sequence[Picture]
 
 
 class Reader:
@@ -158,7 +158,7 @@ class Reader:
 
     Args:
         artifacts: what the stages of the run made, by stage, in their order.
-        workspace: where searches over settings may lie.
+        workspace: where tunings may lie.
         pool: the shards of the frames.
         recipe: of the run.
     """
@@ -201,7 +201,7 @@ class Reader:
             interactions=interactions,
             answers=self._answers(),
             mistakes=self._mistakes(),
-            searches=_searches(self._workspace),
+            tunings=_tunings(self._workspace),
         )
 
     @cached_property
@@ -411,15 +411,17 @@ def _training(artifact: Artifact) -> Training | None:
     return Training(artifact.stage, groups)
 
 
-def _searches(workspace: Storage) -> list[Picture]:
-    """The maps of the searches that have ended in the workspace."""
+def _tunings(workspace: Storage) -> list[Picture]:
+    """The maps of the tunings that have ended in the workspace."""
     pictures = []
-    for name in workspace.folders("search"):
-        folder = workspace.folder("search", name)
-        if folder.exists("summary.json") and folder.exists("landscape.png"):
-            summary = folder.read_json("summary.json")
-            title = f"{summary['metric']} of {summary['stage']}, search {name}"
-            pictures.append(Picture(title, data_uri("png", folder.read_bytes("landscape.png"))))
+    # Earlier versions put them into the folder "search".
+    for parent in ("tune", "search"):
+        for name in workspace.folders(parent):
+            folder = workspace.folder(parent, name)
+            if folder.exists("summary.json") and folder.exists("landscape.png"):
+                summary = folder.read_json("summary.json")
+                title = f"{summary['metric']} of {summary['stage']}, tuning {name}"
+                pictures.append(Picture(title, data_uri("png", folder.read_bytes("landscape.png"))))
     return pictures
 
 

@@ -7,7 +7,7 @@ NON_FINITE = "non_finite_batch.json"
 """What stopped a training whose loss was no number any more."""
 
 CHECKPOINTS = "checkpoints"
-"""Folder to go on from, where a trial of a search trains by itself."""
+"""Folder to go on from, where a trial of a tuning trains by itself."""
 
 RAY_TRAIN = "train"
 """Folder of Ray Train's own checkpoints."""

@@ -4,7 +4,7 @@ Ray Train restarts the group from the last checkpoint when a worker or a node di
 when the same command runs again: its folder lies in the stage's own folder, whose name is the
 stage's fingerprint, so a different experiment never resumes this one.
 
-A trial of a search already has a process with the resources of one worker. Where one worker is all
+A trial of a tuning already has a process with the resources of one worker. Where one worker is all
 there is, and where the recipe asks for none, the same loop runs in the process that calls, and the
 group is not started.
 """

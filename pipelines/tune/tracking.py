@@ -1,8 +1,8 @@
-"""A search in MLflow: one parent run, one nested run per trial, all written by the driver.
+"""A tuning in MLflow: one parent run, one nested run per trial, all written by the driver.
 
 Trials write files and talk to Tune; the driver reads their histories and is the only one that
 opens the database, so a SQLite file has one writer however many trials run, and nothing is lost when
-one dies: the history is committed before Tune hears of it. A search that goes on finds its runs by
+one dies: the history is committed before Tune hears of it. A tuning that goes on finds its runs by
 their tags and logs what they lack.
 """
 
@@ -15,24 +15,23 @@ from typing import Any
 from pipelines.recipe.recipe import Recipe
 from pipelines.tracking.mlflow_runs import MlflowRun, PipelineTracker
 from pipelines.tracking.run_state import Status
-from pipelines.tune.journal import TrialRecord
-from pipelines.tune.search import Search
+from pipelines.tune.tuning import TrialRecord, Tuning
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.storage import Storage
 
 _STATUS: Mapping[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
-class SearchTracker(PipelineTracker):
-    """The parent run of a search."""
+class TuningTracker(PipelineTracker):
+    """The parent run of a tuning."""
 
-    def __init__(self, search: Search) -> None:
-        settings = {"search": plain(search.config), **plain(search.recipe)}
-        self._identity = {"search": search.fingerprint}
-        name = f"search {search.config.stage}"
-        workspace, tracking = search.graph.workspace, search.recipe.tracking
+    def __init__(self, tuning: Tuning) -> None:
+        settings = {"tune": plain(tuning.config), **plain(tuning.recipe)}
+        self._identity = {"tuning": tuning.fingerprint}
+        name = f"tuning {tuning.config.stage}"
+        workspace, tracking = tuning.graph.workspace, tuning.recipe.tracking
         super().__init__(workspace, tracking, settings, name=name, identity=self._identity)
-        self.log_fingerprints({search.config.stage: search.graph.fingerprints[search.config.stage]})
+        self.log_fingerprints({tuning.config.stage: tuning.graph.fingerprints[tuning.config.stage]})
 
     def trial(self, record: TrialRecord, recipe: Recipe, output: Storage) -> TrialRun:
         """Opens or continues the nested run of a trial whose stage writes to ``output``."""
@@ -62,9 +61,9 @@ class SearchTracker(PipelineTracker):
         tables: Mapping[str, Mapping[str, Sequence[Any]]],
         documents: Mapping[str, Any],
     ) -> None:
-        """What the whole search came to: files of its folder, figures, tables by column, JSON documents.
+        """What the whole tuning came to: files of its folder, figures, tables by column, JSON documents.
 
-        A search that is extended has new figures, so they are curves over the number of ``trials``.
+        A tuning that is extended has new figures, so they are curves over the number of ``trials``.
         """
         self.run.log_files(folder, names)
         self.run.log_metrics(metrics, trials)
@@ -97,6 +96,6 @@ class TrialRun:
         self._run.finish(_STATUS[record.state])
 
     def interrupt(self, status: Status) -> None:
-        """Closes the run of a trial that did not end; it is continued when the search goes on."""
-        self._run.log_tags({"stop_reason": "the search was interrupted"})
+        """Closes the run of a trial that did not end; it is continued when the tuning goes on."""
+        self._run.log_tags({"stop_reason": "the tuning was interrupted"})
         self._run.finish(status)

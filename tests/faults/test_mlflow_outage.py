@@ -34,7 +34,7 @@ from pipelines.tracking.recording import Recording
 from pipelines.tracking.run_state import RunState
 from pipelines.train.files import HISTORY
 from pipelines.train.history import History
-from pipelines.tune.tracking import SearchTracker
+from pipelines.tune.tracking import TuningTracker
 from pipelines.workspace.errors import StorageError
 from pipelines.workspace.runs import UNRECORDED
 from pipelines.workspace.storage import Storage
@@ -44,7 +44,8 @@ from tests.jobs.killing import wait_until, workers_at
 from tests.jobs.recipes import command, read, run_command
 from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.pipelines.conftest import s3_bucket
-from tests.pipelines.tune.searches import record_of, search_of
+from tests.pipelines.tune.tunings import record_of
+from tests.pipelines.tune.tunings import tuning_of as search_of
 from tests.tiny_retrieval import retrieval_config
 
 __all__ = ["s3_bucket"]
@@ -316,7 +317,7 @@ def test_a_search_whose_server_is_down_tells_it_all_when_it_is_back(
     History(output).extend(losses(1, 2, 3))
     search.storage.write_bytes("ranking.txt", b"first")
     server.hang()
-    tracker = SearchTracker(search)
+    tracker = TuningTracker(search)
     assert tracker.unsettled(records) == records, "nobody knows what the server was told"
     for record in records:
         trial = tracker.trial(record, search.recipe, output)
@@ -331,7 +332,7 @@ def test_a_search_whose_server_is_down_tells_it_all_when_it_is_back(
     assert is_empty(search.graph.workspace)
 
     # The search goes on: it finds its runs, and tells again nothing that it has told.
-    again = SearchTracker(search)
+    again = TuningTracker(search)
     assert again.unsettled(records) == []
     for record in records:
         again.trial(record, search.recipe, output).finish(record, "place")

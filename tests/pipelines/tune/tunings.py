@@ -1,4 +1,4 @@
-"""Searches for tests, as a search file describes them, and records of trials."""
+"""Tunings for tests, as a tune file describes them, and records of trials."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from hbi_models.configs import GameConfig, RetrievalConfig
 from jobs.settings import recipe_from_document
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.tune.checks import make_search
-from pipelines.tune.configs import SamplerConfig, SchedulerConfig, SearchConfig
-from pipelines.tune.journal import Phase, Report, TrialRecord, TrialState
-from pipelines.tune.search import Search
-from pipelines.tune.space import with_values
+from pipelines.tune.space import SamplerConfig, SchedulerConfig, TuningConfig, with_values
+from pipelines.tune.tuning import Phase, Report, TrialRecord, TrialState, Tuning, make_tuning
 from pipelines.workspace.artifact import plain
 
 KL, SKL = "model.loss.kl", "model.loss.skl"
 BOTH = {KL: "loguniform 0.05 10", SKL: "loguniform 0.05 10"}
 
 
-def search_of(workspace: Path, changes: Mapping[str, Any] | None = None, **config: Any) -> Search:
-    """A search over generated data; keywords are the settings of the search file."""
+def tuning_of(workspace: Path, changes: Mapping[str, Any] | None = None, **config: Any) -> Tuning:
+    """A tuning on generated data; keywords are the settings of the tune file."""
     recipe = Recipe(
         workspace=str(workspace),
         data=DataConfig(shapes=ShapesConfig(train_videos=30)),
@@ -38,7 +35,7 @@ def search_of(workspace: Path, changes: Mapping[str, Any] | None = None, **confi
     }
     settings["sampler"] = SamplerConfig(**settings["sampler"])
     settings["scheduler"] = SchedulerConfig(**settings["scheduler"])
-    return make_search(recipe, SearchConfig(**settings), recipe_from_document)
+    return make_tuning(recipe, TuningConfig(**settings), recipe_from_document)
 
 
 def record_of(
@@ -47,7 +44,7 @@ def record_of(
     scores: Sequence[float],
     *,
     state: TrialState = "finished",
-    phase: Phase = "search",
+    phase: Phase = "trial",
     label: str | None = None,
     seed: int = 42,
     per_epoch: int = 1,
