@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train.checkpoints import UNSCORED, load_curve
-from pipelines.train.files import RAY_SNAPSHOT, RAY_TRAIN
+from pipelines.recipe.resources import TrainResources
+from pipelines.tracker import StageTracker
+from pipelines.train.checkpoints import CURVE, UNSCORED, load_curve
+from pipelines.train.files import RAY_SNAPSHOT, RAY_TRAIN, SCORE
 from pipelines.train.loop import LoopSettings, TrainingLoop
+from pipelines.train.ray_trainer import train_on_ray
 from pipelines.train.unlisted import place_to_go_on_from, unlisted_checkpoints
 from pipelines.workspace.storage import Storage
 from tests.tiny_estimator import estimator_task, write_labels
@@ -121,3 +125,31 @@ def test_going_on_from_there_ends_as_an_uninterrupted_training(
     assert (last / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     curves = [[{k: v for k, v in m.items() if "throughput" not in k} for _, m in load_curve(p)] for p in (last, whole)]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.slow_fault
+def test_a_worker_group_goes_on_from_there_and_keeps_the_best_of_all(
+    output: Storage, trained: tuple[Path, dict[str, float]], ray_local: object
+) -> None:
+    """Ray Train itself: its torn list, and a best checkpoint that only the folders know of."""
+    for name in ("checkpoint_4", "checkpoint_5"):
+        output.delete(f"{RAY_TRAIN}/{name}")
+    output.write_bytes(RAY_SNAPSHOT, b'{"checkpoint_results": [')
+    best = output.folder(RAY_TRAIN, "checkpoint_2")
+    points = [json.loads(line) for line in best.read_bytes(CURVE).splitlines()]
+    lines = [{**point, SCORE: 9.0} if SCORE in point else point for point in points]
+    best.write_bytes(CURVE, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+    metrics = train_on_ray(
+        estimator_task(trained[0]),
+        output,
+        StageTracker(),
+        resources=TrainResources(workers=1, gpus_per_worker=0.0),
+        settings=LoopSettings(log_every_steps=1),
+        precision="float32",
+    )
+    assert metrics["best/score"] == 9.0
+    assert output.read_bytes("model/model.safetensors") == best.read_bytes("model.safetensors")
+    # The last one is Ray's, and the one that an uninterrupted training ends with.
+    last = output.folder(RAY_TRAIN, unlisted_checkpoints(output, ())[-1].name)
+    whole = trained[0] / RAY_TRAIN / "checkpoint_5" / "model.safetensors"
+    assert last.read_bytes("model.safetensors") == whole.read_bytes()
