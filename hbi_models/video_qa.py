@@ -12,6 +12,7 @@ the text of its video. ``losses.video_qa_loss`` puts the two together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from einops import einsum
@@ -37,8 +38,8 @@ class VideoQAModel(nn.Module):
 
     def __init__(self, config: VideoQAConfig) -> None:
         super().__init__()
-        self.config = config
         self.encoder = RetrievalModel(config.encoder)
+        self.config = replace(config, encoder=self.encoder.config)
         self.answer_heads = nn.ModuleDict(
             {
                 level: AnswerHead(

@@ -24,8 +24,8 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class OtherRankError(RuntimeError):
-    """This rank could go on, and another cannot."""
+class OtherRankError(ValueError):
+    """This rank could go on, and another cannot; the message names it and its error."""
 
 
 class Rows(Protocol):

@@ -35,6 +35,7 @@ from pipelines.recipe.resources import TrainResources
 from pipelines.resources.ray_session import worker_gpus
 from pipelines.tracker import StageTracker
 from pipelines.train.checkpoint_folder import CheckpointFolder
+from pipelines.train.collectives import OtherRankError
 from pipelines.train.files import CHECKPOINTS, NON_FINITE, RAY_TRAIN
 from pipelines.train.history import History, Point
 from pipelines.train.in_place import train_in_place
@@ -255,13 +256,15 @@ def _train_on_workers(
 
 def _mendable(error: WorkerGroupError) -> Exception | None:
     """What the user can mend among the workers' failures: Ray's own message buries it in tracebacks."""
-    for failure in error.worker_failures.values():
-        # Ray wraps what a worker raised, and has no public way back.
-        raised = getattr(failure, "_base_exc", failure)
-        if isinstance(raised, (OSError, ValueError)):
-            logger.info("a worker failed: %s", failure)
-            return raised
-    return None
+    # Ray wraps what a worker raised, and has no public way back.
+    found = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    mendable = [raised for raised in found if isinstance(raised, (OSError, ValueError))]
+    own = [raised for raised in mendable if not isinstance(raised, OtherRankError)]
+    # A worker that another one stopped repeats its error, which may be a mistake of the program.
+    if not mendable or (not own and len(mendable) < len(found)):
+        return None
+    logger.info("workers failed: %s", error)
+    return (own or mendable)[0]
 
 
 def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Result:

@@ -15,6 +15,7 @@ from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_graph
 from pipelines.models.folder import DESCRIPTION
 from pipelines.models.weights import load_model, save_model
+from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.search.search_model import read_search_model
 from pipelines.train.checkpoints import Position
@@ -67,7 +68,8 @@ def test_training_sees_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["labels", "estimator", "retrieval", "evaluation"])
 def test_only_a_model_with_others_than_openais_gets_another_fingerprint(tmp_path: Path, stage: str) -> None:
     def fingerprint(**clip: object) -> str:
-        recipe = Recipe(workspace=str(tmp_path), model=RetrievalConfig(clip=ClipConfig(**clip)))  # type: ignore[arg-type]
+        model = RetrievalConfig(clip=ClipConfig(**clip))  # type: ignore[arg-type]
+        recipe = Recipe(workspace=str(tmp_path), data=DataConfig(shapes=ShapesConfig()), model=model)
         return make_graph(recipe).fingerprints[stage]
 
     laion = {"architecture": "ViT-L-14", "pretrained": "laion2b_s32b_b82k"}
