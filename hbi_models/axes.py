@@ -35,6 +35,10 @@ class TextBatch:
     token_ids: Int[Tensor, "texts words"]
     mask: Bool[Tensor, "texts words"]
 
+    def to(self, device: torch.device) -> TextBatch:
+        """Returns the batch on ``device``."""
+        return TextBatch(self.token_ids.to(device), self.mask.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class VideoBatch:

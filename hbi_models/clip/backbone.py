@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from einops import repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from hbi_models.axes import at_least_float32
-from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD
+from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD, normalize_pixels
 from hbi_models.configs import require
 
 IMAGE_EMBEDDINGS = ("class_embedding", "positional_embedding", "ln_pre", "cls_token", "pos_embed", "norm_pre")
@@ -51,9 +52,8 @@ class ClipBackbone(nn.Module):
         self.text_heads: int = self.transformer.resblocks[0].attn.num_heads
         self.is_causal = text.attn_mask is not None
         self.image_size_px = square_size(self.visual.image_size)
-        preprocessing = getattr(self.visual, "preprocess_cfg", {})
-        self.pixel_mean = tuple(preprocessing.get("mean", ())) or CLIP_MEAN
-        self.pixel_std = tuple(preprocessing.get("std", ())) or CLIP_STD
+        self.pixel_mean: Sequence[float] = CLIP_MEAN
+        self.pixel_std: Sequence[float] = CLIP_STD
 
     @property
     def text_width(self) -> int:
@@ -70,6 +70,10 @@ class ClipBackbone(nn.Module):
     def uses_quick_gelu(self) -> bool:
         """Whether the text tower's activation is x·sigmoid(1.702x), as in OpenAI's weights."""
         return any(isinstance(module, QuickGELU) for module in self.transformer.modules())
+
+    def normalize(self, frames: UInt8[Tensor, "*frames 3 height width"]) -> Float[Tensor, "*frames 3 height width"]:
+        """Returns float pixels, centred and scaled as those that this model was trained on."""
+        return normalize_pixels(frames, mean=self.pixel_mean, std=self.pixel_std)
 
     def encode_frames(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames dim"]:
         """Returns one projected feature per image (of a ViT: its class token), not normalised."""

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from hbi_models.configs import RetrievalConfig, require
+from hbi_models.metric_names import DIRECTIONS
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import counted_levels
 from pipelines.evaluate.actors import as_finished, blocks, start_actors
@@ -32,6 +33,7 @@ from pipelines.models.initial_weights import load_checkpoint
 from pipelines.progress import Progress
 from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.recipe.resources import ActorResources
+from pipelines.resources.device import compute_device
 from pipelines.splits import SplitView
 from pipelines.tracker import StageTracker
 from pipelines.workspace.records import RANKS, TOP_VIDEOS
@@ -39,14 +41,13 @@ from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 TOP_VIDEOS_SHOWN = 5
-DIRECTIONS = ("text_to_video", "video_to_text")
 
 
 class RetrievalScorerActor:
     """Holds the model: encodes texts and videos, and computes tiles of similarities."""
 
     def __init__(self, checkpoint: str, config: RetrievalConfig, view: SplitView, settings: EvaluationConfig) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         with TemporaryDirectory() as scratch:
             self._model = load_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
         self._view = view

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hbi_models.configs import VideoQAConfig, require
+from hbi_models.metric_names import ANSWER_METRICS
 from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
 from pipelines.datasets.annotations import OVERALL, Question
 from pipelines.datasets.answers import Vocabulary, most_frequent
@@ -34,6 +35,7 @@ from pipelines.models.initial_weights import load_video_qa_checkpoint
 from pipelines.progress import Progress
 from pipelines.recipe.evaluation import QAEvaluationConfig
 from pipelines.recipe.resources import ActorResources
+from pipelines.resources.device import compute_device
 from pipelines.splits import QuestionView
 from pipelines.tracker import StageTracker
 from pipelines.workspace.records import ANSWERS
@@ -51,7 +53,7 @@ class AnswererActor:
         vocabulary: Vocabulary,
         settings: QAEvaluationConfig,
     ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         with TemporaryDirectory() as scratch:
             self._model = load_video_qa_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
         self._view, self._vocabulary, self._settings = view, vocabulary, settings
@@ -243,7 +245,7 @@ def _flat(document: Mapping[str, Any]) -> dict[str, float]:
         for kind, values in document[name].items():
             # A type is the user's text, and MLflow takes few characters in a name.
             prefix = name if kind == OVERALL else f"{name}/{re.sub(r'[^A-Za-z0-9_]+', '_', kind)}"
-            flat |= {f"{prefix}/{metric}": values[metric]["value"] for metric in ("accuracy", "top_5_accuracy")}
+            flat |= {f"{prefix}/{metric}": values[metric]["value"] for metric in ANSWER_METRICS}
         for baseline, values in document["baselines"].items():
             if name in values:
                 flat[f"{name}/{baseline}"] = values[name]["value"]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from hbi_models.metric_names import DIRECTIONS, RANK_METRICS
 from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE, TOP_VIDEOS_FILE, by_questions
 from pipelines.progress import format_seconds
 from pipelines.recipe.data import SPLITS
@@ -29,15 +30,8 @@ from pipelines.workspace.storage import Storage
 _MOST_ERRORS = 1000
 _MOST_WORDS = 30
 _ROWS_AT_ONCE = 100_000
-_METRICS = {
-    "recall_at_1": "R@1",
-    "recall_at_5": "R@5",
-    "recall_at_10": "R@10",
-    "recall_at_50": "R@50",
-    "median_rank": "median rank",
-    "mean_rank": "mean rank",
-}
-_DIRECTIONS = {"text_to_video": "text → video", "video_to_text": "video → text"}
+_METRICS = {name: name.replace("recall_at_", "R@").replace("_", " ") for name in RANK_METRICS}
+_DIRECTIONS = {direction: direction.replace("_to_", " → ") for direction in DIRECTIONS}
 _CURVES = (
     ("train/", "Loss and its parts"),
     ("validation/", "Validation"),

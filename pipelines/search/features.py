@@ -22,6 +22,7 @@ from hbi_models.retrieval import RetrievalModel
 from hbi_models.token_merging import TokenMerge
 from pipelines.models.encoding import Levels, encode_videos
 from pipelines.models.weights import load_model
+from pipelines.resources.device import compute_device
 from pipelines.resources.sharded_work import SUMMARY
 from pipelines.search.first_pass import video_vectors
 from pipelines.video.frame_store import FrameStore
@@ -114,7 +115,7 @@ class EncodeShard:
     def __init__(
         self, model: Storage, frames_pool: ShardPool, pool: ShardPool, generation: int, batch_size: int
     ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         with TemporaryDirectory() as scratch:
             self._model = load_model(model, Path(scratch)).to(self._device)
         self._frames_pool, self._pool = frames_pool, pool

@@ -18,7 +18,7 @@ from hbi_models.configs import OptimizerConfig
 from pipelines.models.estimator import EstimatorConfig, make_estimator
 from pipelines.recipe.training import EstimatorTrainingConfig
 from pipelines.train.checkpoints import Position
-from pipelines.train.collectives import mean_over_ranks, rank, world_size
+from pipelines.train.collectives import mean_over_ranks, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import INDEX_FILE, LABELS
@@ -182,7 +182,8 @@ class EstimatorTask:
 
         Rows are spread over ranks; where there is no validation split the training rows serve.
         """
-        table = self._tables["val"] if len(self._tables["val"]) else self._tables["train"]
+        tables = together(lambda: self._tables, device)
+        table = tables["val"] if len(tables["val"]) else tables["train"]
         # On the device, because NCCL adds up nothing that lies elsewhere.
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         for start in range(rank() * 512, len(table), 512 * world_size()):
