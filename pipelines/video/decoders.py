@@ -32,6 +32,10 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,mpegvide
 """Formats that may be opened. Playlists (HLS, DASH, concat) are not among them: a file of the data
 set must not make the decoder open other files or addresses."""
 
+_UNDECODABLE_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if av.__version__.startswith("18.") else {}
+"""Titles and comments that are not UTF-8 are no reason to refuse a video. PyAV 18 must be told; 19 takes them as they
+are and knows no such argument."""
+
 _LOG_PREFIX = re.compile(r"^(\[[\d:]+\] )?(/\S+:\d+: )?")
 """What decord puts before its messages: a time and a path of the machine that built it."""
 
@@ -296,7 +300,7 @@ class _reading:  # noqa: N801 - reads as a statement
 
 def _open_container(source: str | bytes) -> Any:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    container = av.open(file, metadata_errors="ignore", options={"format_whitelist": CONTAINERS})
+    container = av.open(file, options={"format_whitelist": CONTAINERS}, **_UNDECODABLE_METADATA)
     for stream in container.streams.video:
         if stream.codec_context is None:
             raise UnreadableVideoError("the codec of the video is unknown")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -102,6 +103,29 @@ def test_av1_goes_to_pyav(write_video: Any) -> None:
     decoder = open_decoder(path)
     assert decoder.name == "pyav"
     assert [image.mean() for image in _images(decoder, [0, 19])] == pytest.approx([0, 152], abs=3)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+@pytest.mark.parametrize("owner", ["file", "stream"])
+def test_metadata_that_is_no_utf8_costs_nothing(
+    real_videos: dict[str, Path], tmp_path: Path, owner: str, suffix: str
+) -> None:
+    path = tmp_path / f"titled.{suffix}"
+    with av.open(str(real_videos["bikes"])) as given, av.open(str(path), "w") as container:
+        stream: Any = container.add_stream_from_template(given.streams.video[0])
+        metadata = container.metadata if owner == "file" else stream.metadata
+        metadata.update({"title": "TITLE", "handler_name": "TITLE"})
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    titled = path.read_bytes()
+    assert b"TITLE" in titled
+    path.write_bytes(titled.replace(b"TITLE", b"\xe9t\xe9\xff\xfe"))
+    (expected,) = _images(PyAVDecoder(str(real_videos["bikes"])), [10])
+    for choice in ("auto", "pyav"):
+        (actual,) = _images(open_decoder(str(path), choice), [10])
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_pyav_takes_over_where_decord_cannot_be_loaded(write_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
