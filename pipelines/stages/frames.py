@@ -15,7 +15,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.resources.sharded_work import SUMMARY, Work, map_shards
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest, plain
-from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE
+from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE, NOTES, NOTES_FILE
 from pipelines.workspace.shards import ShardPool, newest_rows, shard_size, split_shards
 from pipelines.workspace.storage import Storage
 
@@ -69,12 +69,12 @@ def frames_stage(recipe: Recipe) -> Stage:
             ):
                 work.add(row)
                 progress.advance(row["rows"], f"{row['units'] / max(row['rows'], 1):.1f} frames each")
-        index = newest_rows(pool.index(["error_reason", "error_message", "decoder"], since=since))
+        index = newest_rows(pool.index(["error_reason", "error_message", "decoder", "notes"], since=since))
         return {**_commit_frames(context, manifest, index, config.max_error_fraction), **work.counts("frames")}
 
     return Stage(
         name="frames",
-        version=1,
+        version=2,
         settings=frames_settings(recipe),
         inputs=("manifest",),
         run=run,
@@ -100,7 +100,7 @@ def _extract_shard(config: FramesConfig, pool: ShardPool, generation: int, video
 
 
 def _commit_frames(context: StageContext, manifest: Artifact, index: pa.Table, max_error_fraction: float) -> Counts:
-    """Writes the index of the manifest's frames and the table of its errors."""
+    """Writes the index of the manifest's frames, the table of its errors and that of its notes."""
     rows = manifest.storage.read_table(MANIFEST_FILE, columns=["video_id", "uri", "key", "split"])
     found = rows.join(index, "key", join_type="inner").sort_by("video_id")
     bad = pc.is_valid(found.column("error_reason"))
@@ -121,9 +121,31 @@ def _commit_frames(context: StageContext, manifest: Artifact, index: pa.Table, m
     counts: dict[str, int | float] = {"rows": len(good), "errors": len(errors)}
     for item in pc.value_counts(good.column("decoder")).to_pylist():
         counts[f"decoded_by_{item['values']}"] = item["counts"]
-    for item in pc.value_counts(errors.column("reason")).to_pylist():
-        counts[f"errors_{item['values']}"] = item["counts"]
+    notes = _notes(good)
+    context.output.write_table(NOTES_FILE, notes)
+    for name, table in (("errors", errors), ("notes", notes)):
+        for item in pc.value_counts(table.column("reason")).to_pylist():
+            counts[f"{name}_{item['values']}"] = item["counts"]
     return counts
+
+
+def _notes(videos: pa.Table) -> pa.Table:
+    """A row for every line of ``notes``."""
+    noted = videos.filter(pc.is_valid(videos.column("notes"))).select(["video_id", "uri", "notes"]).to_pylist()
+    lines = [(row, line.partition(": ")) for row in noted for line in row["notes"].splitlines()]
+    return pa.Table.from_pylist(
+        [
+            {
+                "video_id": row["video_id"],
+                "uri": row["uri"],
+                "stage": "frames",
+                "reason": reason,
+                "message": message,
+            }
+            for row, (reason, _, message) in lines
+        ],
+        schema=NOTES,
+    )
 
 
 def _refuse_many(errors: pa.Table, total: int, max_fraction: float) -> None:
