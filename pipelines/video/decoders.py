@@ -102,7 +102,6 @@ def decord_doubt(timeline: Timeline, orientation: Matrix = UPRIGHT) -> str | Non
         f"the format is {timeline.container}": timeline.container not in _DECORD_CONTAINERS,
         f"the codec is {timeline.codec}": timeline.codec not in _DECORD_CODECS,
         "frames have no presentation times": timeline.pts is None,
-        "the frame rate varies": timeline.rate is None,
         "an edit list hides frames": timeline.edited,
         "the file begins before its first key frame": timeline.skips > 0,
         "a key frame is no instant refresh": not timeline.only_instant,
@@ -193,9 +192,9 @@ class PyAVDecoder:
     def orientation(self) -> Matrix:
         """How the first picture of the file is turned; ``UPRIGHT`` if there is none."""
         with reading():
-            frame = next(self._container.decode(self._stream), None)
+            first = next(self._decoded([0]), None)
             self._rewind()
-        return UPRIGHT if frame is None else display_matrix(frame)
+        return UPRIGHT if first is None else display_matrix(first[1])
 
     def close(self) -> None:
         """Closes the file."""

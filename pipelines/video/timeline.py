@@ -148,7 +148,8 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
         times_s = [number / rates[0] for number in range(len(shown))]
         last_s = 1 / rates[0]
     else:
-        times_s = [float((tick - ticks[0]) * stream.time_base) for tick in ticks]
+        # As exact as with fractions, and many times as fast.
+        times_s = [(tick - ticks[0]) * stream.time_base.numerator / stream.time_base.denominator for tick in ticks]
         last = max(shown, key=lambda packet: packet.pts or 0) if pts else shown[-1]
         last_s = float(last.duration * stream.time_base)
     rate = constant_rate(times_s, rates)
@@ -221,9 +222,9 @@ def _begin_s(container: Any, stream: Any, packets: Sequence[_Packet], pts: Seque
     """Seconds from the start of the file's sound or pictures to the first frame that is shown."""
     if pts is None:
         return 0.0
-    seen = [packet.pts * stream.time_base for packet in packets if packet.pts is not None and not packet.is_hidden]
+    seen = min(packet.pts for packet in packets if packet.pts is not None and not packet.is_hidden)
     heard = [sound.start_time * sound.time_base for sound in container.streams.audio if sound.start_time is not None]
-    return float(pts[0] * stream.time_base - min(seen + heard))
+    return float(pts[0] * stream.time_base - min(seen * stream.time_base, *heard, pts[0] * stream.time_base))
 
 
 def _stream_notes(container: Any, stream: Any) -> list[Note]:

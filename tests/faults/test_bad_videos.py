@@ -251,6 +251,7 @@ _VIDEO = {
     "width_px": 1,
     "source_fps": 1,
     "source_frames": 1,
+    "source_begin_s": 0,
     "decoder": "pyav",
     "frame_index": [0],
     "time_s": [0],
