@@ -70,8 +70,9 @@ class LabelShard:
         self._tokenizer = CaptionTokenizer(settings.model.max_words)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        """Reads ``video_id``, ``key``, ``shard``, ``row``, ``texts``; returns one summary row."""
-        store = FrameStore(self._frames_pool, videos)
+        """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""
+        frames = videos.select(["video_id", "frames_key", "shard", "row"])
+        store = FrameStore(self._frames_pool, frames.rename_columns(["video_id", "key", "shard", "row"]))
         rows = [row for batch in self._batches(len(videos)) for row in self._label(store, videos, batch)]
         size = self._pool.commit(rows, generation=self._generation)
         return pa.Table.from_pylist(

@@ -38,7 +38,9 @@ RUN_RAY = (
     "tests/faults/test_processes.py",
     "tests/faults/test_ray_neighbours.py",
     "tests/faults/test_whole_runs.py",
+    "tests/pipelines/evaluate/test_ranked.py",
     "tests/pipelines/resources/test_allotment.py",
+    "tests/pipelines/stages/test_pooled.py",
     "tests/pipelines/test_run.py",
 )
 

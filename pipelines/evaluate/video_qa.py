@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hbi_models.configs import VideoQAConfig
+from hbi_models.configs import VideoQAConfig, require
 from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
 from pipelines.datasets.annotations import OVERALL, Question
 from pipelines.datasets.answers import Vocabulary, most_frequent
@@ -98,7 +98,7 @@ def evaluate_video_qa(
         seed: of the resampling.
 
     Raises:
-        ValueError: the split holds no question about a video with frames.
+        ValueError: the split holds no question about a video with frames, or a question got no answer.
     """
     if not len(view):
         raise ValueError(
@@ -107,6 +107,10 @@ def evaluate_video_qa(
         )
     answers = _answer_all(view, vocabulary, checkpoint, config, settings, resources)
     questions = [question for video in range(len(view)) for question in view.questions(video)]
+    require(
+        len(answers.ranks) == len(questions),
+        f"{len(questions):,} questions got {len(answers.ranks):,} answers",
+    )
     table = _answers_table(view, vocabulary, answers)
     document: dict[str, Any] = {
         "split": settings.split,

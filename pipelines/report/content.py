@@ -168,12 +168,12 @@ class Reader:
         self._manifest = self._artifacts["manifest"].storage.read_table(
             MANIFEST_FILE, columns=["video_id", "split", "captions", "questions"]
         )
-        index = self._artifacts["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "shard", "row"])
+        index = self._artifacts["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "key", "shard", "row"])
         self.thumbnails = Thumbnails(pool.storage, index)
         # The shards hold rows of other manifests, too.
         seen = pool.index(["time_s", "source_fps", "source_frames"])
-        places = seen.select(["shard", "row"]).append_column("place", pa.array(range(len(seen)), pa.int64()))
-        mine = index.join(places, ["shard", "row"], join_type="inner")
+        places = seen.select(["shard", "key"]).append_column("place", pa.array(range(len(seen)), pa.int64()))
+        mine = index.join(places, ["shard", "key"], join_type="inner")
         self._seen = seen.take(mine.column("place")).append_column("video_id", mine.column("video_id"))
 
     def content(self, interactions: Sequence[Picture]) -> Content:

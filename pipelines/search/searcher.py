@@ -216,8 +216,8 @@ class Searcher:
         Raises:
             KeyError: there is no such video.
         """
-        row = self._index.slice(self._position(video_id), 1).select(["video_id", "frames_shard", "frames_row"])
-        return FrameStore(self._frames_pool, row.rename_columns(["video_id", "shard", "row"])).encoded(0)
+        row = self._index.slice(self._position(video_id), 1).select(["video_id", "key", "frames_shard", "frames_row"])
+        return FrameStore(self._frames_pool, row.rename_columns(["video_id", "key", "shard", "row"])).encoded(0)
 
     def segment(self, video_id: str) -> Segment:
         """The file of a video.

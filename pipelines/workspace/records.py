@@ -15,6 +15,15 @@ INDEX_FILE = "index.parquet"
 """Where the rows of an artifact lie: their key, shard and row in the shard."""
 ERRORS_FILE = "errors.parquet"
 
+_BULK = {"bulk": "true"}
+"""Marks a column of a shard that takes much space, and is read for a row at a time."""
+
+
+def is_bulk(field: pa.Field) -> bool:
+    """Whether a column of a shard is left out of the shard's directory."""
+    return bool(field.metadata) and field.metadata.get(b"bulk") == b"true"
+
+
 QUESTION = pa.struct(
     [("question", pa.string()), ("answer", pa.string()), ("type", pa.string()), ("split", pa.string())]
 )
@@ -63,8 +72,8 @@ FRAMES = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
-        pa.field("frames", pa.list_(pa.binary()), nullable=False),
-        pa.field("frame_index", pa.list_(pa.int32()), nullable=False),
+        pa.field("frames", pa.list_(pa.binary()), nullable=False, metadata=_BULK),
+        pa.field("frame_index", pa.list_(pa.int32()), nullable=False, metadata=_BULK),
         pa.field("time_s", pa.list_(pa.float64()), nullable=False),
         pa.field("height_px", pa.int32()),
         pa.field("width_px", pa.int32()),
@@ -88,10 +97,10 @@ LABELS = pa.schema(
         pa.field("caption_index", pa.int32(), nullable=False),
         pa.field("num_words", pa.int32(), nullable=False),
         pa.field("num_frames", pa.int32(), nullable=False),
-        pa.field("similarity", pa.list_(pa.float32()), nullable=False),
-        pa.field("word_logits", pa.list_(pa.float32()), nullable=False),
-        pa.field("frame_logits", pa.list_(pa.float32()), nullable=False),
-        pa.field("interaction", pa.list_(pa.float32()), nullable=False),
+        pa.field("similarity", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
+        pa.field("word_logits", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
+        pa.field("frame_logits", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
+        pa.field("interaction", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
     ]
 )
 """One row per (text, video) pair: cosine of each real word and frame (row-major, words first),
@@ -103,9 +112,9 @@ FEATURES = pa.schema(
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
         pa.field("coarse", pa.list_(pa.float16()), nullable=False),
-        pa.field("tokens", pa.list_(pa.int32()), nullable=False),
-        pa.field("features", pa.list_(pa.float16()), nullable=False),
-        pa.field("logits", pa.list_(pa.float32()), nullable=False),
+        pa.field("tokens", pa.list_(pa.int32()), nullable=False, metadata=_BULK),
+        pa.field("features", pa.list_(pa.float16()), nullable=False, metadata=_BULK),
+        pa.field("logits", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
         pa.field("time_s", pa.list_(pa.float64()), nullable=False),
         pa.field("end_s", pa.float64(), nullable=False),
     ]

@@ -87,7 +87,7 @@ def test_a_program_in_a_checkpoint_is_not_run(
 
 @pytest.mark.parametrize("shard", ["../outside.parquet", "/etc/passwd", "a/../../outside.parquet"])
 def test_a_shard_outside_of_the_pool_is_not_read(tmp_path: Path, shard: str) -> None:
-    index = pa.table({"video_id": ["a"], "shard": [shard], "row": [0]})
+    index = pa.table({"video_id": ["a"], "key": ["a"], "shard": [shard], "row": [0]})
     Storage(str(tmp_path)).write_table("outside.parquet", index)
     store = FrameStore(Storage(str(tmp_path / "pool")), index)
     with pytest.raises(ValueError, match="would leave"):

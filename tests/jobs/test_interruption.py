@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.frames import frames_pool
-from pipelines.stages.labels import labels_pool
+from pipelines.stages.frames import FramesStage, frames_pool
+from pipelines.stages.labels import LabelsStage, labels_pool
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.runs import leftovers
 from pipelines.workspace.shards import ShardPool
@@ -140,6 +140,26 @@ def test_new_captions_label_their_videos_again_and_decode_none_and_less_videos_d
     assert outcomes["frames"].artifact.counts["rows"] == 18
     left = {pair: row for pair, row in rows.items() if "00003" not in row["video_id"]}
     assert label_rows(read(path)) == left
+
+
+def test_raising_the_version_of_a_stage_makes_its_rows_again_and_what_is_made_of_them(
+    small: tuple[ClipsFile, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = small
+    recipe = read(path)
+    old = [pool_of(recipe), labels_pool(Storage(recipe.workspace), recipe)]
+    before = [shards(pool) for pool in old]
+    monkeypatch.setattr(LabelsStage, "version", 2)
+    outcomes = run(recipe, until_stage="labels")
+    assert actions(outcomes) == {"manifest": "skipped", "frames": "skipped", "labels": "done"}
+    assert outcomes["labels"].step.reason == "the stage's code changed (version 1 → 2)"
+    assert outcomes["labels"].artifact.counts["work/rows"] == 20
+    monkeypatch.setattr(FramesStage, "version", 2)
+    outcomes = run(recipe, until_stage="labels")
+    assert outcomes["frames"].artifact.counts["work/rows"] == 20
+    assert outcomes["labels"].artifact.counts["work/rows"] == 20, "labels of other frames"
+    assert [shards(pool) for pool in old] == before
+    assert set(actions(run(recipe, until_stage="labels")).values()) == {"skipped"}
 
 
 def test_forced_work_is_done_beside_the_old_which_others_go_on_reading(small: tuple[ClipsFile, Path]) -> None:
