@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -154,18 +153,23 @@ def by_decord(path: Path) -> Verdict:
 
 
 def main() -> None:
-    """Prints the table."""
-    print("| stream | container | rate | `auto` | `decord` | decord alone |\n|---|---|---|---|---|---|")
+    """Prints the table; containers and rates that are read alike share a row."""
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in cases():
             path = case.write(Path(folder))
-            auto, chosen = by_project(path, case, "auto"), by_project(path, case, "decord")
-            print(
-                f"| {case.stream} | {case.suffix} | {case.rate} | {auto[0]} | {chosen[0]}, by {chosen[1]} | "
-                f"{by_decord(path)} |"
-            )
+            auto, _ = by_project(path, case, "auto")
+            chosen, used = by_project(path, case, "decord")
+            outcome = (case.stream, auto, f"{chosen}, by {used}", by_decord(path))
+            rows.setdefault(outcome, {}).setdefault(case.suffix, []).append(case.rate)
             path.unlink()
-            sys.stdout.flush()
+    print("| stream | containers | rates | `auto` | `decord` | decord alone |\n|---|---|---|---|---|---|")
+    for (stream, *verdicts), rates_of in rows.items():
+        alike: dict[str, list[str]] = {}
+        for suffix, rates in rates_of.items():
+            alike.setdefault("all" if len(rates) == len(RATES) else ", ".join(rates), []).append(suffix)
+        for rates_read, suffixes in alike.items():
+            print(f"| {' | '.join((stream, ', '.join(suffixes), rates_read, *verdicts))} |")
 
 
 if __name__ == "__main__":
