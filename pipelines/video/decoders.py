@@ -170,6 +170,7 @@ class PyAVDecoder:
         with reading():
             self._open()
             self.timeline = read_timeline(self._container, self._stream, trust_pts=trust_pts)
+            self._keys = self.timeline.keys
             self._rewind()
             if self.timeline.pts is None and self.timeline.container == "avi":
                 self.timeline = self.timeline.delayed(self._delay())
@@ -247,6 +248,8 @@ class PyAVDecoder:
         context, last = self._stream.codec_context, -1
         for packet in self._packets:
             self._ordinal += 1
+            if self._ordinal <= self.timeline.skips:
+                continue
             if self._skips:
                 context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
             for frame in self._pictures(packet):
@@ -264,6 +267,8 @@ class PyAVDecoder:
         for packet in self._packets:
             flushing = packet.size == 0
             self._ordinal += not (flushing or packet.is_discard)
+            if self._ordinal <= self.timeline.skips:
+                continue
             for frame in self._pictures(packet):
                 first = first or self._ordinal
                 # A packet without a picture holds a place in time.
@@ -289,17 +294,19 @@ class PyAVDecoder:
 
     def _approach(self, index: int) -> bool:
         """Seeks to the last key frame before the wanted one, if it is far ahead; whether it did."""
-        pts, keys = self.timeline.pts, self.timeline.keys
+        pts, keys = self.timeline.pts, self._keys
         place = 0 if pts is None else bisect_right(keys, pts[index], key=lambda key: key.pts)
         if not place or keys[place - 1].ordinal - self._ordinal <= _SEEK_GAIN_FRAMES:
             return False
         if not self._seek(keys[place - 1]):
+            # It reads on from now on: from the start, as a seek that went wrong may have ended anywhere.
+            self._keys = ()
             self._reopen()
         return True
 
     def _rewind(self) -> None:
         """Goes back to the first packet, by a seek where the file has a place for it."""
-        first = next(iter(self.timeline.keys), None)
+        first = next(iter(self._keys), None)
         if first is None or first.ordinal or not self._seek(first):
             self._reopen()
 

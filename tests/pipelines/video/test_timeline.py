@@ -240,3 +240,24 @@ def test_a_display_matrix_goes_to_the_nearest_quarter_turn() -> None:
     assert quarter_turns([0] * 9) == (1, 0, 0, 1)
     assert quarter_turns([most, half, 0, -half, most, 0, 0, 0, 1 << 30]) == (1, 0, 0, 1)
     assert quarter_turns([half, most, 0, -most, half, 0, 0, 0, 1 << 30]) == (0, 1, -1, 0)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libvpx", "webm"), ("libx265", "mkv"), ("mpeg4", "avi")])
+def test_packets_before_the_first_key_frame_are_not_given_to_the_decoder(
+    tmp_path: Path, codec: str, suffix: str
+) -> None:
+    """Decoders of some codecs refuse them, and the whole video with them."""
+    options = (
+        {"x265-params": "keyint=20:min-keyint=20:open-gop=1:log-level=none"} if codec == "libx265" else {"g": "20"}
+    )
+    path = write_numbered(
+        tmp_path / f"a.{suffix}",
+        STEADY,
+        codec=codec,
+        options=options,
+        unit=Fraction(1, 10),
+        change=lambda number, packet: packet if number >= 5 else None,
+    )
+    video = read(path)
+    assert numbers(video) == [20, 25, 30, 35, 40, 45, 50, 55]
+    assert reasons(video) == ["late_start"]
