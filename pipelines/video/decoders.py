@@ -106,6 +106,7 @@ def decord_doubt(timeline: Timeline, orientation: Matrix = UPRIGHT) -> str | Non
         "the file begins before its first key frame": timeline.skips > 0,
         "a key frame is no instant refresh": not timeline.only_instant,
         "the picture is mirrored": a * d - b * c < 0,
+        "a picture outside of MP4 and MOV is turned": orientation != UPRIGHT and timeline.container != "mov",
         "there are several video streams": any(note.reason == "several_streams" for note in timeline.notes),
     }
     return next((doubt for doubt, holds in doubts.items() if holds), None)

@@ -42,7 +42,13 @@ def test_decord_is_still_wrong_where_it_is_not_used(tmp_path: Path, stream: str)
 def test_pictures_are_upright_whichever_way_they_are_stored(
     tmp_path: Path, suffix: str, degrees: int, hflip: bool
 ) -> None:
-    path = write_numbered(tmp_path / f"a.{suffix}", [0.0, 0.1, 0.2], options={"qp": "0"}, degrees=degrees, hflip=hflip)
+    path = write_numbered(
+        tmp_path / f"a.{suffix}",
+        [number / 10 for number in range(20)],
+        options={"qp": "0"},
+        degrees=degrees,
+        hflip=hflip,
+    )
     # The display matrix turns the picture to the left, and then mirrors what is shown.
     expected = np.rot90(picture(2), degrees // 90)
     expected = expected[:, ::-1] if hflip else expected
@@ -52,7 +58,9 @@ def test_pictures_are_upright_whichever_way_they_are_stored(
         decoder.close()
         assert frame.image.shape == expected.shape
         assert np.abs(frame.image.astype(int) - expected).mean() < 3, choice
-        assert decoder.name == ("decord" if choice == "decord" and not hflip else "pyav")
+        # decord knows turns in MP4 and MOV alone, and nothing of mirrors.
+        knows = choice == "decord" and not hflip and (not degrees or suffix != "mkv")
+        assert decoder.name == ("decord" if knows else "pyav")
 
 
 def test_the_grid_tells_pictures_apart() -> None:
