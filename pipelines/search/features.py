@@ -95,10 +95,10 @@ def level_sizes(model: RetrievalModel) -> list[int]:
 
 
 def shown_until(source: Mapping[str, Any], end_s: float | None) -> float:
-    """When the last frame of a video ends: with the file, or with the segment that was asked for."""
+    """When the last frame of a video ends, on the clock of ``time_s``: with the file, or with the wanted segment."""
     last = float(source["time_s"][-1])
     duration: float = max(source["source_frames"] / source["source_fps"], last)
-    return duration if end_s is None else max(min(duration, float(end_s)), last)
+    return duration if end_s is None else max(min(duration, float(end_s) - source["source_begin_s"]), last)
 
 
 class EncodeShard:
@@ -146,7 +146,7 @@ class EncodeShard:
         return pa.Table.from_pylist([{"rows": len(rows), "errors": 0, "units": units, "bytes": size}], schema=SUMMARY)
 
     def _times(self, shards: Sequence[str]) -> dict[str, dict[str, Any]]:
-        columns = ["key", "time_s", "source_fps", "source_frames"]
+        columns = ["key", "time_s", "source_fps", "source_frames", "source_begin_s"]
         tables = [self._frames_pool.read(shard, columns) for shard in shards]
         return {row["key"]: row for table in tables for row in table.to_pylist()}
 

@@ -16,7 +16,7 @@ from pipelines.stages.pooled import PooledStage, ShardJob, with_version
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest
-from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE
+from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE, NOTES, NOTES_FILE
 from pipelines.workspace.shards import ShardPool, shard_size
 from pipelines.workspace.storage import Storage
 
@@ -42,13 +42,13 @@ def frames_settings(recipe: Recipe) -> Mapping[str, Any]:
 
 
 class FramesStage(PooledStage):
-    """Needs the manifest; writes where the frames of each of its videos lie, and the table of errors."""
+    """Needs the manifest; writes where the frames of each of its videos lie, and the tables of errors and notes."""
 
     name = "frames"
-    version = 1
+    version = 2
     inputs = ("manifest",)
     unit = "frames"
-    columns = ("error_reason", "error_message", "decoder")
+    columns = ("error_reason", "error_message", "decoder", "notes")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -97,7 +97,7 @@ def extract_shard(config: FramesConfig, pool: ShardPool, generation: int, videos
 
 
 def commit_frames(output: Storage, found: pa.Table, max_error_fraction: float) -> Counts:
-    """Writes the index of the frames and the table of the errors among the videos that were ``found``."""
+    """Writes the index of the frames and the tables of errors and notes among the videos that were ``found``."""
     bad = pc.is_valid(found.column("error_reason"))
     failed = found.filter(bad)
     errors = pa.table(
@@ -116,9 +116,31 @@ def commit_frames(output: Storage, found: pa.Table, max_error_fraction: float) -
     counts: dict[str, int | float] = {"rows": len(good), "errors": len(errors)}
     for item in pc.value_counts(good.column("decoder")).to_pylist():
         counts[f"decoded_by_{item['values']}"] = item["counts"]
-    for item in pc.value_counts(errors.column("reason")).to_pylist():
-        counts[f"errors_{item['values']}"] = item["counts"]
+    notes = _notes(good)
+    output.write_table(NOTES_FILE, notes)
+    for name, table in (("errors", errors), ("notes", notes)):
+        for item in pc.value_counts(table.column("reason")).to_pylist():
+            counts[f"{name}_{item['values']}"] = item["counts"]
     return counts
+
+
+def _notes(videos: pa.Table) -> pa.Table:
+    """A row for every line of ``notes``."""
+    noted = videos.filter(pc.is_valid(videos.column("notes"))).select(["video_id", "uri", "notes"]).to_pylist()
+    lines = [(row, line.partition(": ")) for row in noted for line in row["notes"].splitlines()]
+    return pa.Table.from_pylist(
+        [
+            {
+                "video_id": row["video_id"],
+                "uri": row["uri"],
+                "stage": "frames",
+                "reason": reason,
+                "message": message,
+            }
+            for row, (reason, _, message) in lines
+        ],
+        schema=NOTES,
+    )
 
 
 def _refuse_many(errors: pa.Table, total: int, max_fraction: float) -> None:

@@ -24,8 +24,7 @@ from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import make_optimizer
 from pipelines.models.weights import load_weights, save_model
 from pipelines.recipe.training import Precision
-from pipelines.train.checkpoints import UNSCORED
-from pipelines.train.checkpoints import Position, load_curve, load_training, save_curve, save_training
+from pipelines.train.checkpoints import UNSCORED, Position, load_curve, load_training, save_curve, save_training
 from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, together, world_size
 from pipelines.train.files import SCORE as SCORE
 from pipelines.train.history import Point
