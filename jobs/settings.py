@@ -77,7 +77,7 @@ def recipe_from_document(document: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: a setting is unknown or not allowed.
     """
-    recipe: Recipe = config_from_plain(Recipe, document, place="what should be a recipe of this version")
+    recipe: Recipe = config_from_plain(Recipe, document)
     return recipe
 
 

@@ -16,8 +16,8 @@ _SHOWN = 3
 """Mistakes that a message names."""
 
 
-def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str) -> Any:
-    """The frozen dataclass ``kind`` from its JSON form, which was read in ``place``.
+def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str | None = None) -> Any:
+    """The frozen dataclass ``kind`` from its JSON form, which was read in ``place``; messages name that.
 
     Numbers are not made of texts, nor texts of numbers; a whole number is also a real one.
 
@@ -32,10 +32,10 @@ def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str) ->
     except ValidationError as error:
         problems = [_problem(detail) for detail in error.errors(include_url=False)]
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{place} cannot be used: it is no JSON document: {error}") from error
+        problems = [f"the settings are no JSON document: {error}"]
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise ValueError(f"{place} cannot be used: {'; '.join(problems[:_SHOWN])}{more}")
+        raise ValueError(f"{'' if place is None else f'{place} cannot be used: '}{'; '.join(problems[:_SHOWN])}{more}")
     return config
 
 

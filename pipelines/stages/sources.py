@@ -156,7 +156,7 @@ class _Module:
     @cached_property
     def imports(self) -> dict[str, Definition]:
         """What each imported name at the top level stands for."""
-        return dict(_imported(self, _top_level(self.tree.body)))
+        return dict(_imported(_top_level(self.tree.body)))
 
     @cached_property
     def _texts(self) -> dict[str, str]:
@@ -170,19 +170,18 @@ class _Module:
 
     def uses(self, name: str) -> list[Definition]:
         """The definitions that ``name`` leads to."""
-        if name in self.imports:
-            return [self.imports[name]]
-        if name not in self.definitions:
-            # A module of this package, if anything.
-            return [(f"{self.name}.{name}", _WHOLE)] if name.isidentifier() else []
-        return [used for part in self.definitions[name] for used in self._used(part)]
+        found = [self.imports[name]] if name in self.imports else []
+        if name in self.definitions:
+            return found + [used for part in self.definitions[name] for used in self._used(part)]
+        # Or a module of this package, if anything.
+        return found or [(f"{self.name}.{name}", _WHOLE)]
 
     def _used(self, part: ast.stmt) -> Iterator[Definition]:
         nodes = list(_walk(part))
-        local = dict(_imported(self, (node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))))
-        yield from local.values()
+        for _, imported in _imported(nodes):
+            yield imported
         for node in nodes:
-            if isinstance(node, ast.Name) and node.id not in local:
+            if isinstance(node, ast.Name):
                 if node.id in self.definitions:
                     yield self.name, node.id
                 elif node.id in self.imports:
@@ -209,16 +208,15 @@ def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 def _defined(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        return []
-    if _is_text(statement):
+    if isinstance(statement, ast.Import | ast.ImportFrom) or _is_text(statement):
         return []
     names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
     return names or [_EFFECTS]
 
 
-def _imported(module: _Module, statements: Iterator[ast.stmt]) -> Iterator[tuple[str, Definition]]:
-    for statement in statements:
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, Definition]]:
+    """The names that imports among ``nodes`` bind, and what they stand for."""
+    for statement in nodes:
         if isinstance(statement, ast.Import):
             for item in statement.names:
                 yield (item.asname or item.name).partition(".")[0], (item.name, _WHOLE)

@@ -277,7 +277,8 @@ class Graph:
         now = self.sources.digests(stage.run)
         began = None if anew else self._began_with(stage)
         if began is None:
-            self._place_of_work(stage).write_json(SOURCES, now)
+            if now:
+                self._place_of_work(stage).write_json(SOURCES, now)
             return now
         if changed := changed_files(began, now):
             logger.warning(

@@ -267,9 +267,7 @@ def test_an_edit_of_the_loss_is_noticed_by_the_trainings_alone(tmp_path: Path) -
     for package in sources.PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     before = own_digests(tmp_path)
-    edit(tmp_path / "hbi_models/losses.py", "def interaction_loss(", "FACTOR = 2\n\n\ndef interaction_loss(")
-    assert own_digests(tmp_path) == before, "nobody uses the new name"
-    edit(tmp_path / "hbi_models/losses.py", "if batch_axis_kl:", "if batch_axis_kl and FACTOR:")
+    edit(tmp_path / "hbi_models/losses.py", "if batch_axis_kl:", "if not batch_axis_kl:")
     after = own_digests(tmp_path)
     changed = {name: changed_files(before[name], found) for name, found in after.items()}
     assert {name: files for name, files in changed.items() if files} == dict.fromkeys(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hbi_models.configs import OptimizerConfig
@@ -86,13 +86,13 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(), JSON, min_size=1))
 def test_a_digest_does_not_depend_on_the_order_of_keys(document: dict[str, Any]) -> None:
     assert digest(dict(reversed(document.items()))) == digest(document)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(), JSON), st.dictionaries(st.text(), JSON))
 def test_documents_share_a_digest_only_if_their_json_is_the_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
