@@ -1,8 +1,8 @@
 """Records the runs of a process in MLflow; what a server that is away misses is recorded later.
 
-Curves, figures of finished stages, files and models lie in the workspace anyway. So while the server is away
-only a note for each run is kept, ``unrecorded/<time and name>/<key>.json``: what MLflow should hold of it. When the
-server is back, or by the next run in the workspace, MLflow's runs are brought to what notes and workspace say.
+Curves, files and models lie in the workspace anyway. So while the server is away only a note for each run is
+kept, ``unrecorded/<time and name>/<key>.json``: its settings and figures, and where the rest lies. When the server is
+back, or by the next run in the workspace, MLflow's runs are brought to what notes and workspace say.
 """
 
 from __future__ import annotations

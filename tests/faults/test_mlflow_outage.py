@@ -294,10 +294,10 @@ def test_what_a_server_missed_of_a_run_at_work_is_left_to_that_run(
 ) -> None:
     monkeypatch.setattr("pipelines.tracking.recording._FIRST_PAUSE_S", 1e6)
     workspace, tracking = Storage(str(tmp_path)), TrackingConfig(experiment="parallel")
-    server.kill()
+    server.hang()
     at_work = PipelineTracker(workspace, tracking, {}, name="at work")
     at_work.run.log_metrics({"rows": 1})
-    server.start()
+    server.go_on()
     PipelineTracker(workspace, tracking, {}, name="beside").finish("FINISHED")
     record_missed(workspace)
     assert runs(server, "parallel").keys() == {"beside"}
