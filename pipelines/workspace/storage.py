@@ -299,7 +299,12 @@ class Storage:
         if self.is_local:
             return Path(self.path(path))
         with self._naming(f"copy to {folder}", path):
-            pafs.copy_files(self.path(path), str(folder), source_filesystem=self.filesystem)
+            pafs.copy_files(
+                self.path(path),
+                str(folder),
+                source_filesystem=self.filesystem,
+                destination_filesystem=pafs.LocalFileSystem(),
+            )
         return folder
 
     def upload(self, folder: Path, path: str) -> None:
