@@ -1,10 +1,10 @@
 # make demo   set up, and run the whole pipeline on generated videos
 # make tune   set up, and tune the loss weights on generated videos; make search is its former name
 # make test   set up, and run every check: format, lint, types, import contracts, tests
-# make test-fast      the tests that start no Ray
+# make test-fast      the tests that start no Ray: after each edit
 # make test-tune      tunings that take minutes; make test-search is its former name
 # make test-cluster   the tests that start Ray clusters, of several nodes too
-# make test-faults   the long rows of docs/faults.md, and many times as many random inputs
+# make test-faults    the long rows of docs/faults.md, and many times as many random inputs; SLICE=name runs a part
 # make docs           the documentation site, in docs/_build
 # make bench          ours against honest baselines, on this machine: benchmarks/RESULTS.md
 # make bench-gpu      the models alone on a CUDA GPU, against its limits
@@ -24,8 +24,19 @@ BIN := $(abspath $(VENV))/bin
 # One thread per process: Ray runs as many processes as there are CPUs.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-FAST_TESTS := tests/hbi_models tests/parity tests/pipelines tests/repository \
-  $(addprefix --ignore tests/pipelines/,resources/test_allotment.py test_run.py train/test_metric_sink.py)
+# Two processes on two cores; on more, no more than four: tests of Ray start several processes each.
+PYTEST := $(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# The slices of the long suites, each of which can run alone: make test-faults SLICE=storage.
+faults_killed := tests/faults/test_killed_runs.py
+faults_nodes := tests/faults/test_lost_nodes.py
+faults_storage := tests/faults/test_whole_runs.py
+faults_processes := tests/faults/test_processes.py tests/faults/test_ray_neighbours.py
+faults_mlflow := tests/faults/test_mlflow_outage.py
+FAULTS := killed nodes storage processes mlflow fuzz
+cluster_jobs := tests/cluster/test_jobs_api.py
+cluster_nodes := tests/cluster/test_nodes.py
+cluster_store := tests/cluster/test_object_store.py
+CLUSTER := jobs nodes store
 TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.validation_videos 8 \
   --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
   --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
@@ -33,10 +44,10 @@ TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.v
 .PHONY: demo tune search test test-tune test-search test-cluster test-faults test-fast test-pythons test-python \
   test-latest update-dependencies check docs bench bench-gpu clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-serve
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml
 
-tune: $(VENV)/.installed
+tune: $(VENV)/.installed-tune
 	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --tune jobs/recipes/tune_kl_skl.yaml
 
 search:
@@ -44,11 +55,20 @@ search:
 	@$(MAKE) --no-print-directory tune
 
 test: $(VENV)/.installed-dev check
-	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not tune'
+	$(PYTEST) -m 'not cluster and not slow_fault and not tune'
 
-test-faults: $(VENV)/.installed-dev
-	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault
-	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest --timeout 1200 tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m 'not ray and not cluster and not slow_fault and not tune and not slow'
+
+test-faults: $(addprefix faults-,$(or $(SLICE),$(FAULTS)))
+
+faults-fuzz: $(VENV)/.installed-dev
+	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest -n 2 --dist load --timeout 1200 \
+	  tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py
+
+faults-%: $(VENV)/.installed-dev
+	$(if $(faults_$*),,$(error SLICE is $*; the slices of test-faults are: $(FAULTS)))
+	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault $(faults_$*)
 
 test-tune: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m tune tests/jobs
@@ -57,11 +77,11 @@ test-search:
 	@echo "make test-search is make test-tune now" >&2
 	@$(MAKE) --no-print-directory test-tune
 
-test-cluster: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m cluster tests/cluster
+test-cluster: $(addprefix cluster-,$(or $(SLICE),$(CLUSTER)))
 
-test-fast: $(VENV)/.installed-dev
-	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile $(FAST_TESTS)
+cluster-%: $(VENV)/.installed-dev
+	$(if $(cluster_$*),,$(error SLICE is $*; the slices of test-cluster are: $(CLUSTER)))
+	$(RUN) -m pytest -m cluster $(cluster_$*)
 
 # Each in an environment of its own, of several GB, below $(VENV).
 test-pythons:
@@ -116,9 +136,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
-	touch $@ $(VENV)/.installed
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable '.[$*]'
+	touch $@ $(VENV)/.installed $(if $(filter dev,$*),$(VENV)/.installed-serve $(VENV)/.installed-tune)
 
 clean:
 	rm -rf $(VENV) workspace build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

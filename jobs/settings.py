@@ -26,6 +26,9 @@ logger = logging.getLogger("jobs")
 
 _DEBUG = "--debug"
 
+_EXTRAS = {"faiss": "serve", "fastapi": "serve", "starlette": "serve", "optuna": "tune", "boto3": "cloud"}
+"""What only some jobs import, and the extra of the project that brings it."""
+
 _traceback = logging.getLogger("jobs.traceback")
 """Goes to the log file only: on a terminal a mistake in the settings is one line."""
 
@@ -115,6 +118,11 @@ def run_job(main: Callable[[], int]) -> None:
     sys.argv = [word for word in sys.argv if word != _DEBUG]
     try:
         code = main()
+    except ModuleNotFoundError as error:
+        if (extra := _EXTRAS.get(str(error.name).partition(".")[0])) is None:
+            raise
+        logger.error("%s is not installed; it comes with: pip install 'hbi-on-ray[%s]'", error.name, extra)
+        code = 2
     except (ValueError, OSError, ArithmeticError) as error:
         logger.error("%s", error)
         if debug or not _is_ours(error):

@@ -21,7 +21,9 @@ MACHINES = [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")]
 
 def direct_dependencies() -> list[Requirement]:
     extras: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
-    return [Requirement(line) for lines in (PROJECT["project"]["dependencies"], *extras.values()) for line in lines]
+    lines = [line for lines in (PROJECT["project"]["dependencies"], *extras.values()) for line in lines]
+    # An extra may name others of the project.
+    return [found for found in map(Requirement, lines) if found.name != PROJECT["project"]["name"]]
 
 
 def applying(requirements: Iterable[Requirement], environment: dict[str, str]) -> dict[str, list[Requirement]]:
