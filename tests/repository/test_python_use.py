@@ -15,25 +15,14 @@ from pipelines.recipe.data import ShapesConfig
 from pipelines.shapes.data_set import VIDEOS_FOLDER, write_clips
 from pipelines.workspace.storage import Storage
 
-SNIPPET = """
-import decord
-import torch
+README = Path(__file__).parents[2] / "README.md"
 
-from hbi_models.clip.preprocessing import square_frames
-from hbi_models.configs import RetrievalConfig
-from hbi_models.retrieval import RetrievalModel, level_interaction
 
-model = RetrievalModel(RetrievalConfig()).eval()  # OpenAI's CLIP ViT-B/32
-reader = decord.VideoReader("clip.mp4")
-places = torch.linspace(0, len(reader) - 1, model.config.max_frames).long()
-frames = square_frames(reader.get_batch(places.tolist()).asnumpy(), model.clip.image_size_px)
-with torch.inference_mode():
-    text = model.encode_text(model.text_batch(["a red circle"]))
-    video = model.encode_video(model.video_batch(frames[None]))
-    similarity = model.similarity(text, video).item()
-    interaction = level_interaction(text[0], video[0])[0]  # words x frames, in units of the cosine
-"""
-"""As the README shows it."""
+def snippet() -> str:
+    """The lines below the README's heading "From Python"."""
+    section = README.read_text(encoding="utf-8").partition("\n## From Python\n")[2].partition("\n## ")[0]
+    return "\n".join(line.removeprefix("    ") for line in section.splitlines() if line[:4] in ("    ", ""))
+
 
 SETTINGS = """RetrievalConfig(
     clip=ClipConfig(architecture="shapes-tiny", pretrained=None, freeze_patch_embedding=False),
@@ -47,7 +36,7 @@ def test_the_readmes_lines_give_similarity_and_interaction_without_the_pipeline(
     write_clips(ShapesConfig(train_videos=1, test_videos=1, image_size_px=32, duration_s=2.0), range(1), clips)
     (name,) = clips.files(VIDEOS_FOLDER)
     (tmp_path / "clip.mp4").write_bytes(clips.read_bytes(f"{VIDEOS_FOLDER}/{name}"))
-    lines = SNIPPET.replace("RetrievalConfig()", SETTINGS)
+    lines = snippet().replace("RetrievalConfig()", SETTINGS)
     lines = lines.replace("import RetrievalConfig\n", "import ClipConfig, RetrievalConfig, TemporalConfig\n")
     assert lines.count(SETTINGS) == 1
     saved = """
@@ -57,8 +46,7 @@ levels = [(level.features, level.mask, level.logits) for level in (text[0], vide
 torch.save({"similarity": similarity, "interaction": interaction, "levels": levels}, "found.pt")
 """
     # In a process of its own, which has imported nothing else.
-    root = Path(__file__).parents[2]
-    program = f"import sys; sys.path.insert(0, {str(root)!r})\n{lines}{saved}"
+    program = f"import sys; sys.path.insert(0, {str(README.parent)!r})\n{lines}{saved}"
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert -1 <= found["similarity"] <= 1
