@@ -1,40 +1,116 @@
 # make demo   set up, and run the whole pipeline on generated videos
-# make search set up, and search the loss weights on generated videos
+# make tune   set up, and tune the loss weights on generated videos; make search is its former name
 # make test   set up, and run every check: format, lint, types, import contracts, tests
-# make test-search    searches that take minutes
+# make test-fast      the tests that start no Ray: after each edit
+# make test-tune      tunings that take minutes; make test-search is its former name
 # make test-cluster   the tests that start Ray clusters, of several nodes too
-# make test-faults   the long rows of docs/faults.md, and many times as many random inputs
+# make test-faults    the long rows of docs/faults.md, and many times as many random inputs; SLICE=name runs a part
+# make docs           the documentation site, in docs/_build
 # make bench          ours against honest baselines, on this machine: benchmarks/RESULTS.md
 # make bench-gpu      the models alone on a CUDA GPU, against its limits
+# make test-pythons   set-up, fast tests and a tiny demo on every Python that the project promises and that is found here
+# make test-latest    the fast tests with the newest release of every dependency
+# make update-dependencies   write constraints.txt, the tested set that the targets above install, anew
 #
-# The virtual environment is made on first use and reused afterwards; VENV=path chooses another.
+# The virtual environment is made on first use and reused afterwards; VENV=path chooses another, PYTHON=python3.12
+# another interpreter.
 
 VENV ?= .venv
 PYTHON ?= python3
+# What pyproject.toml promises, the oldest first; test-pythons leaves out what is not found.
+PYTHONS ?= python3.11 python3.12 python3.13
+PIP_OPTIONS ?= --constraint constraints.txt
 BIN := $(abspath $(VENV))/bin
 # One thread per process: Ray runs as many processes as there are CPUs.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo search test test-search test-cluster test-faults check bench bench-gpu clean
+# Two processes on two cores; on more, no more than four: tests of Ray start several processes each.
+PYTEST := $(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# The slices of the long suites, each of which can run alone: make test-faults SLICE=storage.
+faults_killed := tests/faults/test_killed_runs.py
+faults_nodes := tests/faults/test_lost_nodes.py
+faults_storage := tests/faults/test_whole_runs.py
+faults_processes := tests/faults/test_processes.py tests/faults/test_ray_neighbours.py
+faults_mlflow := tests/faults/test_mlflow_outage.py
+FAULTS := killed nodes storage processes mlflow fuzz
+cluster_jobs := tests/cluster/test_jobs_api.py
+cluster_nodes := tests/cluster/test_nodes.py
+cluster_store := tests/cluster/test_object_store.py
+CLUSTER := jobs nodes store
+TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.validation_videos 8 \
+  --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
+  --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
 
-demo: $(VENV)/.installed
+.PHONY: demo tune search test test-tune test-search test-cluster test-faults test-fast test-pythons test-python \
+  test-latest update-dependencies check docs bench bench-gpu clean
+
+demo: $(VENV)/.installed-serve
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml
 
-search: $(VENV)/.installed
-	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --search jobs/recipes/search_kl_skl.yaml
+tune: $(VENV)/.installed-tune
+	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --tune jobs/recipes/tune_kl_skl.yaml
+
+search:
+	@echo "make search is make tune now" >&2
+	@$(MAKE) --no-print-directory tune
 
 test: $(VENV)/.installed-dev check
-	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not cluster and not slow_fault and not search'
+	$(PYTEST) -m 'not cluster and not slow_fault and not tune'
 
-test-faults: $(VENV)/.installed-dev
-	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault
-	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest --timeout 1200 tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m 'not ray and not cluster and not slow_fault and not tune and not slow'
 
-test-search: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m search tests/jobs
+test-faults: $(addprefix faults-,$(or $(SLICE),$(FAULTS)))
 
-test-cluster: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m cluster tests/cluster
+faults-fuzz: $(VENV)/.installed-dev
+	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest -n 2 --dist load --timeout 1200 \
+	  tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py
+
+faults-%: $(VENV)/.installed-dev
+	$(if $(faults_$*),,$(error SLICE is $*; the slices of test-faults are: $(FAULTS)))
+	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault $(faults_$*)
+
+test-tune: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m tune tests/jobs
+
+test-search:
+	@echo "make test-search is make test-tune now" >&2
+	@$(MAKE) --no-print-directory test-tune
+
+test-cluster: $(addprefix cluster-,$(or $(SLICE),$(CLUSTER)))
+
+cluster-%: $(VENV)/.installed-dev
+	$(if $(cluster_$*),,$(error SLICE is $*; the slices of test-cluster are: $(CLUSTER)))
+	$(RUN) -m pytest -m cluster $(cluster_$*)
+
+# Each in an environment of its own, of several GB, below $(VENV).
+test-pythons:
+	@found=; for python in $(PYTHONS); do \
+	  $$python --version >/dev/null 2>&1 || { echo "$$python: not found"; continue; }; \
+	  version=$$($$python -c 'import platform; print(platform.python_version())'); found=yes; \
+	  $(MAKE) --no-print-directory test-python PYTHON=$$python VENV=$(VENV)/$$version || exit 1; \
+	done; test "$$found" || { echo "none of $(PYTHONS) is found" >&2; exit 1; }
+
+test-python: $(VENV)/.installed-dev
+	$(BIN)/python --version
+	$(MAKE) --no-print-directory test-fast
+	rm -rf $(VENV)/demo
+	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml $(TINY_DEMO) --workspace $(VENV)/demo
+	rm -rf $(VENV)/demo
+
+test-latest:
+	rm -f $(VENV)/latest/.installed-dev
+	$(MAKE) test-fast VENV=$(VENV)/latest PIP_OPTIONS='--upgrade --upgrade-strategy eager'
+
+update-dependencies: $(VENV)/bin/uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file constraints.txt
+
+$(VENV)/bin/uv: | $(VENV)/bin/python
+	$(BIN)/pip install --quiet uv
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -49,16 +125,20 @@ bench-gpu: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gpu
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || { \
+	  fitting=$$(for python in $(PYTHONS); do $$python --version >/dev/null 2>&1 && echo $$python; done | tail -n 1); \
+	  given=$$($(PYTHON) --version 2>/dev/null || echo not found); \
+	  hint=$${fitting:+ $$fitting is here: PYTHON=$$fitting make $(MAKECMDGOALS)}; \
+	  echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$given.$$hint" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable .
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@ $(VENV)/.installed
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(PIP_OPTIONS) --editable '.[$*]'
+	touch $@ $(VENV)/.installed $(if $(filter dev,$*),$(VENV)/.installed-serve $(VENV)/.installed-tune)
 
 clean:
 	rm -rf $(VENV) workspace build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -119,7 +119,7 @@ def results_document(rows: Sequence[Row], names: Sequence[str], seconds: float) 
     lines = [
         "# Results of the benchmarks",
         "",
-        f"Written by `{command}` on {datetime.now(timezone.utc):%Y-%m-%d}, in {seconds / 60:.0f} minutes. Times are "
+        f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}, in {seconds / 60:.0f} minutes. Times are "
         "medians (smallest–largest) of runs made in turns with the baseline's; a ratio is that of each pair of runs, "
         "and its median decides whether the target is met. What was tried, and why a row falls short, is in "
         "[LOG.md](LOG.md).",

@@ -166,7 +166,7 @@ class Finished:
     def _source_bytes(self) -> float:
         """Mean size of a video file."""
         manifest = self.folders["manifest"].read_table(MANIFEST_FILE, columns=["uri"])
-        found = find_files(manifest.column("uri").to_pylist())
+        found = find_files(manifest.column("uri").to_pylist()).files
         return sum(file.size for file in found.values()) / max(len(found), 1)
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -33,6 +34,10 @@ class TextBatch:
 
     token_ids: Int[Tensor, "texts words"]
     mask: Bool[Tensor, "texts words"]
+
+    def to(self, device: torch.device) -> TextBatch:
+        """Returns the batch on ``device``."""
+        return TextBatch(self.token_ids.to(device), self.mask.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +130,8 @@ class AnsweredPairs:
             logits=tuple(function(logits) for logits in self.logits),
             labels=function(self.labels),
         )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32 where it has half precision, as autocast makes it; in its own type otherwise."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

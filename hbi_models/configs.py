@@ -54,6 +54,14 @@ def content_named_by(item: Field[Any]) -> Content | None:
     return found
 
 
+_ABSENT = "absent_when_null"
+
+
+def is_absent(item: Field[Any], value: Any) -> bool:
+    """Whether a setting of this value is left out of documents and fingerprints, as if there were no such setting."""
+    return value is None and bool(item.metadata.get(_ABSENT))
+
+
 def require(condition: bool, message: str) -> None:
     """Raises ``ValueError(message)`` unless ``condition`` holds."""
     if not condition:
@@ -81,6 +89,21 @@ class ClipConfig:
 
     gradient_checkpointing: bool = only_for(default=False)
     """Recompute the towers' activations in the backward pass: less memory, about 30% more time."""
+
+    pixel_mean: tuple[float, float, float] | None = field(default=None, metadata={_ABSENT: True})
+    """Mean of red, green and blue, on a scale of 0 to 1, by which the input is normalised. Null = the
+    model's: what open_clip says about architecture and tag, or ``preprocess_cfg`` in the architecture's
+    file; OpenAI's where nothing is said. Set it for a checkpoint file whose architecture open_clip knows
+    with several, such as LAION's ViT-L-14 (0.5)."""
+
+    pixel_std: tuple[float, float, float] | None = field(default=None, metadata={_ABSENT: True})
+    """The standard deviation, likewise."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.pixel_std is None or all(value > 0 for value in self.pixel_std),
+            f"clip.pixel_std is {self.pixel_std}; every deviation must be positive",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

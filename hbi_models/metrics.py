@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hbi_models.configs import require
+from hbi_models.metric_names import RECALLS_AT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,7 @@ class RetrievalMetrics:
         """
         require(len(ranks) > 0, "there are no ranks; retrieval metrics need one query or more")
         ranks = ranks.double()
-        recalls = {f"recall_at_{k}": 100 * (ranks <= k).double().mean().item() for k in (1, 5, 10, 50)}
+        recalls = {f"recall_at_{k}": 100 * (ranks <= k).double().mean().item() for k in RECALLS_AT}
         ordered = ranks.sort().values
         median = (ordered[(len(ranks) - 1) // 2] + ordered[len(ranks) // 2]).item() / 2
         return cls(**recalls, median_rank=median, mean_rank=ranks.mean().item())

@@ -107,7 +107,7 @@ def published_schedule(total_steps: int, warmup_fraction: float) -> Callable[[in
 class BertAdam(Optimizer):
     """The published optimizer: Adam without bias correction, clipping each parameter's gradient.
 
-    With g the gradient of one parameter, scaled by min(1, max_grad_norm / (|g| + 1e-6)),
+    With g the gradient of one parameter, scaled by min(1, max_grad_norm / (‖g‖ + 1e-6)),
 
         m = b1 m + (1 - b1) g,    v = b2 v + (1 - b2) g^2,    p = p - lr (m / (sqrt(v) + eps) + wd p).
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hbi_models.configs import LEVELS
+from hbi_models.weight_names import listed
 
 # The published attributes of the entity, action and event level differ by a suffix ...
 LEVEL_SUFFIXES = dict(zip(LEVELS, ("", "0", "1"), strict=True))
@@ -156,13 +157,13 @@ def renamed(
 ) -> dict[str, Tensor]:
     """Returns the tensors under our names, exactly the expected ones; raises ``ValueError`` otherwise."""
     names = {name: our_name(name, prefixes) for name in published if not DEAD_NAME.search(name)}
-    left_over = sorted(theirs for theirs, ours in names.items() if ours not in expected)
-    missing = sorted(set(expected) - set(names.values()))
+    left_over = [theirs for theirs, ours in names.items() if ours not in expected]
+    missing = set(expected) - set(names.values())
     if left_over or missing:
         raise ValueError(
-            f"the published checkpoint does not fit the model: {len(missing)} tensors of the model are missing "
-            f"{missing}, {len(left_over)} of the checkpoint are left over {left_over}; build the model with the "
-            "checkpoint's kind, CLIP architecture, number of temporal layers and teacher"
+            f"the published checkpoint does not fit the model: tensors of the model are missing: {listed(missing)}; "
+            f"of the checkpoint are left over: {listed(left_over)}; build the model with the checkpoint's kind, CLIP "
+            "architecture, number of temporal layers and teacher"
         )
     return {ours: published[theirs] for theirs, ours in names.items() if ours is not None}
 
@@ -171,11 +172,11 @@ def exported(ours: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[st
     """Returns the tensors under published names; raises ``ValueError`` for one that has none."""
     inverse = {our: their for their, our in prefixes.items()}
     names = {name: our_name(name, inverse) for name in ours}
-    unknown = sorted(name for name, published in names.items() if published is None)
+    unknown = [name for name, published in names.items() if published is None]
     if unknown:
         raise ValueError(
-            f"no published name is known for {unknown}; only the models for retrieval and question answering and the "
-            "estimator have them"
+            f"no published name is known for {listed(unknown)}; only the models for retrieval and question answering "
+            "and the estimator have them"
         )
     return {str(names[name]): value for name, value in ours.items()}
 

@@ -10,17 +10,29 @@ per pair; ``losses.retrieval_loss`` relates the pairs of a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from hbi_models.axes import Interaction, PairFeatures, TextBatch, TokenFeatures, TokenLevel, VideoBatch
+from hbi_models.axes import (
+    Interaction,
+    PairFeatures,
+    TextBatch,
+    TokenFeatures,
+    TokenLevel,
+    VideoBatch,
+    at_least_float32,
+)
 from hbi_models.banzhaf.estimator import InteractionEstimator
 from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.clip.loading import load_clip
+from hbi_models.clip.pixels import with_pixel_statistics
+from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS, RetrievalConfig, require
+from hbi_models.draws import BatchDraws
 from hbi_models.similarity import retrieval_similarity, token_cosines
 from hbi_models.temporal_encoder import TemporalEncoder
 from hbi_models.token_merging import TokenMerge, count_clusters
@@ -39,6 +51,8 @@ class RetrievalModel(nn.Module):
 
     def __init__(self, config: RetrievalConfig) -> None:
         super().__init__()
+        # What the weights' tag says about pixels is part of the settings: a stored model has no tag.
+        config = replace(config, clip=with_pixel_statistics(config.clip))
         self.config = config
         self.clip = load_clip(config.clip)
         dim = self.clip.embedding_dim
@@ -70,16 +84,40 @@ class RetrievalModel(nn.Module):
             self.teacher.requires_grad_(False)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.clip.logit_scale.device
+
+    def text_batch(self, captions: Sequence[str]) -> TextBatch:
+        """Returns captions as the model reads them, on its device: cut and padded to ``max_words`` tokens."""
+        token_ids, mask = CaptionTokenizer(self.config.max_words)(captions)
+        return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask)).to(self.device)
+
+    def video_batch(
+        self,
+        frames: UInt8[Tensor, "videos frames 3 height width"],
+        mask: Bool[Tensor, "videos frames"] | None = None,
+    ) -> VideoBatch:
+        """Returns stored frames as the model sees them, on its device: normalised by the model's own statistics.
+
+        ``frames`` are squares of ``clip.image_size_px`` pixels; ``mask`` tells the real ones, by default all.
+        """
+        if mask is None:
+            mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+        pixels = self.clip.normalize(frames.to(self.device, non_blocking=True))
+        return VideoBatch(pixels, mask.to(self.device))
+
+    @property
     def learns_interaction(self) -> bool:
         """Whether the settings ask for an interaction loss."""
         return self.config.loss.skl > 0 and self.config.game.teacher != "none"
 
-    def forward(self, texts: TextBatch, videos: VideoBatch, generator: torch.Generator | None = None) -> PairFeatures:
+    def forward(self, texts: TextBatch, videos: VideoBatch, draws: BatchDraws | None = None) -> PairFeatures:
         """Returns what the loss needs of matching pairs: text i belongs to video i.
 
-        ``generator`` draws the tie-break noise of the clustering, where the settings ask for it.
+        ``draws`` gives the tie-break noise of the clustering, where the settings ask for it.
         """
-        return self.relate(self.encode_text(texts, generator), self.encode_video(videos, generator))
+        return self.relate(self.encode_text(texts, draws), self.encode_video(videos, draws))
 
     def relate(self, texts: tuple[TokenLevel, ...], videos: tuple[TokenLevel, ...]) -> PairFeatures:
         """Returns the levels of matching pairs with their interactions, predicted and target."""
@@ -91,30 +129,30 @@ class RetrievalModel(nn.Module):
         return PairFeatures(texts, videos, tuple(interactions))
 
     def encode_text(
-        self, texts: TextBatch, generator: torch.Generator | None = None, *, levels: int = len(LEVELS)
+        self, texts: TextBatch, draws: BatchDraws | None = None, *, levels: int = len(LEVELS)
     ) -> tuple[TokenLevel, ...]:
         """Returns the entity, action and event level of every caption, or the first ``levels`` of them."""
         words = TokenFeatures(self.clip.encode_words(texts.token_ids, texts.mask), texts.mask)
-        return self.text_hierarchy(words, generator, levels=levels)
+        return self.text_hierarchy(words, draws, levels=levels)
 
     def encode_video(
-        self, videos: VideoBatch, generator: torch.Generator | None = None, *, levels: int = len(LEVELS)
+        self, videos: VideoBatch, draws: BatchDraws | None = None, *, levels: int = len(LEVELS)
     ) -> tuple[TokenLevel, ...]:
         """Returns the entity, action and event level of every video, or the first ``levels`` of them."""
         frames = TokenFeatures(self._encode_frames(videos), videos.mask)
-        return self.video_hierarchy(self.temporal(frames), generator, levels=levels)
+        return self.video_hierarchy(self.temporal(frames), draws, levels=levels)
 
     def text_hierarchy(
-        self, words: TokenFeatures, generator: torch.Generator | None = None, *, levels: int = len(LEVELS)
+        self, words: TokenFeatures, draws: BatchDraws | None = None, *, levels: int = len(LEVELS)
     ) -> tuple[TokenLevel, ...]:
         """Returns the first ``levels`` levels above word features."""
-        return build_hierarchy(words, self.text_merges, self.text_importance, generator, levels=levels)
+        return build_hierarchy(words, self.text_merges, self.text_importance, draws, levels=levels)
 
     def video_hierarchy(
-        self, frames: TokenFeatures, generator: torch.Generator | None = None, *, levels: int = len(LEVELS)
+        self, frames: TokenFeatures, draws: BatchDraws | None = None, *, levels: int = len(LEVELS)
     ) -> tuple[TokenLevel, ...]:
         """Returns the first ``levels`` levels above frame features that have passed the temporal encoder."""
-        return build_hierarchy(frames, self.video_merges, self.video_importance, generator, levels=levels)
+        return build_hierarchy(frames, self.video_merges, self.video_importance, draws, levels=levels)
 
     def similarity(
         self,
@@ -149,7 +187,7 @@ class RetrievalModel(nn.Module):
     def _interaction(self, name: str, text: TokenLevel, video: TokenLevel) -> Interaction:
         cosines = token_cosines(text, video)
         prediction = self.predictors[name](cosines)
-        return Interaction(prediction.float(), self._teach(cosines.detach(), text, video).float())
+        return Interaction(at_least_float32(prediction), at_least_float32(self._teach(cosines.detach(), text, video)))
 
     @torch.no_grad()
     def _teach(
@@ -158,15 +196,21 @@ class RetrievalModel(nn.Module):
         if self.teacher is not None:
             target: Tensor = self.teacher(cosines)
             return target
+        # A model that diverged has NaN where others raise: on several workers all must come as far as the loss.
+        finite = finite_logits(text) & finite_logits(video)
+        words, frames = (
+            level.logits.detach().where(rearrange(finite, "pairs -> pairs 1"), 0.0) for level in (text, video)
+        )
         scaled = self.config.game.similarity_scale * cosines
-        return exact_interaction(scaled, text.logits.detach(), video.logits.detach(), text.mask, video.mask)
+        target = exact_interaction(scaled, words, frames, text.mask, video.mask)
+        return target.where(rearrange(finite, "pairs -> pairs 1 1"), torch.nan)
 
 
 def build_hierarchy(
     tokens: TokenFeatures,
     merges: nn.ModuleDict,
     importance: nn.ModuleDict,
-    generator: torch.Generator | None = None,
+    draws: BatchDraws | None = None,
     *,
     levels: int = len(LEVELS),
 ) -> tuple[TokenLevel, ...]:
@@ -174,10 +218,27 @@ def build_hierarchy(
     built = []
     for level in LEVELS[:levels]:
         if level in merges:
-            tokens = merges[level](tokens, generator)
+            tokens = merges[level](tokens, draws)
         logits = importance_logits(importance[level], tokens.features)
         built.append(TokenLevel(tokens.features, tokens.mask, logits))
     return tuple(built)
+
+
+def level_interaction(
+    texts: TokenLevel, videos: TokenLevel, *, scale: float = 1.0
+) -> Float[Tensor, "pairs words frames"]:
+    """Returns the exact Banzhaf interaction of words and frames of matching pairs, of ``scale`` times their cosines.
+
+    Raises:
+        NonFiniteLogitsError: an importance logit of a real token is not finite.
+    """
+    cosines = token_cosines(texts, videos)
+    return exact_interaction(scale * cosines, texts.logits, videos.logits, texts.mask, videos.mask)
+
+
+def finite_logits(level: TokenLevel) -> Bool[Tensor, " items"]:
+    """Returns whether all real tokens of each item have a finite importance logit."""
+    return (level.logits.isfinite() | ~level.mask).all(dim=1)
 
 
 def counted_levels(rates: Sequence[float]) -> int:
@@ -224,7 +285,7 @@ def importance_network(dim: int, hidden: int) -> nn.Sequential:
 def importance_logits(network: nn.Module, features: Float[Tensor, "items tokens dim"]) -> Float[Tensor, "items tokens"]:
     """Returns the importance logit of every token, in float32."""
     logits: Tensor = network(features)
-    return rearrange(logits.float(), "items tokens 1 -> items tokens")
+    return rearrange(at_least_float32(logits), "items tokens 1 -> items tokens")
 
 
 def init_published(module: nn.Module) -> None:

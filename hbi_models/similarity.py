@@ -18,7 +18,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from hbi_models.axes import TokenLevel
+from hbi_models.axes import TokenLevel, at_least_float32
 from hbi_models.configs import require
 
 MAX_TILE_ELEMENTS_CPU = 1 << 20
@@ -112,9 +112,9 @@ def token_weights(level: TokenLevel) -> Float[Tensor, "items tokens"]:
 
 
 def unit_tokens(level: TokenLevel) -> Float[Tensor, "items tokens dim"]:
-    """Returns the features at length 1, in float32; 0 at padding."""
+    """Returns the features at length 1, in float32 or better; 0 at padding."""
     mask = rearrange(level.mask, "items tokens -> items tokens 1")
-    return F.normalize(level.features.float(), dim=-1).masked_fill(~mask, 0)
+    return F.normalize(at_least_float32(level.features), dim=-1).masked_fill(~mask, 0)
 
 
 def candidates(level: TokenLevel, *, zero_floor: bool) -> Float[Tensor, "items tokens dim"]:

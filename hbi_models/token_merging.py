@@ -19,8 +19,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hbi_models.axes import TokenFeatures
+from hbi_models.axes import TokenFeatures, at_least_float32
 from hbi_models.configs import MergingConfig, Quirks, require
+from hbi_models.draws import BatchDraws
 
 
 def count_clusters(num_tokens: int, rate: float) -> int:
@@ -42,18 +43,18 @@ class TokenMerge(nn.Module):
         self.tie_break_noise = config.tie_break_noise
         self.quirks = quirks
 
-    def forward(self, tokens: TokenFeatures, generator: torch.Generator | None = None) -> TokenFeatures:
+    def forward(self, tokens: TokenFeatures, draws: BatchDraws | None = None) -> TokenFeatures:
         """Returns one token per cluster, best centre first; the mask tells clusters with real tokens.
 
-        ``generator`` draws the tie-break noise in training, where the settings ask for it.
+        ``draws`` gives the tie-break noise in training, where the settings ask for it.
         """
         features, scores = self.prepare(tokens)
-        clusters = self.cluster(features, tokens.mask, generator)
+        clusters = self.cluster(features, tokens.mask, draws)
         merged = merge_tokens(features, clusters, scores.exp())
         mask = clusters.any(dim=1)
         if self.quirks.surplus_clusters:
             mask = torch.ones_like(mask)
-        return TokenFeatures(self.block(merged, features, scores).float(), mask)
+        return TokenFeatures(at_least_float32(self.block(merged, features, scores)), mask)
 
     def prepare(self, tokens: TokenFeatures) -> tuple[Float[Tensor, "items tokens dim"], Float[Tensor, "items tokens"]]:
         """Returns the tokens mixed with their neighbours in order, and their scores, -inf at padding."""
@@ -62,14 +63,14 @@ class TokenMerge(nn.Module):
             features = features * rearrange(tokens.mask, "items tokens -> items tokens 1")
         mixed = self.conv(rearrange(features, "items tokens dim -> items dim tokens"))
         features = self.norm(features + rearrange(mixed, "items dim tokens -> items tokens dim"))
-        scores = rearrange(self.score(features).float(), "items tokens 1 -> items tokens")
+        scores = rearrange(at_least_float32(self.score(features)), "items tokens 1 -> items tokens")
         return features, scores.masked_fill(~tokens.mask, -torch.inf)
 
     def cluster(
         self,
         features: Float[Tensor, "items tokens dim"],
         mask: Bool[Tensor, "items tokens"],
-        generator: torch.Generator | None = None,
+        draws: BatchDraws | None = None,
     ) -> Bool[Tensor, "items tokens clusters"]:
         """Returns which token belongs to which cluster, as the settings ask for it."""
         return cluster_tokens(
@@ -78,21 +79,20 @@ class TokenMerge(nn.Module):
             num_clusters=self.num_clusters,
             neighbours=self.neighbours,
             coupled=self.quirks.coupled_clustering,
-            density_noise=self._draw_noise(mask, generator),
+            density_noise=self._draw_noise(mask, draws),
         )
 
     def _draw_noise(
-        self, mask: Bool[Tensor, "items tokens"], generator: torch.Generator | None
+        self, mask: Bool[Tensor, "items tokens"], draws: BatchDraws | None
     ) -> Float[Tensor, "items tokens"] | None:
         if not self.training or self.tie_break_noise == 0:
             return None
-        if generator is None:
+        if draws is None:
             raise ValueError(
-                f"merging.tie_break_noise is {self.tie_break_noise}, but training got no generator to draw it; "
-                "pass one, or set the noise to 0"
+                f"merging.tie_break_noise is {self.tie_break_noise}, but training got no draws to take it from; "
+                "pass BatchDraws, or set the noise to 0"
             )
-        noise = torch.rand(mask.shape, generator=generator, device=generator.device)
-        return self.tie_break_noise * noise.to(mask.device)
+        return self.tie_break_noise * draws.uniform(mask.shape).to(mask.device)
 
 
 class MergeBlock(nn.Module):

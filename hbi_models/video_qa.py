@@ -1,5 +1,7 @@
 """Video question answering: a classifier over answers on top of every level of the retrieval model.
 
+::
+
     question ── levels ──► pooled by learned weights ── projected ──┐
                                                                     ├──► hidden layer ──► answers
     video ───── levels ──► pooled by learned weights ── projected ──┘
@@ -12,14 +14,16 @@ the text of its video. ``losses.video_qa_loss`` puts the two together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hbi_models.axes import AnsweredPairs, TextBatch, TokenLevel, VideoBatch
+from hbi_models.axes import AnsweredPairs, TextBatch, TokenLevel, VideoBatch, at_least_float32
 from hbi_models.configs import LEVELS, AnswerHeadConfig, VideoQAConfig, require
+from hbi_models.draws import BatchDraws
 from hbi_models.retrieval import RetrievalModel, importance_logits, importance_network, init_published
 from hbi_models.similarity import token_weights
 
@@ -36,8 +40,8 @@ class VideoQAModel(nn.Module):
 
     def __init__(self, config: VideoQAConfig) -> None:
         super().__init__()
-        self.config = config
         self.encoder = RetrievalModel(config.encoder)
+        self.config = replace(config, encoder=self.encoder.config)
         self.answer_heads = nn.ModuleDict(
             {
                 level: AnswerHead(
@@ -56,17 +60,17 @@ class VideoQAModel(nn.Module):
         questions: TextBatch,
         videos: VideoBatch,
         labels: Int[Tensor, " pairs"],
-        generator: torch.Generator | None = None,
+        draws: BatchDraws | None = None,
     ) -> AnsweredPairs:
         """Returns what the loss needs: question i is about video i, and its answer is ``labels[i]``.
 
         The labels pass through, so that they are gathered together with their pairs; -1 stands for
-        an answer that is not in the vocabulary. ``generator`` draws the tie-break noise of the
-        clustering, where the settings ask for it.
+        an answer that is not in the vocabulary. ``draws`` gives dropout and the tie-break
+        noise of the clustering; without it, dropout is PyTorch's.
         """
-        pairs = self.encoder(questions, videos, generator)
+        pairs = self.encoder(questions, videos, draws)
         logits = (
-            self.answer_heads[level](question, video)
+            self.answer_heads[level](question, video, draws)
             for level, question, video in zip(LEVELS, pairs.texts, pairs.videos, strict=True)
         )
         return AnsweredPairs(pairs, tuple(logits), labels)
@@ -111,13 +115,19 @@ class AnswerHead(nn.Module):
         )
         self.padded_weights = padded_weights
 
-    def forward(self, questions: TokenLevel, videos: TokenLevel) -> Float[Tensor, "pairs answers"]:
+    def forward(
+        self, questions: TokenLevel, videos: TokenLevel, draws: BatchDraws | None = None
+    ) -> Float[Tensor, "pairs answers"]:
         """Returns a logit for every answer, in float32."""
         question = self.text_projection(self._pool(questions, self.text_importance))
         video = self.video_projection(self._pool(videos, self.video_importance))
         both = torch.cat([video, question], dim=-1)
-        logits: Tensor = self.classifier(self.dropout(both))
-        return logits.float()
+        if draws is None or not self.training or self.dropout.p == 0:
+            both = self.dropout(both)
+        else:
+            both = draws.dropout(both, self.dropout.p)
+        logits: Tensor = self.classifier(both)
+        return at_least_float32(logits)
 
     def _pool(self, level: TokenLevel, importance: nn.Module) -> Float[Tensor, "items dim"]:
         """Returns the weighted mean of each item's real tokens; 0 for an item without any."""

@@ -17,7 +17,7 @@ from pipelines.run import results, run_plan
 from pipelines.stages.report import PAGE, REPORT
 from pipelines.stages.stage import CODE_CHANGED, Graph
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table
-from pipelines.tracking.mlflow_runs import ui_command
+from pipelines.tracking.address import ui_command
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import absolute_uri
 

@@ -5,9 +5,11 @@ Imports nothing heavy, so that ``--help`` and ``--print_config`` answer at once.
 
 from __future__ import annotations
 
+import dis
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -21,6 +23,12 @@ from pipelines.recipe.reading import config_from_plain
 from pipelines.recipe.recipe import Recipe
 
 logger = logging.getLogger("jobs")
+
+_DEBUG = "--debug"
+
+_EXTRAS = {"faiss": "serve", "fastapi": "serve", "starlette": "serve", "optuna": "tune", "boto3": "cloud"}
+"""What only some jobs import, and the extra of the project that brings it."""
+
 _traceback = logging.getLogger("jobs.traceback")
 """Goes to the log file only: on a terminal a mistake in the settings is one line."""
 
@@ -32,6 +40,7 @@ def recipe_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(
         description=description, usage="%(prog)s --config RECIPE [--section.field VALUE ...]", allow_abbrev=False
     )
+    parser.add_argument(_DEBUG, action="store_true", help="Show where an error was raised, also a mistake of yours.")
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe (YAML). Later options override it.")
     parser.add_class_arguments(Recipe)
     return parser
@@ -99,13 +108,25 @@ def set_up_logging(folder: Path | None, *, name: str) -> Path | None:
 def run_job(main: Callable[[], int]) -> None:
     """Ends the process with the exit code of ``main``; what a user can mend is one line, not a traceback.
 
+    Errors that this project raises itself are such lines; with ``--debug`` they, too, come with the place where
+    they were raised. Whatever else goes wrong always does.
+
     SIGTERM, with which ``ray job stop``, Slurm and Kubernetes end a job, interrupts it like Ctrl-C.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    debug = _DEBUG in sys.argv
+    sys.argv = [word for word in sys.argv if word != _DEBUG]
     try:
         code = main()
+    except ModuleNotFoundError as error:
+        if (extra := _EXTRAS.get(str(error.name).partition(".")[0])) is None:
+            raise
+        logger.error("%s is not installed; it comes with: pip install 'hbi-on-ray[%s]'", error.name, extra)
+        code = 2
     except (ValueError, OSError, ArithmeticError) as error:
         logger.error("%s", error)
+        if debug or not _is_ours(error):
+            traceback.print_exception(error)
         _traceback.info("where it happened", exc_info=True)
         code = 2
     except KeyboardInterrupt:
@@ -114,6 +135,21 @@ def run_job(main: Callable[[], int]) -> None:
     with suppress(OSError):
         sys.stdout.flush()
     sys.exit(code)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a ``raise`` of this project raised ``error``, or the system, about a file: with words for the user."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None:
+        return False
+    package = str(place.tb_frame.f_globals.get("__name__")).partition(".")[0]
+    # What a library of C raises has no frame of its own: it seems to come from the line that called it.
+    is_raise = place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return is_raise and package in ("__main__", "jobs", "pipelines", "hbi_models")
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

@@ -1,59 +1,71 @@
-"""Searches settings of a recipe: ``python -m jobs.tune --config RECIPE --search SEARCH``.
+"""Tunes settings of a recipe: ``python -m jobs.tune --config RECIPE --tune FILE``.
 
-The search file names fields of the recipe and how they are drawn, the metric, who proposes settings
+The tune file names fields of the recipe and how they are drawn, the metric, who proposes settings
 and who ends bad trials early, and baselines; ``--help`` explains each. The same command goes on with
-a search that was interrupted.
+a tuning that was interrupted.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 
 from jobs.pipeline import log_folder, start_log
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser, run_job
-from pipelines.tracking.mlflow_runs import deliver_kept, ui_command
-from pipelines.tune.checks import make_search
-from pipelines.tune.configs import SearchConfig
-from pipelines.tune.plan import BEST_RECIPE, RANKING, is_done, plan_of
-from pipelines.tune.search import Search
+from pipelines.tracking.address import ui_command
+from pipelines.tracking.mlflow_runs import record_missed
+from pipelines.tune.space import TuningConfig
+from pipelines.tune.tuning import BEST_RECIPE, RANKING, Tuning, is_done, make_tuning, plan_of
+
+_FORMER_OPTION = re.compile(r"^--search(?=$|[.=])")
+
+
+def read_tuning(arguments: Sequence[str] | None = None) -> tuple[Tuning, bool]:
+    """The tuning that a command line describes, and whether to print its plan alone."""
+    parser = recipe_parser("Tunes settings of a recipe, and ranks the best ones beside the baselines.")
+    parser.add_class_arguments(TuningConfig, "tune")
+    parser.add_argument("--plan", action="store_true", help="Print what would be tried; run nothing.")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    renamed = [_FORMER_OPTION.sub("--tune", argument) for argument in given]
+    if renamed != given:
+        print("--search is --tune now; the old name goes with the next version", file=sys.stderr)
+    recipe, options = read_recipe(parser, renamed)
+    return make_tuning(recipe, options["tune"], recipe_from_document), options["plan"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job and returns its exit code."""
-    parser = recipe_parser("Searches settings of a recipe, and ranks the best ones beside the baselines.")
-    parser.add_class_arguments(SearchConfig, "search")
-    parser.add_argument("--plan", action="store_true", help="Print what would be searched; run nothing.")
-    recipe, options = read_recipe(parser, arguments)
-    search = make_search(recipe, options["search"], recipe_from_document)
-    if not options["plan"]:
-        start_log(search.recipe, "tune")
-    print(f"Workspace {search.graph.workspace.uri}\n\n{plan_of(search)}\n", flush=True)
-    if options["plan"]:
+    tuning, plan_only = read_tuning(arguments)
+    if not plan_only:
+        start_log(tuning.recipe, "tune")
+    print(f"Workspace {tuning.graph.workspace.uri}\n\n{plan_of(tuning)}\n", flush=True)
+    if plan_only:
         return 0
-    if is_done(search):
-        print("Nothing to do: the search is finished.\n", flush=True)
-        deliver_kept(search.graph.workspace, search.recipe.tracking)
+    if is_done(tuning):
+        print("Nothing to do: the tuning is finished.\n", flush=True)
+        record_missed(tuning.graph.workspace)
     else:
-        from pipelines.tune.run import run_search
+        from pipelines.tune.driver import run_tuning
 
-        run_search(search)
-    print(_results(search))
+        run_tuning(tuning)
+    print(_results(tuning))
     return 0
 
 
-def _results(search: Search) -> str:
-    config, storage = search.config, search.storage
+def _results(tuning: Tuning) -> str:
+    config, storage = tuning.config, tuning.storage
     ranking = storage.read_bytes(RANKING).decode()
     lines = [
-        f"{config.metric} of {config.stage} with other seeds than the search's; 95% t-intervals of the mean",
+        f"{config.metric} of {config.stage} with other seeds than the trials'; 95% t-intervals of the mean",
         ranking,
         f"Pictures:  {storage.uri}",
         f"Run it:    python -m jobs.run --config {storage.uri}/{BEST_RECIPE}",
     ]
-    folder = log_folder(search.recipe.workspace)
+    folder = log_folder(tuning.recipe.workspace)
     if folder is not None:
         lines.append(f"Logs:      {folder}")
-    return "\n".join([*lines, f"MLflow:    {ui_command(search.graph.workspace)}"])
+    return "\n".join([*lines, f"MLflow:    {ui_command(tuning.graph.workspace)}"])
 
 
 if __name__ == "__main__":

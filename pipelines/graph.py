@@ -43,7 +43,7 @@ from pipelines.stages.shapes import shapes_stage
 from pipelines.stages.stage import Graph, Stage
 from pipelines.stages.video_qa import video_qa_stage
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import absolute_uri, join_uri
+from pipelines.workspace.uris import join_uri
 
 
 def make_graph(recipe: Recipe) -> Graph:
@@ -110,7 +110,7 @@ def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[G
     deciding = {name: getattr(model.frames, name) for name in frames_settings(trained)}
     recipe = replace(
         trained,
-        data=DataConfig(dataset="captions_file", videos=folder_of_collection(absolute_uri(videos))),
+        data=DataConfig(dataset="captions_file", videos=folder_of_collection(videos)),
         frames=replace(recipe.frames, **deciding),
         tasks=("retrieval",),
     )

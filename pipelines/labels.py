@@ -18,16 +18,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
-from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.axes import TextBatch, TokenLevel
 from hbi_models.banzhaf.published import published_labels
-from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import RetrievalConfig
-from hbi_models.retrieval import RetrievalModel
+from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import token_cosines, token_weights
 from pipelines.models.weights import load_model
 from pipelines.recipe.labels import LabelsConfig
+from pipelines.resources.device import compute_device
 from pipelines.resources.sharded_work import SUMMARY
 from pipelines.video.frame_store import FrameStore
 from pipelines.workspace.shards import ShardPool
@@ -65,13 +64,14 @@ class LabelShard:
     def __init__(self, settings: LabelSettings, frames_pool: Storage, pool: ShardPool, generation: int = 0) -> None:
         self._settings, self._frames_pool = settings, frames_pool
         self._pool, self._generation = pool, generation
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         self._model = make_label_model(settings).to(self._device)
         self._tokenizer = CaptionTokenizer(settings.model.max_words)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        """Reads ``video_id``, ``key``, ``shard``, ``row``, ``texts``; returns one summary row."""
-        store = FrameStore(self._frames_pool, videos)
+        """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""
+        frames = videos.select(["video_id", "frames_key", "shard", "row"])
+        store = FrameStore(self._frames_pool, frames.rename_columns(["video_id", "key", "shard", "row"]))
         rows = [row for batch in self._batches(len(videos)) for row in self._label(store, videos, batch)]
         size = self._pool.commit(rows, generation=self._generation)
         return pa.Table.from_pylist(
@@ -118,17 +118,15 @@ class LabelShard:
             batch, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
         )
         with self._arithmetic():
-            levels = self._model.encode_video(
-                VideoBatch(normalize_pixels(frames.frames.to(self._device)), frames.mask.to(self._device))
-            )
+            levels = self._model.encode_video(self._model.video_batch(frames.frames, frames.mask))
         return levels[0]
 
     def _encode_texts(self, texts: Sequence[str]) -> TokenLevel:
+        # As many words as the recipe says, which the model of a checkpoint may not.
         token_ids, mask = self._tokenizer(texts)
         with self._arithmetic():
-            levels = self._model.encode_text(
-                TextBatch(torch.from_numpy(token_ids).to(self._device), torch.from_numpy(mask).to(self._device))
-            )
+            batch = TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
+            levels = self._model.encode_text(batch.to(self._device))
         return levels[0]
 
     def _arithmetic(self) -> torch.autocast:
@@ -137,13 +135,12 @@ class LabelShard:
 
     def _interaction(self, texts: TokenLevel, frames: TokenLevel) -> Tensor:
         scale = self._settings.model.game.similarity_scale
-        cosines = token_cosines(texts, frames)
         if self._settings.labels.kind == "exact":
-            return exact_interaction(scale * cosines, texts.logits, frames.logits, texts.mask, frames.mask)
-        # The same subsets for every batch: a label does not depend on where its pair stands.
-        generator = torch.Generator(self._device).manual_seed(self._settings.seed)
+            return level_interaction(texts, frames, scale=scale)
+        # The same subsets for every batch and on every device: a label does not depend on where its pair stands.
+        generator = torch.Generator().manual_seed(self._settings.seed)
         return published_labels(
-            cosines,
+            token_cosines(texts, frames),
             token_weights(texts),
             token_weights(frames),
             texts.mask,

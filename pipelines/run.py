@@ -5,34 +5,48 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from pipelines.datasets.answers import Vocabulary
+from pipelines.datasets.requirements import require_data
 from pipelines.progress import format_seconds
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.placement import checked_nodes, require_lasting
 from pipelines.stages.places import places_of
 from pipelines.stages.report import REPORT
 from pipelines.stages.stage import Graph, Outcome, Step
-from pipelines.tracking.mlflow_runs import PipelineTracker, deliver_kept
+from pipelines.stages.weights_check import require_weights
+from pipelines.tracking.address import tracking_uri
+from pipelines.tracking.mlflow_runs import PipelineTracker, record_missed
+from pipelines.workspace.artifact import ARTIFACT
 
 logger = logging.getLogger(__name__)
 
 
 def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcome]:
-    """Executes ``steps``; where all are done, neither Ray nor, unless something is left for it, MLflow is started.
+    """Executes ``steps``; where all are done, neither Ray nor, unless it has missed something, MLflow is started.
 
     Raises:
+        ValueError: ``MLFLOW_TRACKING_URI`` names no server or database.
         PlacementError: the nodes of the cluster do not see the folders of the run.
+        FileNotFoundError, ValueError: weights that a stage starts from cannot be had, or do not fit.
+        ValueError: the data set does not hold what the stages need.
     """
     require_lasting(graph.workspace)
+    tracking_uri(graph.workspace)  # a wrong one is refused before Ray starts
     graph.record(recipe)
     if all(step.state == "done" for step in steps):
-        deliver_kept(graph.workspace, recipe.tracking)
+        record_missed(graph.workspace)
         return [_skip(graph, step) for step in steps]
+    require_weights(steps, recipe)
+    pending = [step.stage.name for step in steps if step.state != "done"]
+    for step in steps:
+        if step.state == "done":
+            _check_data(graph, step.stage.name, pending, recipe)
     from pipelines.resources.allotment import allot
     from pipelines.resources.ray_session import ray_session
 
     outcomes: list[Outcome] = []
     with ray_session(recipe.resources), checked_nodes(graph.workspace, places_of(graph, recipe)):
-        allot([step.stage.name for step in steps if step.state != "done"], recipe.resources)
+        allot(pending, recipe.resources)
         tracker = PipelineTracker(graph.workspace, recipe.tracking, recipe)
         tracker.log_fingerprints(graph.fingerprints)
         try:
@@ -42,14 +56,23 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
                     continue
                 outcome = run_step(graph, step, tracker, recipe)
                 outcomes.append(outcome)
+                _check_data(graph, step.stage.name, pending, recipe)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         for outcome in results(outcomes):
             counts = outcome.artifact.counts
-            tracker.log_metrics({f"{outcome.step.stage.name}/{name}": value for name, value in counts.items()})
+            tracker.run.log_metrics({f"{outcome.step.stage.name}/{name}": value for name, value in counts.items()})
         tracker.finish("FINISHED")
         return outcomes
+
+
+def _check_data(graph: Graph, finished: str, pending: Sequence[str], recipe: Recipe) -> None:
+    """Looks at what a finished stage says of the data, before another one works on it."""
+    if finished == "manifest":
+        require_data(recipe, pending, graph.output("manifest"))
+    elif finished == "answers":
+        require_data(recipe, pending, graph.output("manifest"), Vocabulary.read(graph.output("answers")))
 
 
 def results(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -61,7 +84,8 @@ def results(outcomes: Sequence[Outcome]) -> list[Outcome]:
 def run_step(graph: Graph, step: Step, tracker: PipelineTracker, recipe: Recipe) -> Outcome:
     """Executes one step that is not done, as a nested run of ``tracker``."""
     logger.info("%s: %s (%s), fingerprint %s", step.stage.name, step.state, step.reason, step.fingerprint)
-    stage_tracker = tracker.stage(step.stage.name, step.fingerprint, step.stage.settings)
+    name = step.stage.name
+    stage_tracker = tracker.stage(name, step.fingerprint, step.stage.settings, graph.output(name))
     try:
         outcome = graph.execute(step, tracker=stage_tracker, config=recipe)
     except BaseException as error:
@@ -69,7 +93,7 @@ def run_step(graph: Graph, step: Step, tracker: PipelineTracker, recipe: Recipe)
         raise
     counts = {name: value for name, value in outcome.artifact.counts.items() if "/" not in name}
     stage_tracker.log_metrics({f"count/{name}": value for name, value in counts.items()})
-    stage_tracker.log_document("artifact.json", outcome.artifact.document)
+    stage_tracker.log_files(outcome.artifact.storage, [ARTIFACT])
     stage_tracker.finish("FINISHED")
     logger.info("%s: done in %s", step.stage.name, format_seconds(outcome.seconds))
     return outcome

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hbi_models.configs import require
 from pipelines.datasets.annotations import Question
 from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import Split
 from pipelines.video.frame_store import FrameStore
-from pipelines.workspace.records import INDEX_FILE, MANIFEST_FILE
+from pipelines.workspace.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE
 from pipelines.workspace.storage import Storage
+
+_NAMED = 5
 
 
 class SplitView:
@@ -23,15 +26,23 @@ class SplitView:
         frames: folder of the frames artifact.
         pool: folder of the frame shards.
         split: which split.
+
+    Raises:
+        ValueError: the frames artifact knows nothing of some of the videos.
     """
 
     def __init__(self, manifest: Storage, frames: Storage, pool: Storage, split: Split) -> None:
         table = manifest.read_table(MANIFEST_FILE, columns=["video_id", "split", "captions"])
         table = table.filter(pc.equal(table.column("split"), split)).select(["video_id", "captions"])
-        joined = _with_frames(table.column("video_id"), frames)
+        joined, without_frames = _with_frames(table.column("video_id"), frames)
         self._captions = table.column("captions").take(joined.column("place"))
         self.texts_per_video: list[int] = pc.list_value_length(self._captions).to_pylist()
         self.store = FrameStore(pool, joined)
+        without_texts = [
+            name for name, count in zip(self.store.video_ids, self.texts_per_video, strict=True) if not count
+        ]
+        self.left_out = _describe_left_out(split, len(table), without_frames, without_texts)
+        """What of the split cannot be trained or tested with, in words; None = nothing."""
 
     def __len__(self) -> int:
         return len(self.store)
@@ -58,6 +69,9 @@ class QuestionView:
         pool: folder of the frame shards.
         split: which split.
         answerable_by: leave out questions whose answer is not in this vocabulary, and videos without others.
+
+    Raises:
+        ValueError: the frames artifact knows nothing of some of the videos.
     """
 
     def __init__(
@@ -79,10 +93,12 @@ class QuestionView:
             ]
             if kept:
                 asked[row["video_id"]] = kept
-        joined = _with_frames(pa.chunked_array([list(asked)], pa.string()), frames)
+        joined, without_frames = _with_frames(pa.chunked_array([list(asked)], pa.string()), frames)
         self.store = FrameStore(pool, joined)
         self._questions = [asked[video_id] for video_id in self.store.video_ids]
         self.texts_per_video = [len(questions) for questions in self._questions]
+        self.left_out = _describe_left_out(split, len(asked), without_frames, [])
+        """What of the split cannot be trained or tested with, in words; None = nothing."""
 
     def __len__(self) -> int:
         return len(self.store)
@@ -96,8 +112,40 @@ class QuestionView:
         return [question.question for question in self._questions[video]]
 
 
-def _with_frames(video_ids: pa.ChunkedArray, frames: Storage) -> pa.Table:
-    """Those of ``video_ids`` that have frames: id, ``place`` in the given order, ``shard`` and ``row``."""
-    index = frames.read_table(INDEX_FILE, columns=["video_id", "shard", "row"])
+def _with_frames(video_ids: pa.ChunkedArray, frames: Storage) -> tuple[pa.Table, list[str]]:
+    """Those of ``video_ids`` that have frames, and the others.
+
+    The former with ``video_id``, ``place`` in the given order, ``key``, ``shard`` and ``row``.
+    """
+    index = frames.read_table(INDEX_FILE, columns=["video_id", "key", "shard", "row"])
     places = pa.table({"video_id": video_ids, "place": pa.array(range(len(video_ids)), pa.int64())})
-    return places.join(index, "video_id", join_type="inner").sort_by("place").combine_chunks()
+    found = places.join(index, "video_id", join_type="inner").sort_by("place").combine_chunks()
+    others: list[str] = video_ids.filter(pc.invert(pc.is_in(video_ids, found.column("video_id")))).to_pylist()
+    if others:
+        failed = frames.read_table(ERRORS_FILE, columns=["video_id"]).column("video_id").to_pylist()
+        unknown = sorted(set(others).difference(failed))
+        require(
+            not unknown,
+            f"{len(unknown):,} of {len(video_ids):,} videos are neither among the frames in {frames.place()} nor among "
+            f"the errors there: {_few(unknown)}. Run the same command again with --force frames",
+        )
+    return found, others
+
+
+def _describe_left_out(
+    split: Split, total: int, without_frames: Sequence[str], without_texts: Sequence[str]
+) -> str | None:
+    parts = [
+        f"{len(names):,} have no {what} ({_few(names)}{hint})"
+        for names, what, hint in (
+            (without_frames, "frames", f"; {ERRORS_FILE} of the stage frames says why"),
+            (without_texts, "caption", ""),
+        )
+        if names
+    ]
+    left_out = len(without_frames) + len(without_texts)
+    return f"{left_out:,} of {total:,} videos of {split} are left out: {' and '.join(parts)}" if parts else None
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")

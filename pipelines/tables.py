@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hbi_models.metric_names import ANSWER_METRICS, DIRECTIONS, RANK_METRICS, RECALLS_AT
 from pipelines.evaluate.documents import by_questions
 from pipelines.progress import format_seconds
 from pipelines.stages.stage import Outcome, Step
@@ -53,24 +54,22 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
 
 def metrics_table(document: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Retrieval metrics of both directions with their 95% intervals."""
-    names = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "median_rank", "mean_rank")
     rows = [
-        [title, *(_interval(document[direction][name]) for name in names)]
-        for direction, title in (("text_to_video", "text → video"), ("video_to_text", "video → text"))
+        [direction.replace("_to_", " → "), *(_interval(document[direction][name]) for name in RANK_METRICS)]
+        for direction in DIRECTIONS
     ]
-    return table(["", "R@1", "R@5", "R@10", "R@50", "MdR", "MnR"], rows)
+    return table(["", *(f"R@{k}" for k in RECALLS_AT), "MdR", "MnR"], rows)
 
 
 def answers_table(document: Mapping[str, Any]) -> str:
     """Accuracies overall and by question type with their 95% intervals, and the baselines below."""
-    metrics = ("accuracy", "top_5_accuracy")
     everything, answerable = document["all"], document["answerable"]
     rows = [
         [
             kind,
             f"{values['questions']:,}",
-            *(_interval(values[name]) for name in metrics),
-            *(_interval(answerable[kind][name]) if kind in answerable else "" for name in metrics),
+            *(_interval(values[name]) for name in ANSWER_METRICS),
+            *(_interval(answerable[kind][name]) if kind in answerable else "" for name in ANSWER_METRICS),
         ]
         for kind, values in by_questions(everything)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.workspace.storage import Storage
 
@@ -12,18 +12,12 @@ class StageTracker:
     """Receives what a stage has to say; this one only writes to the log."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """One point of each named curve."""
+        """Figures that are in no history; of a curve, the point at ``step``."""
 
     def log_batch(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Many points at once: (step, metrics)."""
+        """New points, (step, metrics), of the curves whose history is kept in the stage's folder."""
         for step, metrics in points:
             self.log_metrics(metrics, step)
-
-    def log_curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """All points of a training so far; those that were logged before are passed over."""
-
-    def log_document(self, name: str, document: Any) -> None:
-        """A JSON document under the file name ``name``."""
 
     def log_files(self, folder: Storage, names: Sequence[str]) -> None:
         """Files in ``folder``, which is in the workspace and stays there."""

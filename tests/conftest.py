@@ -16,7 +16,6 @@ from typing import Any
 
 import jaxtyping
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 # Every call of a public function of the models checks the shapes in its signature.
 jaxtyping.install_import_hook(["hbi_models"], "beartype.beartype")
@@ -32,26 +31,38 @@ os.environ.pop("RAY_ADDRESS", None)
 set_ray_environment()
 
 
-RUN_RAY = (
+STARTS_RAY = (
     "tests/jobs/",
     "tests/distributed/",
+    "tests/serve/",
     "tests/faults/test_processes.py",
     "tests/faults/test_ray_neighbours.py",
     "tests/faults/test_whole_runs.py",
-    "tests/pipelines/resources/test_allotment.py",
-    "tests/pipelines/test_run.py",
 )
+"""Tests that start processes of their own which start Ray, or train in several processes."""
+
+LONGEST_FIRST = (
+    "tests/jobs/test_tune.py",
+    "tests/jobs/test_pipeline.py",
+    "tests/serve/",
+    "tests/jobs/test_video_qa.py",
+    "tests/jobs/test_interruption.py",
+    "tests/jobs/test_datasets.py",
+    "tests/jobs/",
+    "tests/parity/test_trajectory.py",
+    "tests/distributed/",
+    "tests/faults/",
+    "tests/",
+)
+"""So that two processes end at about the same time."""
 
 
-class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Spreads files over processes; those that run Ray go to one, one after another."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith(RUN_RAY) else nodeid.partition("::")[0]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
-    return Scheduling(config, log)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what starts Ray, and puts the longest files first."""
+    for item in items:
+        if item.nodeid.startswith(STARTS_RAY) or "ray_local" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+    items.sort(key=lambda item: next(n for n, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)))
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ def write_labels(folder: Path, *, shards: int = 2, validation_pairs: int = VALID
     pool = ShardPool(storage.folder("labels"), LABELS)
     for shard in range(shards):
         pool.commit(rows[shard::shards])
-    index = pool.index().sort_by("key").slice(0, TRAIN_PAIRS + validation_pairs)
+    index = pool.index(["caption_index"]).sort_by("key").slice(0, TRAIN_PAIRS + validation_pairs)
     splits = ["train"] * TRAIN_PAIRS + ["val"] * validation_pairs
     storage.write_table(f"labels-index/{INDEX_FILE}", index.append_column("split", pa.array(splits)))
 

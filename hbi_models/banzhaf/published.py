@@ -49,8 +49,8 @@ def published_labels(
     the real tokens; the labels have the units of ``scale`` times the similarity. The maxima are
     averaged over all subsets in closed form. The weights are averaged over all subsets of at most
     log2(``most_subsets``) tokens, which is exact, and for more tokens over ``most_subsets``
-    subsets drawn from ``generator`` (on the device of the tensors), the same for all pairs and
-    cells.
+    subsets drawn from ``generator``, the same for all pairs and cells. With a generator on the CPU
+    they are the same on every device.
 
     Raises:
         ValueError: there are more tokens than that, and no generator is given.
@@ -118,8 +118,8 @@ def sample_published_cell(
     """Returns ``sample_published_labels`` of one word and one frame, which mean nothing where either is padding."""
     total = similarity.new_zeros(len(similarity))
     for _ in range(num_draws):
-        kept_words = _draw(word_mask.shape, generator)
-        kept_frames = _draw(frame_mask.shape, generator)
+        kept_words = _draw(word_mask.shape, generator).to(word_mask.device)
+        kept_frames = _draw(frame_mask.shape, generator).to(frame_mask.device)
         total += value_of_draw(
             scale * similarity,
             word_weights,
@@ -236,7 +236,7 @@ def _subsets(
             f"{num_tokens} tokens have 2^{num_tokens} subsets, more than most_subsets = {most_subsets}, and are "
             "averaged over drawn ones: pass a torch.Generator, or raise most_subsets"
         )
-    drawn = _draw((most_subsets // 2, num_tokens), generator)
+    drawn = _draw((most_subsets // 2, num_tokens), generator).to(device)
     # A set and its complement are equally likely; together they have no error in the set's size.
     return torch.cat([drawn, ~drawn])
 

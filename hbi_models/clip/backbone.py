@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from einops import repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD
+from hbi_models.axes import at_least_float32
+from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD, normalize_pixels
 from hbi_models.configs import require
 
 IMAGE_EMBEDDINGS = ("class_embedding", "positional_embedding", "ln_pre", "cls_token", "pos_embed", "norm_pre")
@@ -50,9 +52,8 @@ class ClipBackbone(nn.Module):
         self.text_heads: int = self.transformer.resblocks[0].attn.num_heads
         self.is_causal = text.attn_mask is not None
         self.image_size_px = square_size(self.visual.image_size)
-        preprocessing = getattr(self.visual, "preprocess_cfg", {})
-        self.pixel_mean = tuple(preprocessing.get("mean", ())) or CLIP_MEAN
-        self.pixel_std = tuple(preprocessing.get("std", ())) or CLIP_STD
+        self.pixel_mean: Sequence[float] = CLIP_MEAN
+        self.pixel_std: Sequence[float] = CLIP_STD
 
     @property
     def text_width(self) -> int:
@@ -70,12 +71,16 @@ class ClipBackbone(nn.Module):
         """Whether the text tower's activation is x·sigmoid(1.702x), as in OpenAI's weights."""
         return any(isinstance(module, QuickGELU) for module in self.transformer.modules())
 
+    def normalize(self, frames: UInt8[Tensor, "*frames 3 height width"]) -> Float[Tensor, "*frames 3 height width"]:
+        """Returns float pixels, centred and scaled as those that this model was trained on."""
+        return normalize_pixels(frames, mean=self.pixel_mean, std=self.pixel_std)
+
     def encode_frames(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames dim"]:
         """Returns one projected feature per image (of a ViT: its class token), not normalised."""
         features = self.visual(pixels)
         # Some towers also return their patch tokens.
         projected: Tensor = features[0] if isinstance(features, tuple) else features
-        return projected.float()
+        return at_least_float32(projected)
 
     def encode_words(
         self, token_ids: Int[Tensor, "texts words"], mask: Bool[Tensor, "texts words"]
@@ -96,7 +101,7 @@ class ClipBackbone(nn.Module):
             allowed = allowed & torch.ones(num_words, num_words, dtype=torch.bool, device=mask.device).tril()
         hidden = self.token_embedding(token_ids) + self.positional_embedding[:num_words]
         hidden = self.transformer(hidden, attn_mask=additive_attention_mask(allowed, heads=self.text_heads))
-        return self._project_words(self.ln_final(hidden)).float()
+        return at_least_float32(self._project_words(self.ln_final(hidden)))
 
     def _project_words(self, hidden: Float[Tensor, "texts words width"]) -> Float[Tensor, "texts words dim"]:
         if self.text_projection is None:

@@ -12,22 +12,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.clip.pixels import (
+    ARCHITECTURES,
+    CLIP_MEAN,
+    CLIP_STD,
+    PREPROCESSING,
+    architecture_file,
+    with_pixel_statistics,
+)
 from hbi_models.clip.torchscript import read_torchscript
+from hbi_models.clip.transformers_names import from_transformers_clip, is_transformers_clip
 from hbi_models.configs import ClipConfig, require
-
-ARCHITECTURES = Path(__file__).parent / "architectures"
+from hbi_models.weight_names import listed, without_wrappers
 
 # Constants that OpenAI's archives store among the weights; no other release has them.
 OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 
 # What checkpoints hold beyond the parameters that the backbone takes over.
 UNUSED_ENTRIES = (*OPENAI_CONSTANTS, "attn_mask", "text.attn_mask", "logit_bias")
+
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_NUMBERS: list[Any] = [
+    # Under its names of NumPy 2 and 1.
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+]
 
 TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
@@ -50,6 +68,8 @@ def load_clip(config: ClipConfig) -> ClipBackbone:
         backbone = build_clip(architecture)
         if state is not None:
             load_weights(backbone, state, config)
+    resolved = with_pixel_statistics(config)
+    backbone.pixel_mean, backbone.pixel_std = resolved.pixel_mean or CLIP_MEAN, resolved.pixel_std or CLIP_STD
     if config.freeze_patch_embedding:
         backbone.freeze_patch_embedding()
     if config.freeze_embeddings:
@@ -59,6 +79,27 @@ def load_clip(config: ClipConfig) -> ClipBackbone:
     return backbone
 
 
+def fetch_weights(config: ClipConfig) -> Path | None:
+    """Puts the weights that a tag of open_clip names into its cache; returns their file, None if no tag names them.
+
+    Raises:
+        ValueError: They are not in the cache and cannot be downloaded.
+    """
+    tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else None
+    if not tag:
+        return None
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    # Errors of the hub, of its client and of the network have no class in common.
+    except Exception as error:
+        source = f"the model hub's {tag['hf_hub'].rstrip('/')}" if tag.get("hf_hub") else tag.get("url")
+        raise ValueError(
+            f"the weights {config.pretrained!r} of {config.architecture} are not in the cache of this machine and "
+            f"cannot be downloaded from {source} ({type(error).__name__}). Connect to the network once, or set "
+            "model.clip.pretrained to a local file of them (OpenAI's .pt, .bin, .safetensors)"
+        ) from error
+
+
 def read_architecture(name: str) -> dict[str, Any]:
     """Returns an architecture in open_clip's format: a JSON file's, a shipped one, or open_clip's own.
 
@@ -66,12 +107,14 @@ def read_architecture(name: str) -> dict[str, Any]:
         ValueError: There is no such architecture, or it is of an unsupported kind.
     """
     architecture: dict[str, Any] | None
-    shipped = ARCHITECTURES / f"{name}.json"
-    if name.endswith(".json"):
-        require(Path(name).is_file(), f"clip.architecture is {name!r}, but there is no such file")
-        architecture = json.loads(Path(name).read_text(encoding="utf-8"))
-    elif shipped.is_file():
-        architecture = json.loads(shipped.read_text(encoding="utf-8"))
+    path = architecture_file(name)
+    if path:
+        require(path.is_file(), f"clip.architecture is {name!r}, but there is no such file")
+        document = json.loads(path.read_text(encoding="utf-8"))
+        # A model's folder on the Hub keeps the architecture within its open_clip_config.json.
+        architecture = {
+            key: value for key, value in document.get("model_cfg", document).items() if key != PREPROCESSING
+        }
     else:
         architecture = open_clip.get_model_config(name)
     if architecture is None:
@@ -130,6 +173,8 @@ def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> di
         f"one of open_clip's tags {open_clip.list_pretrained_tags_by_model(config.architecture)}",
     )
     state = read_checkpoint(path)
+    if is_transformers_clip(state):
+        state = from_transformers_clip(state)
     if any(name in state for name in OPENAI_CONSTANTS):
         require_same_activation(architecture, quick_gelu=True, config=config)
     return {
@@ -148,12 +193,20 @@ def load_weights(backbone: ClipBackbone, state: dict[str, Tensor], config: ClipC
     if "logit_scale" in state:
         # A scalar in some releases, a vector of length one in others.
         state = {**state, "logit_scale": state["logit_scale"].reshape(backbone.logit_scale.shape)}
-    try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
+    own = backbone.state_dict()
+    shaped = {name: tensor for name, tensor in state.items() if name in own and tensor.shape != own[name].shape}
+    misfits = {
+        "missing": own.keys() - state.keys(),
+        "left over": state.keys() - own.keys(),
+        "of another shape": [f"{name}: {tuple(t.shape)} for {tuple(own[name].shape)}" for name, t in shaped.items()],
+    }
+    if any(misfits.values()):
         raise ValueError(
-            f"{config.pretrained} does not fit clip.architecture {config.architecture!r}: {error}"
-        ) from error
+            f"{config.pretrained} does not fit clip.architecture {config.architecture!r}: "
+            f"{', '.join(f'{what} {listed(names)}' for what, names in misfits.items() if names)}; choose the "
+            "architecture that the weights were trained with"
+        )
+    backbone.load_state_dict(state)
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -167,14 +220,31 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
     except Exception as error:
         raise ValueError(f"{path} is no checkpoint of tensors alone, and nothing else is unpickled: {error}") from error
-    if isinstance(content, Mapping) and "state_dict" in content:
-        content = content["state_dict"]
+    content = _state_dict_in(content, path)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(
             f"{path} holds {type(content).__name__}, not the tensors of a model; give a state dict (.pt, .bin), "
             "a .safetensors file or OpenAI's .pt archive"
         )
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    return without_wrappers({str(name): tensor for name, tensor in content.items()})
+
+
+def _state_dict_in(content: Any, path: Path) -> Any:
+    """The tensors in what a training wrote beside its epoch and its optimizer."""
+    if not isinstance(content, Mapping) or _is_state_dict(content):
+        return content
+    if "state_dict" in content:
+        return content["state_dict"]
+    found = [str(name) for name, value in content.items() if _is_state_dict(value)]
+    require(
+        len(found) <= 1,
+        f"{path} holds the tensors of several models: {', '.join(found)}; save the one that is meant by itself",
+    )
+    return content[found[0]] if found else content
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _read_file(path: Path) -> Any:
@@ -182,7 +252,9 @@ def _read_file(path: Path) -> Any:
         return load_file(path)
     if is_torchscript(path):
         return read_torchscript(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # A best score beside the weights is often a number of NumPy.
+    with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def is_torchscript(path: Path) -> bool:

@@ -6,7 +6,7 @@ extracted, and stored as uint8; cropping and normalisation happen on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,13 +15,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from hbi_models.clip.pixels import CLIP_MEAN as CLIP_MEAN
+from hbi_models.clip.pixels import CLIP_STD as CLIP_STD
 from hbi_models.configs import require
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of CLIP's training pixels per channel (red, green, blue), on a scale of 0 to 1."""
-
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of CLIP's training pixels per channel."""
 
 
 def resize_short_side(
@@ -71,7 +67,19 @@ def normalize_pixels(
     return (frames.contiguous() - mean_255).div_(std_255)
 
 
+def square_frames(
+    images: Iterable[UInt8[np.ndarray, "height width 3"]], size_px: int
+) -> UInt8[Tensor, "frames 3 size size"]:
+    """Returns the central squares of images, or of a whole decoded video, resized to ``size_px``.
+
+    ``RetrievalModel.video_batch`` takes them from there.
+    """
+    resized = (torch.from_numpy(np.array(resize_short_side(image, size_px))) for image in images)
+    return torch.stack(
+        [centre_crop(rearrange(image, "height width rgb -> rgb height width"), size_px) for image in resized]
+    )
+
+
 def preprocess_image(image: UInt8[np.ndarray, "height width 3"], size_px: int) -> Float[Tensor, "3 size size"]:
-    """Returns CLIP's evaluation transform of one image: resize, central square, normalisation."""
-    resized = torch.from_numpy(np.array(resize_short_side(image, size_px)))
-    return normalize_pixels(centre_crop(rearrange(resized, "height width rgb -> rgb height width"), size_px))
+    """Returns OpenAI's evaluation transform of one image: resize, central square, normalisation."""
+    return normalize_pixels(square_frames([image], size_px)[0])

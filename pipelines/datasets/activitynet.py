@@ -9,14 +9,14 @@ The field tests on val_1; there is no validation split.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from pipelines.datasets.annotations import Annotations
 from pipelines.datasets.paragraphs import DescribedSplit, Description, paragraph_annotations
-from pipelines.datasets.published_files import locate_by_stem, reading, require_files
+from pipelines.datasets.published_files import locate_by_stem, read_published_json, reading, require_files
+from pipelines.datasets.record_files import is_missing
 from pipelines.datasets.video_files import VideoFolder, check_video_id
 from pipelines.recipe.data import Split
 from pipelines.workspace.storage import Storage
@@ -60,7 +60,7 @@ def read_activitynet(annotations: Storage, videos: VideoFolder) -> Annotations:
 
 def _read_ids(annotations: Storage, name: str) -> list[str]:
     with reading(annotations, name, form='["v_…", …]'):
-        ids = json.loads(annotations.read_bytes(name))
+        ids = read_published_json(annotations, name)
         if not isinstance(ids, list) or not all(isinstance(video_id, str) for video_id in ids):
             raise ValueError("it is no list of texts")
     return [check_video_id(video_id, name) for video_id in dict.fromkeys(ids)]
@@ -68,7 +68,7 @@ def _read_ids(annotations: Storage, name: str) -> list[str]:
 
 def _read_descriptions(annotations: Storage, name: str) -> dict[str, Description]:
     with reading(annotations, name, form=_DESCRIPTIONS_FORM):
-        records = json.loads(annotations.read_bytes(name)).items()
+        records = read_published_json(annotations, name).items()
     descriptions = {}
     for video_id, record in records:
         with reading(annotations, f"{name}, {video_id[:80]!r}", form=_DESCRIPTIONS_FORM):
@@ -77,8 +77,9 @@ def _read_descriptions(annotations: Storage, name: str) -> dict[str, Description
 
 
 def _description(record: Mapping[str, Any]) -> Description:
-    sentences, end_s = record["sentences"], math.ceil(record["duration"])
-    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+    end_s = math.ceil(record["duration"])
+    sentences = ["" if is_missing(sentence) else sentence for sentence in list(record["sentences"])]
+    if not isinstance(record["sentences"], list) or not all(isinstance(sentence, str) for sentence in sentences):
         raise ValueError("sentences is no list of texts")
     if end_s < 1:
         raise ValueError(f"duration is {record['duration']}; it must be positive")

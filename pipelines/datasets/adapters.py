@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipelines.datasets import activitynet, didemo, msvd
 from pipelines.datasets.annotations import Annotations
 from pipelines.datasets.msrvtt import annotation_files, read_msrvtt
-from pipelines.datasets.msrvtt_qa import ANSWERS_FILE, QUESTION_FILES, read_msrvtt_qa
+from pipelines.datasets.msrvtt_qa import ANSWER_LABELS_FILE, QUESTION_FILES, read_msrvtt_qa
 from pipelines.datasets.video_files import VideoFolder
 from pipelines.recipe.data import DataConfig
 from pipelines.workspace.storage import Storage
@@ -39,7 +39,7 @@ ADAPTERS: Mapping[str, Adapter] = {
     ),
     "msrvtt_qa": Adapter(
         title="MSR-VTT-QA",
-        files=lambda config: (list(QUESTION_FILES.values()), [ANSWERS_FILE]),
+        files=lambda config: (list(QUESTION_FILES.values()), [ANSWER_LABELS_FILE]),
         read=lambda annotations, videos, config: read_msrvtt_qa(annotations, videos),
     ),
     "msvd": Adapter(

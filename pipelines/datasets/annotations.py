@@ -37,13 +37,16 @@ class AnnotatedVideo:
     """Address of the file, or where it was expected."""
 
     file: VideoFile | None
-    """The file at ``uri``; absent where there is none."""
+    """The file at ``uri``; absent where there is none that can be used."""
 
     split: Split
     captions: Sequence[str]
     questions: Sequence[Question] = ()
     start_s: float | None = None
     end_s: float | None = None
+
+    why_missing: str = "no such file"
+    """Why there is no file, where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,21 +62,33 @@ class Annotations:
     """Addresses of the files that were read."""
 
 
-def clean_caption(text: str) -> str:
-    """``text`` in one line without outer spaces, and without characters that no file can hold.
+QUESTION_WORDS = ("what", "who", "how", "when", "where", "why", "which", "whose", "whom")
+"""A question without a type has its first word as type if that is one of these."""
+
+OTHER_TYPE = "other"
+
+
+def question_type(question: str) -> str:
+    """The question word with which ``question`` starts, or ``other``."""
+    word = question.lower().partition(" ")[0].rstrip("?")
+    # "what's" and "who’s" are what and who.
+    word = word.replace("’", "'").partition("'")[0]
+    return word if word in QUESTION_WORDS else OTHER_TYPE
+
+
+def storable(text: str) -> str:
+    """``text`` without characters that no file can hold.
 
     JSON can spell half of a character beyond U+FFFF, as a caption cut off in the middle of an emoji has it.
     """
-    return " ".join(text.encode("utf-8", "ignore").decode("utf-8").split())
+    return text.encode("utf-8", "ignore").decode("utf-8")
+
+
+def clean_caption(text: str) -> str:
+    """``text`` in one line without outer spaces, and without characters that no file can hold."""
+    return " ".join(storable(text).split())
 
 
 def count_by_split(videos: Iterable[AnnotatedVideo]) -> Counter[Split]:
     """Number of videos in each split."""
     return Counter(video.split for video in videos)
-
-
-def examples(items: Iterable[object], *, limit: int = 3) -> str:
-    """The first few of ``items`` as text, for messages about many."""
-    listed = [str(item) for item in items]
-    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more

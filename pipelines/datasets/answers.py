@@ -7,12 +7,11 @@ of training, and count as wrong wherever all questions are evaluated.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipelines.workspace.file_systems import resolve
+from pipelines.datasets.record_files import read_json_file
 from pipelines.workspace.storage import Storage
 
 ANSWERS_JSON = "answers.json"
@@ -72,11 +71,8 @@ def read_vocabulary(uri: str) -> Vocabulary:
         FileNotFoundError: there is no such file.
         ValueError: it is neither of the two, or the class ids are not 0 to n - 1.
     """
-    filesystem, path = resolve(uri)
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        content = stream.read()
     try:
-        return Vocabulary(_ordered(json.loads(content)))
+        return Vocabulary(_ordered(read_json_file(uri)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{uri} is no answer vocabulary: {error}") from error
 

@@ -11,25 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.datasets.annotations import AnnotatedVideo, Annotations, clean_caption, examples
-from pipelines.datasets.line_files import (
-    LineFormat,
-    Problems,
-    Record,
-    derived_id,
-    drawn_splits,
-    folder_of,
-    read_records,
-    seconds_of,
-    split_of,
-    text_of,
-    video_address,
-)
+from pipelines.datasets.annotations import AnnotatedVideo, Annotations, clean_caption
+from pipelines.datasets.own_files import derived_id, drawn_splits, split_of, video_address
+from pipelines.datasets.record_files import Problems, Record, RecordFormat, read_records, seconds_of, text_of
 from pipelines.datasets.video_files import check_video_id, find_files
 from pipelines.recipe.data import Split
-from pipelines.workspace.uris import absolute_uri
+from pipelines.workspace.errors import examples
+from pipelines.workspace.uris import absolute_uri, parent_uri
 
-_FORMAT = LineFormat(
+_FORMAT = RecordFormat(
     setting="data.annotations",
     columns=("path", "uri", "caption", "split", "video_id", "start_s", "end_s"),
     needs="caption and one of path and uri",
@@ -62,7 +52,7 @@ def read_captions_file(file: str, videos: str | None = None) -> Annotations:
         FileNotFoundError: the captions file does not exist.
     """
     file = absolute_uri(file)
-    base = videos if videos is not None else folder_of(file)
+    base = videos if videos is not None else parent_uri(file)
     problems = Problems(file)
     warnings: list[str] = []
     lines, num_empty = [], 0
@@ -97,8 +87,7 @@ def _merge(lines: Sequence[_Line], warnings: list[str]) -> list[AnnotatedVideo]:
         entries.append(
             AnnotatedVideo(
                 video_id=video_id,
-                uri=first.uri,
-                file=found.get(first.uri),
+                **found.place(first.uri),
                 split=splits[video_id],
                 captions=captions,
                 start_s=first.start_s,

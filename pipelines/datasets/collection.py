@@ -13,38 +13,46 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
-from pipelines.datasets.annotations import examples
-from pipelines.datasets.line_files import (
-    LineFormat,
-    Problems,
-    Record,
-    derived_id,
-    folder_of,
-    read_records,
-    seconds_of,
-    text_of,
-    video_address,
+from pipelines.datasets.own_files import derived_id, video_address
+from pipelines.datasets.record_files import Problems, Record, RecordFormat, read_records, seconds_of, text_of
+from pipelines.datasets.video_files import (
+    NO_FILE,
+    VIDEO_SUFFIXES,
+    VideoFile,
+    check_video_id,
+    find_files,
+    list_videos,
+    video_key,
 )
-from pipelines.datasets.video_files import VIDEO_SUFFIXES, VideoFile, check_video_id, find_files, list_videos, video_key
-from pipelines.workspace.file_systems import resolve
+from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS, MANIFEST
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import absolute_uri
+from pipelines.workspace.uris import (
+    absolute_uri,
+    is_local,
+    join_uri,
+    last_name,
+    parent_uri,
+    printable,
+    shown,
+    split_options,
+    suffix_of,
+)
 
 logger = logging.getLogger(__name__)
 
 _WILDCARD = re.compile(r"[*?\[]")
 
-_LIST = LineFormat(
+_LIST = RecordFormat(
     setting="videos",
     columns=("path", "uri", "video_id", "start_s", "end_s", "caption", "question", "answer", "type", "split", "video"),
     needs="one of path and uri",
@@ -73,20 +81,20 @@ def find_collection(videos: str) -> Collection:
         FileNotFoundError: there is nothing of that name.
         ValueError: it names no video, or a list that cannot be used.
     """
-    name = videos.partition("?")[0] if "://" in videos else videos
-    suffix = posixpath.splitext(name)[1].lower()
+    suffix = suffix_of(videos)
     if suffix == ".parquet":
         found = _read_manifest(videos)
     elif suffix in (".csv", ".jsonl"):
         found = _read_list(videos)
     else:
-        files = _one_file(videos) if suffix in VIDEO_SUFFIXES else None
-        found = _collection(files if files is not None else _listed(videos))
+        one = _one_file(videos) if suffix in VIDEO_SUFFIXES else None
+        found = one if one is not None else _listed(videos)
     if not len(found.table):
-        missing = examples(found.errors.column("uri").to_pylist())
+        why = examples(found.errors.column("message").to_pylist(), separator="; ")
         raise ValueError(
-            f"{videos} names no video{f': {missing} are missing' if missing else ''}; give a folder, a glob in quotes, "
-            f"a list (.csv, .jsonl, manifest.parquet) or a file that ends in {', '.join(sorted(VIDEO_SUFFIXES))}"
+            f"{printable(shown(videos))} names no video{f': {why}' if why else ''}; give a folder, a "
+            "glob in quotes, a list (.csv, .jsonl, manifest.parquet) or a file that ends in "
+            f"{', '.join(sorted(VIDEO_SUFFIXES))}"
         )
     return found
 
@@ -94,54 +102,63 @@ def find_collection(videos: str) -> Collection:
 def folder_of_collection(videos: str) -> str:
     """The folder below which the videos of a collection lie, as far as its name tells."""
     folder, _ = _split_glob(videos)
-    suffix = posixpath.splitext(folder.partition("?")[0])[1].lower()
-    return folder_of(folder) if suffix in {".parquet", ".csv", ".jsonl", *VIDEO_SUFFIXES} else folder
+    is_file = suffix_of(folder) in {".parquet", ".csv", ".jsonl", *VIDEO_SUFFIXES}
+    return parent_uri(folder) if is_file else absolute_uri(folder)
 
 
-def _one_file(videos: str) -> list[tuple[str, VideoFile]] | None:
-    filesystem, path = resolve(videos)
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
-        return None
+def _one_file(videos: str) -> Collection | None:
     uri = absolute_uri(videos)
-    return [(posixpath.basename(path), find_files([uri])[uri])]
+    file = find_files([uri]).files.get(uri)
+    return None if file is None else _tables([_row(derived_id(last_name(uri)), file)], [])
 
 
-def _listed(videos: str) -> list[tuple[str, VideoFile]]:
-    """Relative path and file of every video below a folder, or of those that fit a glob."""
+def _listed(videos: str) -> Collection:
+    """Every video below a folder, or those that fit a glob."""
     folder, pattern = _split_glob(videos)
     if not Storage(folder).exists(""):
-        raise FileNotFoundError(f"{videos}: there is no folder {folder}; give a folder, a glob, a list or a video")
-    fits = re.compile(_as_regex(pattern)).fullmatch
-    return [
-        (path, file)
-        for path, file in sorted(list_videos(folder).files.items())
-        if posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES and fits(path)
+        raise FileNotFoundError(
+            f"{shown(videos)}: there is no folder {shown(folder)}; give a folder, a glob, a list or a video"
+        )
+    fits = re.compile(_as_regex(pattern, literal=str if is_local(videos) else unquote)).fullmatch
+    listing = list_videos(folder)
+    for trouble in listing.troubles():
+        logger.warning("%s", trouble)
+    rows = [
+        _row(derived_id(path), file)
+        for path, file in sorted(listing.files.items())
+        if suffix_of(path) in VIDEO_SUFFIXES and fits(path)
     ]
+    # What is in a closed folder is not known: it counts where a video in it would.
+    reasons = {path: f"cannot list the folder: {why}" for path, why in listing.closed.items() if fits(f"{path}/a.mp4")}
+    reasons |= {path: why for path, why in listing.unusable.items() if suffix_of(path) in VIDEO_SUFFIXES and fits(path)}
+    missing = [
+        _Missing(derived_id(path), printable(join_uri(folder, path)), why) for path, why in sorted(reasons.items())
+    ]
+    return _tables(rows, missing)
 
 
 def _split_glob(videos: str) -> tuple[str, str]:
     """The folder in front of the first wildcard, and the pattern of paths below it."""
-    # In a URI the first question mark begins the options of the store, so it is no wildcard there.
-    address, mark, options = videos.partition("?") if "://" in videos else (videos, "", "")
-    if not (found := _WILDCARD.search(address)):
+    # The options of a store begin with a question mark that is no wildcard.
+    address, options = split_options(videos)
+    found = _WILDCARD.search(address)
+    # A folder of this machine may be called like a pattern.
+    if found is None or (is_local(videos) and Path(absolute_uri(videos)).exists()):
         return videos, "**"
     cut = address.rfind("/", 0, found.start())
     folder = address[:cut] if cut > 0 else "/" if cut == 0 else "."
-    return f"{folder}{mark}{options}", address[cut + 1 :]
+    return f"{folder}{options}", address[cut + 1 :]
 
 
-def _as_regex(pattern: str) -> str:
+def _as_regex(pattern: str, literal: Callable[[str], str]) -> str:
+    """``literal`` turns what is no wildcard into the letters of a path."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
-        known.get(part) or (part.replace("[!", "[^") if part.startswith("[") and len(part) > 2 else re.escape(part))
+        known.get(part)
+        or (part.replace("[!", "[^") if part.startswith("[") and len(part) > 2 else re.escape(literal(part)))
         for part in parts
     )
-
-
-def _collection(files: Sequence[tuple[str, VideoFile]]) -> Collection:
-    rows = [_row(derived_id(path), file) for path, file in files]
-    return _tables(rows, [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +169,17 @@ class _Line:
     end_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    video_id: str
+    uri: str
+    why: str
+
+
 def _read_list(videos: str) -> Collection:
     file = absolute_uri(videos)
     problems, warnings = Problems(file), list[str]()
-    base = folder_of(file)
+    base = parent_uri(file)
     lines: dict[str, _Line] = {}
     for number, record in read_records(file, _LIST, warnings):
         try:
@@ -168,13 +192,21 @@ def _read_list(videos: str) -> Collection:
     problems.raise_if_any()
     for warning in warnings:
         logger.warning("%s", warning)
-    found = find_files(sorted({line.uri for line in lines.values()}))
-    rows, missing = [], []
-    for line in lines.values():
-        if line.uri in found:
-            rows.append(_row(line.video_id, found[line.uri], line.start_s, line.end_s))
-        else:
-            missing.append(line)
+    return _of_lines(list(lines.values()))
+
+
+def _of_lines(lines: Sequence[_Line]) -> Collection:
+    found = find_files(sorted({line.uri for line in lines}))
+    rows = [
+        _row(line.video_id, found.files[line.uri], line.start_s, line.end_s)
+        for line in lines
+        if line.uri in found.files
+    ]
+    missing = [
+        _Missing(line.video_id, printable(line.uri), found.reasons.get(line.uri, NO_FILE))
+        for line in lines
+        if line.uri not in found.files
+    ]
     return _tables(rows, missing)
 
 
@@ -191,14 +223,14 @@ def _parse(record: Record, base: str) -> _Line:
 
 def _read_manifest(videos: str) -> Collection:
     file = absolute_uri(videos)
-    folder, _, name = file.rpartition("/")
     names = ("video_id", "uri", "start_s", "end_s")
-    lines = [_Line(*(row[name] for name in names)) for row in _manifest_rows(Storage(folder), name, names)]
+    lines = [
+        _Line(*(row[name] for name in names))
+        for row in _manifest_rows(Storage(parent_uri(file)), last_name(file), names)
+    ]
     for line in lines:
         check_video_id(line.video_id, file)
-    found = find_files(sorted({line.uri for line in lines}))
-    rows = [_row(line.video_id, found[line.uri], line.start_s, line.end_s) for line in lines if line.uri in found]
-    return _tables(rows, [line for line in lines if line.uri not in found])
+    return _of_lines(lines)
 
 
 def _manifest_rows(folder: Storage, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -222,14 +254,14 @@ def _row(video_id: str, file: VideoFile, start_s: float | None = None, end_s: fl
     }
 
 
-def _tables(rows: Sequence[dict[str, Any]], missing: Sequence[_Line]) -> Collection:
+def _tables(rows: Sequence[dict[str, Any]], missing: Sequence[_Missing]) -> Collection:
     errors = [
         {
             "video_id": line.video_id,
             "uri": line.uri,
             "stage": "manifest",
             "reason": "missing",
-            "message": f"no file at {line.uri}",
+            "message": f"no file at {line.uri}" if line.why == NO_FILE else f"cannot use {line.uri}: {line.why}",
         }
         for line in missing
     ]

@@ -10,13 +10,19 @@ of them are compared, and known to the pipeline, without suffixes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.datasets.annotations import Annotations
 from pipelines.datasets.paragraphs import DescribedSplit, Description, paragraph_annotations
-from pipelines.datasets.published_files import locate_by_stem, read_id_lines, reading, require_files
+from pipelines.datasets.published_files import (
+    locate_by_stem,
+    read_id_lines,
+    read_published_json,
+    reading,
+    require_files,
+)
+from pipelines.datasets.record_files import is_missing
 from pipelines.datasets.video_files import VideoFolder, video_stem
 from pipelines.recipe.data import Split
 from pipelines.workspace.storage import Storage
@@ -65,13 +71,15 @@ def read_didemo(annotations: Storage, videos: VideoFolder) -> Annotations:
 def _read_descriptions(annotations: Storage, name: str) -> dict[str, Description]:
     """By id without suffixes, with the sentences in the order of the file."""
     with reading(annotations, name, form=_DESCRIPTIONS_FORM):
-        records = list(json.loads(annotations.read_bytes(name)))
+        records = list(read_published_json(annotations, name))
     moments: dict[str, list[Mapping[str, Any]]] = {}
     for number, record in enumerate(records, start=1):
         with reading(annotations, f"{name}, entry {number}", form=_DESCRIPTIONS_FORM):
-            if not isinstance(record["video"], str) or not isinstance(record["description"], str):
+            sentence, video = record["description"], record["video"]
+            if not isinstance(video, str) or not (isinstance(sentence, str) or is_missing(sentence)):
                 raise ValueError("video or description is no text")
-            moments.setdefault(video_stem(record["video"]), []).append({**record, "times": list(record["times"])})
+            moment = {"description": "" if is_missing(sentence) else sentence, "times": list(record["times"])}
+            moments.setdefault(video_stem(video), []).append(moment)
     return {
         video_id: Description(
             sentences=[moment["description"] for moment in described],

@@ -9,11 +9,19 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from pipelines.datasets.adapters import ADAPTERS
-from pipelines.datasets.annotations import AnnotatedVideo, Annotations, count_by_split, examples
+from pipelines.datasets.annotations import AnnotatedVideo, Annotations, count_by_split
 from pipelines.datasets.captions_file import read_captions_file
+from pipelines.datasets.near_misses import named_alike, what_is_there
 from pipelines.datasets.questions_file import attach_questions, read_questions_file
-from pipelines.datasets.video_files import VideoFile, list_videos, video_key
+from pipelines.datasets.video_files import (
+    NO_FILE,
+    VideoFile,
+    VideoFolder,
+    list_videos,
+    video_key,
+)
 from pipelines.recipe.data import DataConfig, Split
+from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS, MANIFEST
 from pipelines.workspace.storage import Storage, content_digest
 
@@ -49,9 +57,9 @@ def build_manifest(config: DataConfig, *, annotations: str | None = None, videos
         FileNotFoundError: annotations or the folder of videos are not there.
         ValueError: the annotations cannot be used, or too many videos are missing.
     """
-    annotated = _read(config, annotations or config.annotations, videos or config.videos)
-    _refuse_missing(annotated.videos, config)
-    warnings = list(annotated.warnings)
+    annotated, folder = _read(config, annotations or config.annotations, videos or config.videos)
+    _refuse_missing(annotated, config, folder)
+    warnings = [*annotated.warnings, *(folder.troubles() if folder is not None else ())]
     entries = _carve_validation(annotated.videos, config.validation_videos, warnings)
     entries = _validate_with_questions(entries)
     missing = [entry for entry in entries if entry.file is None]
@@ -60,8 +68,9 @@ def build_manifest(config: DataConfig, *, annotations: str | None = None, videos
         splits = ", ".join(f"{count:,} of {split}" for split, count in missing_by_split.items())
         warnings.append(
             f"{len(missing):,} of {len(entries):,} videos are missing, {splits} "
-            f"({examples(entry.uri for entry in missing)}); they are in the errors table"
+            f"({examples(map(_why_missing, missing), separator='; ')}); they are in the errors table"
         )
+        warnings += named_alike([entry.uri for entry in missing], folder)
     if not any(entry.split == "train" and entry.file is not None for entry in entries):
         warnings.append("there is no training video")
     return Manifest(
@@ -102,15 +111,18 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
     return digest.hexdigest()
 
 
-def _read(config: DataConfig, annotations: str | None, videos: str | None) -> Annotations:
+def _read(config: DataConfig, annotations: str | None, videos: str | None) -> tuple[Annotations, VideoFolder | None]:
+    """The annotated videos, and the listing that they were looked for in, if there is one."""
+    folder = None
     if config.dataset == "captions_file":
         annotated = _read_own(config, annotations, videos)
     else:
         annotations, videos = _require(config, annotations, videos)
-        annotated = ADAPTERS[config.dataset].read(Storage(annotations), list_videos(videos), config)
-    if config.questions is None or config.is_questions_alone:
-        return annotated
-    return attach_questions(annotated, config.questions, videos)
+        folder = list_videos(videos)
+        annotated = ADAPTERS[config.dataset].read(Storage(annotations), folder, config)
+    if config.questions is not None and not config.is_questions_alone:
+        annotated = attach_questions(annotated, config.questions, videos)
+    return annotated, folder
 
 
 def _read_own(config: DataConfig, annotations: str | None, videos: str | None) -> Annotations:
@@ -136,14 +148,31 @@ def _require(config: DataConfig, annotations: str | None, videos: str | None) ->
     return annotations, videos
 
 
-def _refuse_missing(entries: Sequence[AnnotatedVideo], config: DataConfig) -> None:
-    missing = [entry.uri for entry in entries if entry.file is None]
-    if len(missing) > config.max_missing_fraction * len(entries):
+def _refuse_missing(annotated: Annotations, config: DataConfig, folder: VideoFolder | None) -> None:
+    entries = annotated.videos
+    missing = [entry for entry in entries if entry.file is None]
+    if not entries:
         raise ValueError(
-            f"{len(missing):,} of {len(entries):,} videos are missing ({len(missing) / len(entries):.1%}), among them "
-            f"{examples(missing)}; data.max_missing_fraction allows {config.max_missing_fraction:.1%}. "
-            "Check data.videos, or raise data.max_missing_fraction"
+            f"data.dataset {config.dataset}: not one video has a caption or a question in "
+            f"{', '.join(annotated.files)}. " + " ".join(f"{warning}." for warning in annotated.warnings)
         )
+    if len(missing) == len(entries) or len(missing) > config.max_missing_fraction * len(entries):
+        there = what_is_there([entry.uri for entry in missing], folder)
+        allowed = f"; data.max_missing_fraction allows {config.max_missing_fraction:.1%}"
+        todo = "Check data.videos, or raise data.max_missing_fraction"
+        if len(missing) == len(entries):
+            allowed, todo = "", "Check data.videos and the names in the annotations"
+        raise ValueError(
+            f"{len(missing):,} of {len(entries):,} videos are missing ({len(missing) / len(entries):.1%}) that "
+            f"{', '.join(annotated.files)} name, among them {examples(map(_why_missing, missing), separator='; ')}"
+            f"{allowed}. What is there: {there}. {todo}"
+        )
+
+
+def _why_missing(entry: AnnotatedVideo) -> str:
+    if entry.why_missing == NO_FILE:
+        return f"no file at {entry.uri}"
+    return f"cannot use {entry.uri}: {entry.why_missing}"
 
 
 def _carve_validation(entries: Sequence[AnnotatedVideo], wanted: int, warnings: list[str]) -> list[AnnotatedVideo]:
@@ -212,7 +241,7 @@ def _error_row(entry: AnnotatedVideo) -> dict[str, str]:
         "uri": entry.uri,
         "stage": STAGE,
         "reason": "missing",
-        "message": f"{entry.split} video: no file at {entry.uri}",
+        "message": f"{entry.split} video: {_why_missing(entry)}",
     }
 
 

@@ -11,19 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from pipelines.datasets.annotations import AnnotatedVideo, Annotations, Question, clean_caption, examples
-from pipelines.datasets.msrvtt_qa import ANSWERS_FILE, QUESTION_FILES, question_count_warnings, read_questions
+from pipelines.datasets.annotations import AnnotatedVideo, Annotations, Question, clean_caption
+from pipelines.datasets.msrvtt_qa import ANSWER_LABELS_FILE, QUESTION_FILES, question_count_warnings, read_questions
 from pipelines.datasets.published_files import (
     Locate,
     count_warnings,
-    first_line,
     locate_by_stem,
-    read_csv,
+    read_published_json,
+    read_texts,
+    reading,
     refuse_shared_videos,
     require_files,
 )
+from pipelines.datasets.record_files import as_text
 from pipelines.datasets.video_files import VideoFolder, check_video_id
 from pipelines.recipe.data import Split
+from pipelines.workspace.errors import examples
 from pipelines.workspace.storage import Storage
 
 SENTENCES_FILE = "MSRVTT_data.json"
@@ -37,7 +40,7 @@ PUBLISHED_CAPTIONS_PER_VIDEO = 20
 
 def annotation_files(train_list: Literal["9k", "7k"]) -> tuple[list[str], list[str]]:
     """Names of the files that must be there, and of those that may be."""
-    return [SENTENCES_FILE, f"MSRVTT_train.{train_list}.csv", TEST_FILE], [*QUESTION_FILES.values(), ANSWERS_FILE]
+    return [SENTENCES_FILE, f"MSRVTT_train.{train_list}.csv", TEST_FILE], [*QUESTION_FILES.values(), ANSWER_LABELS_FILE]
 
 
 def read_msrvtt(
@@ -60,25 +63,34 @@ def read_msrvtt(
     present = set(annotations.files())
 
     captions, empty = _read_sentences(annotations, SENTENCES_FILE)
-    train_ids = [row["video_id"] for row in read_csv(annotations, required[1], ("video_id",))]
-    test = {row["video_id"]: row["sentence"] for row in read_csv(annotations, TEST_FILE, ("video_id", "sentence"))}
+    train_ids = [row["video_id"] for row in read_texts(annotations, required[1], "video_id")]
+    test: dict[str, list[str]] = {}
+    for row in read_texts(annotations, TEST_FILE, "video_id", "sentence"):
+        test.setdefault(row["video_id"], []).append(row["sentence"])
     refuse_shared_videos({required[1]: train_ids, TEST_FILE: test})
 
     sentences: dict[str, Sequence[str]] = {video: captions.get(video, ()) for video in dict.fromkeys(train_ids)}
     without = [video for video, texts in sentences.items() if not texts]
-    by_split = {split: read_questions(annotations, split) for split, name in QUESTION_FILES.items() if name in present}
+    warnings: list[str] = []
+    by_split = {
+        split: read_questions(annotations, split, warnings) for split, name in QUESTION_FILES.items() if name in present
+    }
     questions: dict[str, list[Question]] = {}
     for found in by_split.values():
         for video, asked in found.items():
             questions.setdefault(video, []).extend(asked)
     locate = locate_by_stem(videos)
     entries = [_entry(video, "train", texts, questions, locate) for video, texts in sentences.items() if texts] + [
-        _entry(video, "test", [sentence], questions, locate) for video, sentence in test.items()
+        _entry(video, "test", sentences_of, questions, locate) for video, sentences_of in test.items()
     ]
 
-    warnings = []
     if empty:
         warnings.append(f"{SENTENCES_FILE} holds {empty:,} empty captions; they are left out")
+    if several := [video for video, texts in test.items() if len(texts) > 1]:
+        warnings.append(
+            f"{TEST_FILE}: {len(several):,} videos have more than one sentence, each a query of its own; the published "
+            f"list has one of each video: {examples(several)}"
+        )
     if without:
         warnings.append(f"{len(without):,} training videos have no caption and are left out: {examples(without)}")
     warnings += _question_warnings(entries, questions)
@@ -96,27 +108,26 @@ def _entry(
     questions: Mapping[str, Sequence[Question]],
     locate: Locate,
 ) -> AnnotatedVideo:
-    uri, file = locate(video_id)
     return AnnotatedVideo(
-        video_id=video_id, uri=uri, file=file, split=split, captions=captions, questions=questions.get(video_id, ())
+        video_id=video_id, **locate(video_id), split=split, captions=captions, questions=questions.get(video_id, ())
     )
 
 
 def _read_sentences(annotations: Storage, name: str) -> tuple[dict[str, list[str]], int]:
     """Captions by video id, and the number of empty ones."""
-    try:
-        sentences = annotations.read_json(name)["sentences"]
-        pairs = [(str(sentence["video_id"]), clean_caption(str(sentence["caption"]))) for sentence in sentences]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{annotations.uri}/{name} is not MSR-VTT's sentence file ({first_line(error)}); it needs "
-            '{"sentences": [{"caption", "video_id", …}, …]}'
-        ) from error
+    with reading(annotations, name, form='{"sentences": [{"caption": text, "video_id": id, …}, …]}'):
+        sentences = list(read_published_json(annotations, name)["sentences"])
     captions: dict[str, list[str]] = {}
-    for video_id, caption in pairs:
+    num_empty = 0
+    for number, sentence in enumerate(sentences, start=1):
+        with reading(annotations, f"{name}, sentence {number:,}", form='{"caption": text, "video_id": id, …}'):
+            video_id = check_video_id(as_text(sentence["video_id"], "video_id"), "it")
+            caption = clean_caption(as_text(sentence["caption"], "caption"))
         if caption:
-            captions.setdefault(check_video_id(video_id, name), []).append(caption)
-    return captions, sum(not caption for _, caption in pairs)
+            captions.setdefault(video_id, []).append(caption)
+        else:
+            num_empty += 1
+    return captions, num_empty
 
 
 def _question_warnings(entries: Iterable[AnnotatedVideo], questions: Mapping[str, Sequence[Question]]) -> list[str]:
@@ -140,7 +151,7 @@ def _question_warnings(entries: Iterable[AnnotatedVideo], questions: Mapping[str
 
 
 def _retrieval_count_warnings(
-    train_list: Literal["9k", "7k"], train: Mapping[str, Sequence[str]], test: Mapping[str, str]
+    train_list: Literal["9k", "7k"], train: Mapping[str, Sequence[str]], test: Mapping[str, Sequence[str]]
 ) -> list[str]:
     num_captions = sum(map(len, train.values()))
     return count_warnings(

@@ -9,22 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipelines.datasets.annotations import AnnotatedVideo, Annotations, Question
+from pipelines.datasets.annotations import (
+    OVERALL,
+    AnnotatedVideo,
+    Annotations,
+    Question,
+    question_type,
+    storable,
+)
 from pipelines.datasets.published_files import (
     count_warnings,
     locate_by_stem,
-    read_json_lines,
+    read_published,
+    reading,
     refuse_shared_videos,
     require_files,
 )
+from pipelines.datasets.record_files import text_of
 from pipelines.datasets.video_files import VideoFolder, check_video_id
 from pipelines.recipe.data import Split
 from pipelines.workspace.storage import Storage
 
 QUESTION_FILES: Mapping[Split, str] = {"train": "train.jsonl", "val": "val.jsonl", "test": "test.jsonl"}
 
-ANSWERS_FILE = "train_ans2label.json"
+ANSWER_LABELS_FILE = "train_ans2label.json"
 """The published vocabulary: an object from answer to class id."""
+
+_FORM = '{"question": text, "answer": text, "video_id": id, "answer_type": text}'
 
 PUBLISHED_QUESTIONS: Mapping[Split, int] = {"train": 158_581, "val": 12_278, "test": 72_821}
 
@@ -39,34 +50,52 @@ def read_msrvtt_qa(annotations: Storage, videos: VideoFolder) -> Annotations:
         ValueError: a file does not have its published form, or a video is in two of them.
     """
     require_files(annotations, list(QUESTION_FILES.values()), dataset="MSR-VTT-QA")
-    by_split = {split: read_questions(annotations, split) for split in QUESTION_FILES}
+    unusable: list[str] = []
+    by_split = {split: read_questions(annotations, split, unusable) for split in QUESTION_FILES}
     refuse_shared_videos({QUESTION_FILES[split]: found.keys() for split, found in by_split.items()})
     locate = locate_by_stem(videos)
     entries = []
     for split, found in by_split.items():
         for video_id, questions in found.items():
-            uri, file = locate(video_id)
             entries.append(
-                AnnotatedVideo(video_id=video_id, uri=uri, file=file, split=split, captions=(), questions=questions)
+                AnnotatedVideo(video_id=video_id, **locate(video_id), split=split, captions=(), questions=questions)
             )
-    warnings = question_count_warnings(by_split) + count_warnings(
-        (QUESTION_FILES[split], len(found), PUBLISHED_VIDEOS[split], "videos") for split, found in by_split.items()
+    warnings = (
+        unusable
+        + question_count_warnings(by_split)
+        + count_warnings(
+            (QUESTION_FILES[split], len(found), PUBLISHED_VIDEOS[split], "videos") for split, found in by_split.items()
+        )
     )
     return Annotations(videos=entries, warnings=warnings, files=list(QUESTION_FILES.values()))
 
 
-def read_questions(annotations: Storage, split: Split) -> dict[str, list[Question]]:
+def read_questions(annotations: Storage, split: Split, warnings: list[str]) -> dict[str, list[Question]]:
     """The questions of one split's file by video id, in the order of the file.
+
+    Those without a question or an answer are left out, and counted in a sentence of ``warnings``.
 
     Raises:
         ValueError: a line is not a question in the published form.
     """
     name = QUESTION_FILES[split]
     questions: dict[str, list[Question]] = {}
-    for number, record in read_json_lines(annotations, name, ("question", "answer", "video_id", "answer_type")):
-        video_id = check_video_id(_video_id(record["video_id"]), f"{name}, line {number}")
-        question, answer, kind = (str(record[field]).strip() for field in ("question", "answer", "answer_type"))
-        questions.setdefault(video_id, []).append(Question(question, answer, kind, split))
+    num_unusable = 0
+    for number, record in read_published(annotations, name, "question", "answer", "video_id", "answer_type"):
+        with reading(annotations, f"{name}, line {number}", form=_FORM):
+            video_id = check_video_id(_video_id(text_of(record, "video_id")), "this line")
+            question, answer, kind = (
+                storable(text_of(record, column)) for column in ("question", "answer", "answer_type")
+            )
+            if kind == OVERALL:
+                raise ValueError(f"answer_type {OVERALL!r} stands for all questions in the metrics")
+        if question and answer:
+            found = Question(question, answer, kind or question_type(question), split)
+            questions.setdefault(video_id, []).append(found)
+        else:
+            num_unusable += 1
+    if num_unusable:
+        warnings.append(f"{name}: {num_unusable:,} lines have an empty question or answer and are left out")
     return questions
 
 
@@ -78,7 +107,6 @@ def question_count_warnings(by_split: Mapping[Split, Mapping[str, list[Question]
     )
 
 
-def _video_id(value: str | int) -> str:
+def _video_id(text: str) -> str:
     """Copies of MSR-VTT-QA name videos by id or by number alone."""
-    text = str(value)
     return f"video{text}" if text.isdigit() else text

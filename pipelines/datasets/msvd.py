@@ -21,6 +21,7 @@ from pipelines.datasets.published_files import (
     refuse_shared_videos,
     require_files,
 )
+from pipelines.datasets.record_files import is_missing
 from pipelines.datasets.video_files import VideoFolder
 from pipelines.recipe.data import Split
 from pipelines.workspace.storage import Storage
@@ -52,9 +53,8 @@ def read_msvd(annotations: Storage, videos: VideoFolder) -> Annotations:
     for split, ids in lists.items():
         for video_id in ids:
             if video_id in captions:
-                uri, file = locate(video_id)
                 entries.append(
-                    AnnotatedVideo(video_id=video_id, uri=uri, file=file, split=split, captions=captions[video_id])
+                    AnnotatedVideo(video_id=video_id, **locate(video_id), split=split, captions=captions[video_id])
                 )
     warnings = listing_warnings(
         "the lists", [video_id for ids in lists.values() for video_id in ids], CAPTIONS_FILE, captions
@@ -83,7 +83,9 @@ def _read_captions(annotations: Storage) -> tuple[dict[str, list[str]], int]:
 
 
 def _caption(words: Any) -> str:
-    """The words of a caption as one text; empty if they are bytes in an encoding that is not known."""
+    """The words of a caption as one text; empty if it is missing, or bytes in an encoding that is not known."""
+    if is_missing(words):
+        return ""
     if not isinstance(words, (list, tuple)):
         raise TypeError(f"a caption is a {type(words).__name__}, not a list of words")
     try:

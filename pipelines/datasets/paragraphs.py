@@ -50,12 +50,10 @@ def paragraph_annotations(splits: Sequence[DescribedSplit], locate: Locate) -> A
         paragraphs = {video: _paragraph(description) for video, description in given.described.items()}
         for video in given.listed:
             if paragraph := paragraphs.get(video):
-                uri, file = locate(video)
                 videos.append(
                     AnnotatedVideo(
                         video_id=video,
-                        uri=uri,
-                        file=file,
+                        **locate(video),
                         split=given.split,
                         captions=[paragraph],
                         start_s=0.0,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.datasets.annotations import examples
-from pipelines.datasets.line_files import MAX_LINE_CHARS
-from pipelines.datasets.video_files import VideoFile, VideoFolder, check_video_id, video_stem
+from pipelines.datasets.annotations import storable
+from pipelines.datasets.record_files import Record, published_format, read_json_file, read_records, text_of
+from pipelines.datasets.video_files import NO_FILE, Place, VideoFolder, check_video_id, video_stem
+from pipelines.workspace.errors import examples, reason
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import join_uri
+from pipelines.workspace.uris import join_uri, printable
 
-Locate = Callable[[str], tuple[str, VideoFile | None]]
-"""From a video's id to the address of its file, or where it was expected, and the file if it is there."""
+Locate = Callable[[str], Place]
+"""From a video's id to its file, or to where one was expected."""
 
 
 def require_files(annotations: Storage, names: Sequence[str], *, dataset: str) -> None:
@@ -24,7 +22,7 @@ def require_files(annotations: Storage, names: Sequence[str], *, dataset: str) -
     present = set(annotations.files())
     if missing := [name for name in names if name not in present]:
         raise FileNotFoundError(
-            f"{annotations.uri} lacks {', '.join(missing)}; set data.annotations to the folder of {dataset}'s "
+            f"{annotations.place()} lacks {', '.join(missing)}; set data.annotations to the folder of {dataset}'s "
             f"annotation files: {', '.join(names)}"
         )
 
@@ -35,57 +33,58 @@ def locate_by_stem(videos: VideoFolder, *, suffix: str = ".mp4") -> Locate:
     A file that is missing is expected with ``suffix``. The function raises ``ValueError`` where
     there are several.
     """
-    stems = videos.by_stem()
+    stems, reasons = videos.by_stem(), videos.reasons_by_stem()
+    otherwise = NO_FILE
+    if videos.closed:
+        otherwise += f" where files can be listed; closed are {examples(map(printable, videos.closed))}"
 
-    def locate(video_id: str) -> tuple[str, VideoFile | None]:
-        files = stems.get(video_stem(video_id), [])
+    def locate(video_id: str) -> Place:
+        stem = video_stem(video_id)
+        files = stems.get(stem, [])
         if len(files) > 1:
             raise ValueError(
                 f"{videos.uri} holds several files of {video_id}: {examples(file.uri for file in files)}; keep one"
             )
-        return (files[0].uri, files[0]) if files else (join_uri(videos.uri, f"{video_stem(video_id)}{suffix}"), None)
+        return {
+            "uri": files[0].uri if files else join_uri(videos.uri, f"{stem}{suffix}"),
+            "file": files[0] if files else None,
+            "why_missing": reasons.get(stem, otherwise),
+        }
 
     return locate
 
 
-def read_csv(annotations: Storage, name: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, of which ``columns`` must all have values.
+def read_published(annotations: Storage, name: str, *columns: str) -> Iterator[tuple[int, Record]]:
+    """Numbered records of a CSV or JSON-lines file that has ``columns``, and others that do not count.
+
+    Raises:
+        ValueError: the file has another form; see :func:`read_records`.
+    """
+    return read_records(join_uri(annotations.uri, name), published_format(*columns))
+
+
+def read_texts(annotations: Storage, name: str, *columns: str) -> Iterator[dict[str, str]]:
+    """The same with a text in every one of ``columns``, among them ``video_id``.
 
     Raises:
         ValueError: a value is missing, or a ``video_id`` is not allowed.
     """
-    rows = []
-    try:
-        reader = csv.DictReader(io.StringIO(annotations.read_bytes(name).decode("utf-8-sig"), newline=""), strict=True)
-        for row in reader:
-            if any(not (row.get(column) or "").strip() for column in columns):
-                raise ValueError(f"line {reader.line_num} lacks a value of {', '.join(columns)}")
-            rows.append({column: row[column].strip() for column in columns})
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{annotations.uri}/{name}: {first_line(error)}") from error
-    for row in rows:
-        check_video_id(row["video_id"], name)
-    return rows
+    for number, record in read_published(annotations, name, *columns):
+        with _naming(annotations, f"{name}, line {number}"):
+            texts = {column: storable(text_of(record, column)) for column in columns}
+            if absent := [column for column, text in texts.items() if not text]:
+                raise ValueError(f"it lacks a value of {', '.join(absent)}")
+            check_video_id(texts["video_id"], name)
+        yield texts
 
 
-def read_json_lines(annotations: Storage, name: str, fields: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered records of a file with one JSON object per line, each with all of ``fields``.
+def read_published_json(annotations: Storage, name: str) -> Any:
+    """The JSON document in the file ``name``.
 
     Raises:
-        ValueError: a line is no such object.
+        ValueError: it is none, or an object has a key twice.
     """
-    needed = set(fields)
-    for number, line in enumerate(annotations.read_bytes(name).splitlines(), start=1):
-        if len(line) > MAX_LINE_CHARS:
-            raise ValueError(f"{annotations.uri}/{name}, line {number} has more than {MAX_LINE_CHARS:,} characters")
-        try:
-            record = json.loads(line)
-            missing = needed - record.keys()
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{annotations.uri}/{name}, line {number}: {first_line(error)}") from error
-        if missing:
-            raise ValueError(f"{annotations.uri}/{name}, line {number} lacks {', '.join(sorted(missing))}")
-        yield number, record
+    return read_json_file(join_uri(annotations.uri, name))
 
 
 def read_id_lines(annotations: Storage, name: str) -> list[str]:
@@ -105,8 +104,16 @@ def reading(annotations: Storage, name: str, *, form: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
-        raise ValueError(f"{annotations.uri}/{name}: {reason}; the published form is {form}") from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
+        raise ValueError(f"{annotations.place(name)}: {what}; the published form is {form}") from error
+
+
+@contextmanager
+def _naming(annotations: Storage, name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{annotations.place(name)}: {reason(error)}") from error
 
 
 def listing_warnings(
@@ -156,8 +163,3 @@ def count_warnings(counts: Iterable[tuple[str, int, int | Sequence[int], str]]) 
                 f"{name} holds {count:,} {what}; published: {' or '.join(f'{number:,}' for number in known)}"
             )
     return warnings
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type's name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,29 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.datasets.annotations import OVERALL, AnnotatedVideo, Annotations, Question, clean_caption
-from pipelines.datasets.line_files import (
-    LineFormat,
-    Problems,
-    Record,
-    derived_id,
-    drawn_splits,
-    folder_of,
-    read_records,
-    split_of,
-    text_of,
-    video_address,
+from pipelines.datasets.annotations import (
+    OVERALL,
+    AnnotatedVideo,
+    Annotations,
+    Question,
+    clean_caption,
+    question_type,
 )
+from pipelines.datasets.own_files import derived_id, drawn_splits, split_of, video_address
+from pipelines.datasets.record_files import Problems, Record, RecordFormat, read_records, text_of
 from pipelines.datasets.video_files import find_files
 from pipelines.recipe.data import Split
-from pipelines.workspace.uris import absolute_uri
+from pipelines.workspace.uris import absolute_uri, parent_uri, printable
 
-QUESTION_WORDS = ("what", "who", "how", "when", "where", "why", "which", "whose", "whom")
-"""A question without a type has its first word as type if that is one of these."""
-
-OTHER_TYPE = "other"
-
-_FORMAT = LineFormat(
+_FORMAT = RecordFormat(
     setting="data.questions",
     columns=("video", "question", "answer", "type", "split"),
     needs="video, question and answer",
@@ -68,7 +60,7 @@ def attach_questions(annotations: Annotations, file: str, videos: str | None = N
         FileNotFoundError: there is no such file.
     """
     file = absolute_uri(file)
-    base = videos if videos is not None else folder_of(file)
+    base = videos if videos is not None else parent_uri(file)
     problems, warnings = Problems(file), list(annotations.warnings)
     by_id = {entry.video_id: entry for entry in annotations.videos}
     by_uri: dict[str, list[AnnotatedVideo]] = {}
@@ -77,7 +69,11 @@ def attach_questions(annotations: Annotations, file: str, videos: str | None = N
     asked: dict[str, list[_Line]] = {}
     for line in _read(file, problems, warnings):
         try:
-            found = [by_id[line.video]] if line.video in by_id else by_uri.get(video_address(line.video, base), [])
+            found = (
+                [by_id[line.video]]
+                if line.video in by_id
+                else by_uri.get(printable(video_address(line.video, base)), [])
+            )
         except ValueError as error:
             problems.add(line.number, str(error))
             continue
@@ -100,7 +96,7 @@ def read_questions_file(file: str, videos: str | None = None) -> Annotations:
     Args and errors are those of :func:`attach_questions`.
     """
     file = absolute_uri(file)
-    base = videos if videos is not None else folder_of(file)
+    base = videos if videos is not None else parent_uri(file)
     problems = Problems(file)
     warnings: list[str] = []
     asked: dict[str, list[_Line]] = {}
@@ -122,8 +118,7 @@ def read_questions_file(file: str, videos: str | None = None) -> Annotations:
     entries = [
         AnnotatedVideo(
             video_id=video_id,
-            uri=uri,
-            file=found.get(uri),
+            **found.place(uri),
             split=splits[video_id],
             captions=(),
             questions=questions[video_id],
@@ -171,14 +166,6 @@ def _parse(number: int, record: Record, problems: Problems) -> _Line | None:
     except ValueError as error:
         problems.add(number, str(error))
         return None
-
-
-def question_type(question: str) -> str:
-    """The question word with which ``question`` starts, or ``other``."""
-    word = question.lower().partition(" ")[0].rstrip("?")
-    # "what's" and "who’s" are what and who.
-    word = word.replace("’", "'").partition("'")[0]
-    return word if word in QUESTION_WORDS else OTHER_TYPE
 
 
 def _splits_of_videos(

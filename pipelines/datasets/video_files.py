@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import os
 import posixpath
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
 
 import pyarrow.fs as pafs
 
-from pipelines.workspace.errors import StorageError, is_forbidden, remedy
+from pipelines.workspace.errors import StorageError, examples, is_forbidden, reason, remedy
 from pipelines.workspace.file_systems import resolve
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import is_local, join_uri, shown
+from pipelines.workspace.uris import (
+    absolute_uri,
+    is_local,
+    is_text,
+    join_uri,
+    parent_uri,
+    printable,
+    shown,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +45,16 @@ _VIDEO_ID = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
 ActivityNet) and the @ of Flickr's users (DiDeMo). None of them ends a path, a line or a tag."""
 
 
+NO_FILE = "no such file"
+_OWN_FAULTS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ}
+)
+"""What the name or the permissions of one file or folder are to blame for. Anything else, as of a file server that
+is away, may be over soon: it would make videos missing for good."""
+
+_NO_TEXT = "its path is not UTF-8 text; rename it"
+
+
 @dataclass(frozen=True, slots=True)
 class VideoFile:
     """A file as its file system lists it: size in bytes, time of last change in nanoseconds."""
@@ -42,12 +64,26 @@ class VideoFile:
     mtime_ns: int
 
 
+class Place(TypedDict):
+    """Where the file of an annotated video lies, or where it was expected and why it cannot be used."""
+
+    uri: str
+    file: VideoFile | None
+    why_missing: str
+
+
 @dataclass(frozen=True, slots=True)
 class VideoFolder:
     """The files below a folder, by their relative path; hidden files are left out."""
 
     uri: str
     files: Mapping[str, VideoFile]
+
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Files that cannot be looked at or named, by relative path, with the reason."""
+
+    closed: Mapping[str, str] = field(default_factory=dict)
+    """Folders that cannot be listed, likewise."""
 
     def by_stem(self) -> dict[str, list[VideoFile]]:
         """Files by ``video_stem`` of their name, so that ids of annotations find their file."""
@@ -56,65 +92,172 @@ class VideoFolder:
             stems.setdefault(video_stem(posixpath.basename(path)), []).append(file)
         return stems
 
+    def reasons_by_stem(self) -> dict[str, str]:
+        """Why files cannot be used, by ``video_stem`` of their name."""
+        return {
+            video_stem(posixpath.basename(path)): f"{printable(path)}: {why}" for path, why in self.unusable.items()
+        }
+
+    def troubles(self) -> list[str]:
+        """Sentences about what cannot be used."""
+        return [
+            f"{len(paths):,} {what} below {shown(self.uri)} cannot be {deed}: "
+            f"{examples(f'{printable(path)} ({why})' for path, why in paths.items())}"
+            for paths, what, deed in ((self.closed, "folders", "listed"), (self.unusable, "files", "used"))
+            if paths
+        ]
+
     def digest(self) -> str:
         """Changes when a file is added, removed or changed."""
         listing = "\n".join(f"{path}\t{file.size}\t{file.mtime_ns}" for path, file in sorted(self.files.items()))
-        return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+        return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def list_videos(uri: str) -> VideoFolder:
     """Everything below the folder at ``uri``, in one recursive listing.
 
+    What cannot be listed or named costs itself: it is among ``unusable`` or ``closed``.
+
     Raises:
         FileNotFoundError: there is no such folder.
+        StorageError: it cannot be listed.
     """
     folder = Storage(uri)
-    root = folder.path()
     try:
-        found = folder.filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+        return _list_local(folder.uri) if folder.is_local else _list_store(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"{folder.uri} is not a folder; set data.videos to the folder of the videos") from error
+        raise FileNotFoundError(
+            f"{folder.place()} is not a folder; set data.videos to the folder of the videos"
+        ) from error
     except OSError as error:
-        raise StorageError(f"cannot list {folder.place()}: {error}. {remedy(error)}") from error
+        raise StorageError(f"cannot list {folder.place()}: {reason(error)}. {remedy(error)}") from error
+
+
+def _list_store(folder: Storage) -> VideoFolder:
+    root = folder.path()
     files = {}
-    for info in found:
+    for info in folder.filesystem.get_file_info(pafs.FileSelector(root, recursive=True)):
         path = info.path[len(root) :].lstrip("/")
         if info.type == pafs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
             files[path] = VideoFile(join_uri(folder.uri, path), info.size, info.mtime_ns or 0)
     return VideoFolder(folder.uri, files)
 
 
-def find_files(uris: Sequence[str]) -> dict[str, VideoFile]:
-    """Those of ``uris`` that are files; one request per file system, or per folder of an object store.
+def _list_local(root: str) -> VideoFolder:
+    """Like Arrow's listing, which follows links, but that one bad name or closed folder does not end it."""
+    files: dict[str, VideoFile] = {}
+    unusable: dict[str, str] = {}
+    closed: dict[str, str] = {}
+    top = Path(root).stat()
+    # A folder with its own identity and those of the folders above it: a link back up would never end.
+    waiting = [("", frozenset([(top.st_dev, top.st_ino)]))]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            with os.scandir(f"{root}/{folder}") as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder or error.errno not in _OWN_FAULTS:
+                raise
+            closed[folder] = reason(error)
+            continue
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                continue
+            try:
+                found = entry.stat()
+            except OSError as error:
+                if error.errno not in _OWN_FAULTS:
+                    raise
+                unusable[path] = reason(error)
+                continue
+            identity = (found.st_dev, found.st_ino)
+            if stat.S_ISDIR(found.st_mode) and identity not in above:
+                waiting.append((path, above | {identity}))
+            elif stat.S_ISREG(found.st_mode) and is_text(path):
+                files[path] = VideoFile(join_uri(root, path), found.st_size, found.st_mtime_ns)
+            elif stat.S_ISREG(found.st_mode):
+                unusable[path] = _NO_TEXT
+    return VideoFolder(root, files, unusable, closed)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFiles:
+    """Which of the addresses that were looked for are files."""
+
+    files: Mapping[str, VideoFile]
+
+    reasons: Mapping[str, str]
+    """Why others cannot be used, where more is known than that there is no file."""
+
+    def place(self, uri: str) -> Place:
+        """The file at ``uri``, or why there is none."""
+        return {
+            "uri": printable(uri),
+            "file": self.files.get(uri),
+            "why_missing": self.reasons.get(uri, NO_FILE),
+        }
+
+
+def find_files(uris: Sequence[str]) -> FoundFiles:
+    """Those of ``uris`` that are files; one request per file, or per folder of an object store.
 
     Files in a bucket that may not be listed are not found, which the log says.
 
     Raises:
         StorageError: an object store does not answer.
     """
+    files: dict[str, VideoFile] = {}
+    reasons: dict[str, str] = {}
     by_folder: dict[str, list[str]] = {}
     for uri in uris:
-        base = uri.partition("?")[0]
-        by_folder.setdefault("" if is_local(uri) else posixpath.dirname(base), []).append(uri)
-    found: dict[str, VideoFile] = {}
+        if is_local(uri):
+            found = _find_local(uri)
+            if isinstance(found, VideoFile):
+                files[uri] = found
+            else:
+                reasons[uri] = found
+        else:
+            by_folder.setdefault(parent_uri(uri), []).append(uri)
     for folder, members in by_folder.items():
         try:
-            found |= _find_together(members)
+            files |= _find_together(members)
         except OSError as error:
-            message = f"cannot list {shown(folder)}: {error}"
+            message = f"cannot list {shown(folder)}: {reason(error)}"
             # A store that is away would make all of its videos missing, for good.
             if not is_forbidden(error):
                 raise StorageError(f"{message}. {remedy(error)}") from error
             logger.warning("%s; its %d videos count as missing", message, len(members))
-    return found
+            reasons |= dict.fromkeys(members, message)
+    return FoundFiles(files, reasons)
+
+
+def _find_local(uri: str) -> VideoFile | str:
+    """The file, or why there is none."""
+    if not is_text(uri):
+        return _NO_TEXT
+    try:
+        found = Path(absolute_uri(uri)).stat()
+    except FileNotFoundError:
+        return NO_FILE
+    except ValueError as error:
+        return reason(error)
+    except OSError as error:
+        if error.errno not in _OWN_FAULTS:
+            raise StorageError(f"cannot look at {uri}: {reason(error)}. {remedy(error)}") from error
+        return reason(error)
+    if not stat.S_ISREG(found.st_mode):
+        return "it is no file"
+    return VideoFile(uri, found.st_size, found.st_mtime_ns)
 
 
 def _find_together(uris: Sequence[str]) -> dict[str, VideoFile]:
-    """Those of ``uris``, all on one file system or in one folder of an object store, that are files."""
+    """Those of ``uris``, all in one folder of an object store, that are files."""
     filesystem = resolve(uris[0])[0]
     paths = {uri: resolve(uri)[1] for uri in uris}
     infos: Iterable[Any]
-    if isinstance(filesystem, pafs.LocalFileSystem) or len(uris) == 1:
+    if len(uris) == 1:
         infos = filesystem.get_file_info(list(paths.values()))
     else:
         # Object stores answer one request per thousand files of a listing, but per single file otherwise.

@@ -20,8 +20,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from numpy.typing import NDArray
 
-from hbi_models.configs import RetrievalConfig
+from hbi_models.configs import RetrievalConfig, require
+from hbi_models.metric_names import DIRECTIONS
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import counted_levels
 from pipelines.evaluate.actors import as_finished, blocks, start_actors
@@ -31,6 +33,7 @@ from pipelines.models.initial_weights import load_checkpoint
 from pipelines.progress import Progress
 from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.recipe.resources import ActorResources
+from pipelines.resources.device import compute_device
 from pipelines.splits import SplitView
 from pipelines.tracker import StageTracker
 from pipelines.workspace.records import RANKS, TOP_VIDEOS
@@ -38,14 +41,13 @@ from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 TOP_VIDEOS_SHOWN = 5
-DIRECTIONS = ("text_to_video", "video_to_text")
 
 
 class RetrievalScorerActor:
     """Holds the model: encodes texts and videos, and computes tiles of similarities."""
 
     def __init__(self, checkpoint: str, config: RetrievalConfig, view: SplitView, settings: EvaluationConfig) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         with TemporaryDirectory() as scratch:
             self._model = load_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
         self._view = view
@@ -99,17 +101,44 @@ def similarity_matrix(
     with Progress("evaluation", total=len(view) + len(captions), unit="texts and videos") as progress:
         for block in as_finished([*videos, *texts]):
             progress.advance(len(encoded[block]))
-    matrix = torch.empty(len(captions), len(view))
+    # What is not computed is no number, and has no rank.
+    matrix = torch.full((len(captions), len(view)), torch.nan)
     tiles = [(row, column) for row in range(len(text_blocks)) for column in range(len(video_blocks))]
     scores = [actors[i % count].tile.remote(texts[row], videos[column]) for i, (row, column) in enumerate(tiles)]
     with Progress("evaluation", total=len(tiles), unit="tiles") as progress:
         for tile in as_finished(scores):
             rows, columns = text_blocks[tiles[tile][0]], video_blocks[tiles[tile][1]]
-            matrix[rows.start : rows.stop, columns.start : columns.stop] = torch.tensor(ray.get(scores[tile]))
+            matrix[rows.start : rows.stop, columns.start : columns.stop] = _whole(ray.get(scores[tile]), rows, columns)
             progress.advance()
     for member in actors:
         ray.kill(member)
     return matrix
+
+
+def _whole(tile: NDArray[np.float32], rows: range, columns: range) -> torch.Tensor:
+    """``tile`` with its similarities of all texts and videos of a block; fewer would be spread over all."""
+    require(
+        tile.shape == (len(rows), len(columns)),
+        f"a tile of {len(rows)} texts and {len(columns)} videos came back with the shape {tile.shape}",
+    )
+    return torch.tensor(tile)
+
+
+def require_ranked(matrix: torch.Tensor, captions: Sequence[str], video_ids: Sequence[str], checkpoint: str) -> None:
+    """Checks that every caption and every video can be ranked by the similarities in ``matrix``, [captions, videos].
+
+    Raises:
+        ValueError: some cannot; the message says how many, names the first, and says what to do.
+    """
+    unranked = matrix.isnan()
+    if not unranked.any():
+        return
+    caption, video = unranked.nonzero()[0].tolist()
+    raise ValueError(
+        f"{int(unranked.any(dim=1).sum()):,} of {len(captions):,} captions and {int(unranked.any(dim=0).sum()):,} of "
+        f"{len(video_ids):,} videos cannot be ranked: their similarities are no numbers, the first that of "
+        f"{captions[caption]!r} and {video_ids[video]}. Look for a training that diverged: {checkpoint}"
+    )
 
 
 def evaluate_retrieval(
@@ -126,7 +155,7 @@ def evaluate_retrieval(
     """Writes metrics, ranks and the best videos of each text, and returns the metrics by ``direction/name``.
 
     Raises:
-        ValueError: the split holds no video with frames and captions.
+        ValueError: the split holds no video with frames and captions, or a query could not be ranked.
     """
     captions, video_of_text, caption_numbers = view.texts_of(range(len(view)))
     if not captions:
@@ -137,6 +166,7 @@ def evaluate_retrieval(
     matrix = similarity_matrix(
         view, captions, checkpoint=checkpoint, config=config, settings=settings, resources=resources
     )
+    require_ranked(matrix, captions, view.store.video_ids, checkpoint)
     owners = torch.tensor(video_of_text)
     ranks = {
         "text_to_video": text_to_video_ranks(matrix, owners),
@@ -176,7 +206,7 @@ def evaluate_retrieval(
     )
     output.write_json(METRICS_FILE, document)
     tracker.log_metrics(flat)
-    tracker.log_document(METRICS_FILE, document)
+    tracker.log_files(output, [METRICS_FILE])
     return flat
 
 

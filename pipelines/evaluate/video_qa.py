@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hbi_models.configs import VideoQAConfig
+from hbi_models.configs import VideoQAConfig, require
+from hbi_models.metric_names import ANSWER_METRICS
 from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
 from pipelines.datasets.annotations import OVERALL, Question
 from pipelines.datasets.answers import Vocabulary, most_frequent
@@ -34,6 +35,7 @@ from pipelines.models.initial_weights import load_video_qa_checkpoint
 from pipelines.progress import Progress
 from pipelines.recipe.evaluation import QAEvaluationConfig
 from pipelines.recipe.resources import ActorResources
+from pipelines.resources.device import compute_device
 from pipelines.splits import QuestionView
 from pipelines.tracker import StageTracker
 from pipelines.workspace.records import ANSWERS
@@ -51,7 +53,7 @@ class AnswererActor:
         vocabulary: Vocabulary,
         settings: QAEvaluationConfig,
     ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         with TemporaryDirectory() as scratch:
             self._model = load_video_qa_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
         self._view, self._vocabulary, self._settings = view, vocabulary, settings
@@ -98,7 +100,7 @@ def evaluate_video_qa(
         seed: of the resampling.
 
     Raises:
-        ValueError: the split holds no question about a video with frames.
+        ValueError: the split holds no question about a video with frames, or a question got no answer.
     """
     if not len(view):
         raise ValueError(
@@ -107,6 +109,10 @@ def evaluate_video_qa(
         )
     answers = _answer_all(view, vocabulary, checkpoint, config, settings, resources)
     questions = [question for video in range(len(view)) for question in view.questions(video)]
+    require(
+        len(answers.ranks) == len(questions),
+        f"{len(questions):,} questions got {len(answers.ranks):,} answers",
+    )
     table = _answers_table(view, vocabulary, answers)
     document: dict[str, Any] = {
         "split": settings.split,
@@ -124,7 +130,7 @@ def evaluate_video_qa(
     output.write_json(METRICS_FILE, document)
     flat = _flat(document)
     tracker.log_metrics(flat)
-    tracker.log_document(METRICS_FILE, document)
+    tracker.log_files(output, [METRICS_FILE])
     return flat
 
 
@@ -239,7 +245,7 @@ def _flat(document: Mapping[str, Any]) -> dict[str, float]:
         for kind, values in document[name].items():
             # A type is the user's text, and MLflow takes few characters in a name.
             prefix = name if kind == OVERALL else f"{name}/{re.sub(r'[^A-Za-z0-9_]+', '_', kind)}"
-            flat |= {f"{prefix}/{metric}": values[metric]["value"] for metric in ("accuracy", "top_5_accuracy")}
+            flat |= {f"{prefix}/{metric}": values[metric]["value"] for metric in ANSWER_METRICS}
         for baseline, values in document["baselines"].items():
             if name in values:
                 flat[f"{name}/{baseline}"] = values[name]["value"]

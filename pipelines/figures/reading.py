@@ -12,13 +12,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
+from hbi_models.axes import TokenLevel
 from hbi_models.banzhaf.estimator import InteractionEstimator
-from hbi_models.banzhaf.exact import exact_interaction
-from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS, require
-from hbi_models.retrieval import RetrievalModel, hierarchy_members
+from hbi_models.retrieval import RetrievalModel, hierarchy_members, level_interaction
 from hbi_models.similarity import level_similarity, token_cosines, token_weights
 from pipelines.figures.maps import InteractionMaps, Kind, LevelMap, Map, Members
 from pipelines.models.estimator import load_estimator
@@ -28,6 +26,7 @@ from pipelines.models.one_video import frames_of, read_video
 from pipelines.models.weights import load_video_qa
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
+from pipelines.resources.device import compute_device
 from pipelines.video.frame_store import decode_images, stack_frames
 
 
@@ -69,12 +68,10 @@ class PairReader:
     ) -> InteractionMaps:
         """The interactions of frames that are decoded already; raises as :meth:`read`."""
         model = self.model
-        device = next(model.parameters()).device
         tokenizer = CaptionTokenizer(model.config.max_words)
         clip = stack_frames([images], image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames)
-        token_ids, mask = map(torch.from_numpy, tokenizer([text]))
-        words = model.encode_text(TextBatch(token_ids.to(device), mask.to(device)))
-        frames = model.encode_video(VideoBatch(normalize_pixels(clip.frames.to(device)), clip.mask.to(device)))
+        words = model.encode_text(model.text_batch([text]))
+        frames = model.encode_video(model.video_batch(clip.frames, clip.mask))
         levels = [
             self._level(name, word, frame, word_members[0], frame_members[0], kinds)
             for name, word, frame, word_members, frame_members in zip(
@@ -127,7 +124,7 @@ class PairReader:
         self, kind: Kind, cosines: Float[Tensor, "pairs words frames"], words: TokenLevel, frames: TokenLevel
     ) -> Float[Tensor, "pairs words frames"]:
         if kind == "exact":
-            return exact_interaction(cosines, words.logits, frames.logits, words.mask, frames.mask)
+            return level_interaction(words, frames)
         if self.estimator is None:
             raise ValueError(
                 f"the {kind} needs an estimator, and this model was trained without one; give one with "
@@ -169,7 +166,7 @@ def load_pair_reader(checkpoint: str, recipe: Recipe | None = None, estimator: s
             model = load_video_qa(model_folder(checkpoint), folder).encoder
     frames = recipe.frames if is_published_file(checkpoint) and recipe else frames_of(checkpoint, recipe)
     network = model.teacher if estimator is None else _read_estimator(estimator, model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_device()
     return PairReader(model.to(device), None if network is None else network.to(device), frames)
 
 

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
-from hbi_models.clip.preprocessing import normalize_pixels
+from hbi_models.axes import TextBatch, TokenLevel
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
@@ -34,7 +33,7 @@ def encode_texts(
         # Columns that are padding in the whole batch cost time and change nothing.
         words = int(mask.sum(axis=1).max())
         batch = TextBatch(torch.from_numpy(token_ids[:, :words]), torch.from_numpy(mask[:, :words]))
-        levels = model.encode_text(TextBatch(batch.token_ids.to(device), batch.mask.to(device)), levels=num_levels)
+        levels = model.encode_text(batch.to(model.device), levels=num_levels)
         parts.append(tuple(level.map(_to_cpu) for level in levels))
     return concatenate(parts)
 
@@ -56,8 +55,7 @@ def encode_videos(
             image_size_px=model.clip.image_size_px,
             max_frames=model.config.max_frames,
         )
-        pixels = normalize_pixels(frames.frames.to(device, non_blocking=True))
-        levels = model.encode_video(VideoBatch(pixels, frames.mask.to(device)), levels=num_levels)
+        levels = model.encode_video(model.video_batch(frames.frames, frames.mask), levels=num_levels)
         parts.append(tuple(level.map(_to_cpu) for level in levels))
     return concatenate(parts)
 

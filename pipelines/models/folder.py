@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.datasets.answers import ANSWERS_JSON, Vocabulary
 from pipelines.workspace.storage import Storage
 
-_PUBLISHED_SUFFIXES = (".bin", ".pt", ".pth")
+_PUBLISHED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def is_published_file(checkpoint: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hbi_models.banzhaf.estimator import InteractionEstimator
 from hbi_models.clip.loading import read_checkpoint
+from hbi_models.clip.transformers_names import is_transformers_clip
 from hbi_models.configs import RetrievalConfig, VideoQAConfig
 from hbi_models.published_weights import estimator_from_published, retrieval_from_published, video_qa_from_published
 from hbi_models.retrieval import RetrievalModel
@@ -141,7 +142,13 @@ def load_video_qa_checkpoint(checkpoint: str, config: VideoQAConfig, scratch: Pa
 
 
 def _read_published(checkpoint: str, scratch: Path) -> dict[str, Tensor]:
-    return read_checkpoint(_local_file(checkpoint, scratch))
+    weights = read_checkpoint(_local_file(checkpoint, scratch))
+    if is_transformers_clip(weights):
+        raise ValueError(
+            f"{checkpoint} holds the weights of a CLIP alone, under the names of transformers' CLIPModel; name it in "
+            "model.clip.pretrained, with the model.clip.architecture that it has"
+        )
+    return weights
 
 
 def _local_file(uri: str, scratch: Path) -> Path:

@@ -11,8 +11,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
-from hbi_models.axes import TextBatch, VideoBatch
-from hbi_models.clip.preprocessing import normalize_pixels
+from hbi_models.axes import TextBatch
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary
@@ -48,7 +47,7 @@ class RetrievalScorer(nn.Module):
     ) -> Float[Tensor, "texts videos"]:
         """The retrieval score of every text with every video."""
         texts = self.model.encode_text(TextBatch(token_ids, word_mask))
-        videos = self.model.encode_video(VideoBatch(normalize_pixels(frames), frame_mask))
+        videos = self.model.encode_video(self.model.video_batch(frames, frame_mask))
         return self.model.similarity(texts, videos)
 
 
@@ -69,7 +68,7 @@ class VideoAnswerer(nn.Module):
         """The logit of every answer to each question."""
         encoder = self.model.encoder
         questions = encoder.encode_text(TextBatch(token_ids, word_mask))
-        videos = encoder.encode_video(VideoBatch(normalize_pixels(frames), frame_mask))
+        videos = encoder.encode_video(encoder.video_batch(frames, frame_mask))
         return self.model.answer_logits(questions, videos)
 
 

@@ -9,18 +9,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from hbi_models.axes import TextBatch, VideoBatch
-from hbi_models.clip.preprocessing import normalize_pixels
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import VideoQAConfig, require
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary, read_vocabulary
-from pipelines.datasets.msrvtt_qa import ANSWERS_FILE
+from pipelines.datasets.msrvtt_qa import ANSWER_LABELS_FILE
 from pipelines.models.folder import is_published_file, vocabulary_of
 from pipelines.models.initial_weights import load_video_qa_checkpoint
 from pipelines.models.one_video import frames_of, read_video
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
+from pipelines.resources.device import compute_device
 from pipelines.video.frame_store import decode_images, stack_frames
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri
@@ -72,13 +70,12 @@ class QuestionAnswerer:
         """
         check_question(question)
         require(top >= 1, f"top is {top}; it must be 1 or more")
-        device, encoder = next(self.model.parameters()).device, self.model.encoder
+        encoder = self.model.encoder
         clip = stack_frames(
             [decode_images(images)], image_size_px=encoder.clip.image_size_px, max_frames=encoder.config.max_frames
         )
-        token_ids, mask = map(torch.from_numpy, CaptionTokenizer(encoder.config.max_words)([question]))
-        questions = encoder.encode_text(TextBatch(token_ids.to(device), mask.to(device)))
-        videos = encoder.encode_video(VideoBatch(normalize_pixels(clip.frames.to(device)), clip.mask.to(device)))
+        questions = encoder.encode_text(encoder.text_batch([question]))
+        videos = encoder.encode_video(encoder.video_batch(clip.frames, clip.mask))
         probabilities = self.model.answer_logits(questions, videos).softmax(dim=1)[0]
         best = probabilities.topk(min(top, len(self.vocabulary)))
         return [
@@ -112,15 +109,16 @@ def load_answerer(checkpoint: str, recipe: Recipe | None = None) -> QuestionAnsw
         vocabulary, frames, config = vocabulary_of(checkpoint), frames_of(checkpoint), VideoQAConfig()
     with TemporaryDirectory() as scratch:
         model = load_video_qa_checkpoint(checkpoint, config, Path(scratch))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_device()
     return QuestionAnswerer(model.to(device), vocabulary, frames)
 
 
 def _vocabulary_of_recipe(recipe: Recipe) -> Vocabulary:
     if recipe.video_qa.answers.file is not None:
         return read_vocabulary(recipe.video_qa.answers.file)
-    if recipe.data.annotations is not None and Storage(recipe.data.annotations).exists(ANSWERS_FILE):
-        return read_vocabulary(join_uri(recipe.data.annotations, ANSWERS_FILE))
+    if recipe.data.annotations is not None and Storage(recipe.data.annotations).exists(ANSWER_LABELS_FILE):
+        return read_vocabulary(join_uri(recipe.data.annotations, ANSWER_LABELS_FILE))
     raise FileNotFoundError(
-        f"no vocabulary of answers; set video_qa.answers.file, or data.annotations to the folder with {ANSWERS_FILE}"
+        "no vocabulary of answers; set video_qa.answers.file, or data.annotations to the folder with "
+        f"{ANSWER_LABELS_FILE}"
     )

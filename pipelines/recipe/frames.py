@@ -23,8 +23,9 @@ class FramesConfig:
     """Length of the shorter side after resizing (bicubic, antialiased)."""
 
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """``decord``; ``pyav``; or ``auto``: decord, and PyAV for the files that decord is known to
-    read wrongly (edit lists, AVI, MPEG, WMV, MPEG-4 Part 2) or cannot read (AV1, any error)."""
+    """``pyav``; ``decord``, as the published implementations, for the files that it reads rightly, and PyAV for the
+    others, which the table of notes names; or ``auto``: PyAV, which is right on all of them and as fast. See
+    docs/decoding.md."""
 
     format: Literal["jpeg", "png"] = "jpeg"
     """``jpeg``: about a tenth of the raw size; ``png``: lossless."""

@@ -1,6 +1,6 @@
 """Frozen settings of every stage, and the recipe that holds them all.
 
-Imports nothing but the standard library and ``hbi_models.configs``, so that ``--help`` and
+Imports nothing but the standard library and light modules of ``hbi_models``, so that ``--help`` and
 ``--print_config`` answer at once. Each field's sentence gives its unit; "published" refers to
 the public implementation of HBI (arXiv 2303.14369).
 """
@@ -10,11 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from hbi_models.configs import (
-    RetrievalConfig,
-    VideoQAConfig,
-    require,
-)
+from hbi_models.clip.pixels import with_pixel_statistics
+from hbi_models.configs import RetrievalConfig, VideoQAConfig, require
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
 from pipelines.recipe.frames import FramesConfig
@@ -66,7 +63,7 @@ class Recipe:
             ("retrieval", self.retrieval),
             ("video_qa", self.video_qa),
         ):
-            workers = getattr(self.resources, stage).workers
+            workers = max(1, getattr(self.resources, stage).workers)
             require(
                 training.batch_size % workers == 0,
                 f"{stage}.batch_size is {training.batch_size} over resources.{stage}.workers = {workers} workers; "
@@ -78,6 +75,9 @@ class Recipe:
             "the teacher exact or none",
         )
 
+        # What the tag of the weights says about pixels decides over every result, so it is part of the settings.
+        clip = with_pixel_statistics(self.model.clip)
+        object.__setattr__(self, "model", replace(self.model, clip=clip))
         self._check_tasks()
 
     def _check_tasks(self) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hbi_models.configs import only_for, require
+from hbi_models.metric_names import DIRECTIONS, RANK_METRICS
 from pipelines.recipe.checks import require_counts
 
 PUBLISHED_METRICS = (
-    *(
-        f"{direction}/{name}"
-        for direction in ("text_to_video", "video_to_text")
-        for name in ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "median_rank", "mean_rank")
-    ),
+    *(f"{direction}/{name}" for direction in DIRECTIONS for name in RANK_METRICS),
     "all/accuracy",
     "answerable/accuracy",
 )

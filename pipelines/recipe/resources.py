@@ -28,7 +28,8 @@ class TrainResources:
     """Machines for one training stage."""
 
     workers: int = 1
-    """Processes that train together (DDP)."""
+    """Processes that train together (DDP); 0 = the process of the command itself, which a debugger reaches,
+    and where nothing starts again what dies."""
 
     cpus_per_worker: float = 1.0
     gpus_per_worker: float | None = None
@@ -45,8 +46,7 @@ class TrainResources:
     """Restarts of the worker group after a worker or node died."""
 
     def __post_init__(self) -> None:
-        require_counts(self, "resources", "workers")
-        require_counts(self, "resources", "loader_processes", "max_failures", least=0)
+        require_counts(self, "resources", "workers", "loader_processes", "max_failures", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from hbi_models.metric_names import DIRECTIONS, RANK_METRICS
 from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE, TOP_VIDEOS_FILE, by_questions
 from pipelines.progress import format_seconds
 from pipelines.recipe.data import SPLITS
@@ -29,15 +30,8 @@ from pipelines.workspace.storage import Storage
 _MOST_ERRORS = 1000
 _MOST_WORDS = 30
 _ROWS_AT_ONCE = 100_000
-_METRICS = {
-    "recall_at_1": "R@1",
-    "recall_at_5": "R@5",
-    "recall_at_10": "R@10",
-    "recall_at_50": "R@50",
-    "median_rank": "median rank",
-    "mean_rank": "mean rank",
-}
-_DIRECTIONS = {"text_to_video": "text → video", "video_to_text": "video → text"}
+_METRICS = {name: name.replace("recall_at_", "R@").replace("_", " ") for name in RANK_METRICS}
+_DIRECTIONS = {direction: direction.replace("_to_", " → ") for direction in DIRECTIONS}
 _CURVES = (
     ("train/", "Loss and its parts"),
     ("validation/", "Validation"),
@@ -150,7 +144,7 @@ class Content:
     answers: MetricTable | None
     mistakes: Sequence[tuple[str, int, Sequence[Mistake]]]
     """Type, how many there are, and some of them."""
-    searches: Sequence[Picture]
+    tunings: Sequence[Picture]
 
 
 class Reader:
@@ -158,7 +152,7 @@ class Reader:
 
     Args:
         artifacts: what the stages of the run made, by stage, in their order.
-        workspace: where searches over settings may lie.
+        workspace: where tunings may lie.
         pool: the shards of the frames.
         recipe: of the run.
     """
@@ -168,12 +162,12 @@ class Reader:
         self._manifest = self._artifacts["manifest"].storage.read_table(
             MANIFEST_FILE, columns=["video_id", "split", "captions", "questions"]
         )
-        index = self._artifacts["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "shard", "row"])
+        index = self._artifacts["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "key", "shard", "row"])
         self.thumbnails = Thumbnails(pool.storage, index)
         # The shards hold rows of other manifests, too.
         seen = pool.index(["time_s", "source_fps", "source_frames"])
-        places = seen.select(["shard", "row"]).append_column("place", pa.array(range(len(seen)), pa.int64()))
-        mine = index.join(places, ["shard", "row"], join_type="inner")
+        places = seen.select(["shard", "key"]).append_column("place", pa.array(range(len(seen)), pa.int64()))
+        mine = index.join(places, ["shard", "key"], join_type="inner")
         self._seen = seen.take(mine.column("place")).append_column("video_id", mine.column("video_id"))
 
     def content(self, interactions: Sequence[Picture]) -> Content:
@@ -201,7 +195,7 @@ class Reader:
             interactions=interactions,
             answers=self._answers(),
             mistakes=self._mistakes(),
-            searches=_searches(self._workspace),
+            tunings=_tunings(self._workspace),
         )
 
     @cached_property
@@ -411,15 +405,17 @@ def _training(artifact: Artifact) -> Training | None:
     return Training(artifact.stage, groups)
 
 
-def _searches(workspace: Storage) -> list[Picture]:
-    """The maps of the searches that have ended in the workspace."""
+def _tunings(workspace: Storage) -> list[Picture]:
+    """The maps of the tunings that have ended in the workspace."""
     pictures = []
-    for name in workspace.folders("search"):
-        folder = workspace.folder("search", name)
-        if folder.exists("summary.json") and folder.exists("landscape.png"):
-            summary = folder.read_json("summary.json")
-            title = f"{summary['metric']} of {summary['stage']}, search {name}"
-            pictures.append(Picture(title, data_uri("png", folder.read_bytes("landscape.png"))))
+    # Earlier versions put them into the folder "search".
+    for parent in ("tune", "search"):
+        for name in workspace.folders(parent):
+            folder = workspace.folder(parent, name)
+            if folder.exists("summary.json") and folder.exists("landscape.png"):
+                summary = folder.read_json("summary.json")
+                title = f"{summary['metric']} of {summary['stage']}, tuning {name}"
+                pictures.append(Picture(title, data_uri("png", folder.read_bytes("landscape.png"))))
     return pictures
 
 

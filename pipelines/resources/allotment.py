@@ -6,7 +6,14 @@ import logging
 from collections.abc import Sequence
 
 from pipelines.recipe.resources import ActorResources, ResourcesConfig, TaskResources, TrainResources
-from pipelines.resources.ray_session import actors_that_fit, cluster_cpus, cluster_gpus, cluster_memory_gb, worker_gpus
+from pipelines.resources.ray_session import (
+    actors_that_fit,
+    cluster_cpus,
+    cluster_gpus,
+    cluster_memory_gb,
+    is_fixed,
+    worker_gpus,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +24,8 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
     """Logs what ``stages`` will take of the connected cluster.
 
     Raises:
-        ValueError: one would run on CPUs, and ``config`` demands GPUs.
+        ValueError: one would run on CPUs, and ``config`` demands GPUs; or one takes more than this machine has, and
+            would wait for ever.
     """
     logger.info(
         "the cluster has %g CPUs, %g GPUs, %.3g GB of memory", cluster_cpus(), cluster_gpus(), cluster_memory_gb()
@@ -25,6 +33,8 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
     resources = {name: found for name in stages if (found := resources_of(name, config)) is not None}
     for name, found in resources.items():
         logger.info("%s takes %s", name, describe(found))
+    for name, found in resources.items():
+        _require_room(name, found)
     without = [name for name, found in resources.items() if _is_left_without_gpu(found)]
     if without and config.require_gpus:
         raise ValueError(
@@ -36,9 +46,38 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
         logger.warning("the cluster has too few GPUs for %s: the work is done on CPUs", ", ".join(without))
     for name, found in resources.items():
         if isinstance(found, TrainResources) and (gpus := worker_gpus(found)):
-            idle = cluster_gpus() - found.workers * gpus
+            idle = cluster_gpus() - max(1, found.workers) * gpus
             if idle >= 1:
                 logger.warning("%s leaves %g GPUs idle; raise resources.%s.workers to use them", name, idle, name)
+
+
+def _require_room(stage: str, resources: Resources) -> None:
+    """Refuses what never fits on a local Ray; on a cluster, nodes may be started on demand, so it is a warning."""
+    for unit, needed, there in _needs(resources):
+        if needed <= there:
+            continue
+        message = f"{stage} takes {needed:g} {unit} at once ({describe(resources)}), and there are {there:g}"
+        section = "decode" if isinstance(resources, TaskResources) else stage
+        if is_fixed():
+            raise ValueError(f"{message}; lower what resources.{section} asks for")
+        logger.warning("%s: it waits until nodes with them join the cluster", message)
+
+
+def _needs(resources: Resources) -> list[tuple[str, float, float]]:
+    """What must be there at once for a stage to work at all: unit, how much of it, how much the cluster has."""
+    if isinstance(resources, TaskResources):
+        count, cpus, gpus, memory = 1, resources.cpus_per_task, 0.0, resources.memory_gb_per_task
+    elif isinstance(resources, ActorResources):
+        count, cpus, memory = resources.min_actors, resources.cpus_per_actor, resources.memory_gb_per_actor
+        gpus = actors_that_fit(resources)[0]
+    else:
+        count, cpus, memory = resources.workers, resources.cpus_per_worker, resources.memory_gb_per_worker
+        gpus = worker_gpus(resources)
+    return [
+        ("CPUs", count * cpus, cluster_cpus()),
+        ("GPUs", count * gpus, cluster_gpus()),
+        ("GB of memory", count * (memory or 0.0), cluster_memory_gb()),
+    ]
 
 
 def resources_of(stage: str, config: ResourcesConfig) -> Resources | None:
@@ -56,7 +95,8 @@ def describe(resources: Resources) -> str:
         number = f"{resources.min_actors} to {most} actors ({_source(resources.max_actors)})"
         each, memory = (resources.cpus_per_actor, resources.gpus_per_actor), resources.memory_gb_per_actor
     else:
-        gpus, number = worker_gpus(resources), f"{resources.workers} workers (recipe)"
+        workers = f"{resources.workers} workers" if resources.workers else "this process"
+        gpus, number = worker_gpus(resources), f"{workers} (recipe)"
         each, memory = (resources.cpus_per_worker, resources.gpus_per_worker), resources.memory_gb_per_worker
     return f"{number}, each {each[0]:g} CPUs, {gpus:g} GPUs ({_source(each[1])}){_memory(memory)}"
 

@@ -25,13 +25,32 @@ logger = logging.getLogger(__name__)
 _PREFIX = "ray-"
 _OWNER = "owner.json"
 
+_LONGEST_PLACE = 107 - len("/ray-12345678/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store")
+"""Bytes of a folder below which Ray's longest socket still has a path of 107 bytes, Linux's limit."""
+
+_SHORT_PLACES = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - the folder in it is made by mkdtemp
+
 
 def make_session_folder() -> Path:
     """A new folder for a local Ray; it belongs to this process."""
-    # Socket paths are limited to 107 bytes, so Ray's folder lies under the system's own.
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_place()))
     (folder / _OWNER).write_text(json.dumps(asdict(this_process())))
     return folder
+
+
+def _place() -> Path:
+    """The folder for temporary files, or a shorter one: Ray's sockets lie below it, and their paths are limited."""
+    wanted = Path(tempfile.gettempdir())
+    for place in (wanted, *_SHORT_PLACES):
+        if len(os.fsencode(place)) <= _LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
+            if place != wanted:
+                logger.info("Ray: %s is too long for the paths of sockets; it works in %s", wanted, place)
+            return place
+    raise OSError(
+        f"the folder for temporary files, {wanted}, is too long for the sockets of a local Ray (at most "
+        f"{_LONGEST_PLACE} bytes), and {' and '.join(map(str, _SHORT_PLACES))} cannot be written; set TMPDIR to a "
+        "shorter folder"
+    )
 
 
 def keep_session_folder(folder: Path) -> None:
@@ -41,7 +60,8 @@ def keep_session_folder(folder: Path) -> None:
 
 def remove_dead_sessions() -> None:
     """Removes the folders and the processes that killed runs of this user left on this machine."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    places = {Path(tempfile.gettempdir()), *_SHORT_PLACES}
+    for folder in (folder for place in places for folder in place.glob(f"{_PREFIX}*")):
         owner = _owner(folder)
         if owner is None or process_lives(owner) is not False:
             continue

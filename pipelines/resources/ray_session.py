@@ -44,6 +44,12 @@ _LOCAL_ENVIRONMENT = {
 
 _DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
+_ANSWER_S = 10.0
+"""Seconds within which a cluster opens a connection."""
+
+_fixed = False
+"""Whether the connected Ray was started here: no node will ever join it."""
+
 
 def set_ray_environment() -> None:
     """Sets the switches that Ray reads when it is imported; what is set already stays."""
@@ -57,8 +63,14 @@ def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Itera
 
     A local Ray listens on loopback with token authentication, its dashboard is off, and nothing is
     written to the home directory.
+
+    Raises:
+        ConnectionError: nothing answers at the address of the cluster.
     """
     set_ray_environment()
+    # An empty variable is none, also for Ray, which would take it for a cluster without an address.
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.pop("RAY_ADDRESS", None)
     address = resources.ray_address or os.environ.get("RAY_ADDRESS")
     if address is None:
         for name, value in _LOCAL_ENVIRONMENT.items():
@@ -81,6 +93,7 @@ def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Itera
 def _connected(address: str) -> Iterator[None]:
     import ray
 
+    require_answer(address)
     with _keeping_the_end():
         ray.init(address=address, log_to_driver=False)
     logger.info("Ray: connected to %s", address)
@@ -88,6 +101,24 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def require_answer(address: str) -> None:
+    """Knocks at the cluster's address: Ray itself would wait for one that is gone, and say nothing.
+
+    Raises:
+        ConnectionError: nothing answers there.
+    """
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # a word such as "auto", which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start it, correct RAY_ADDRESS or "
+            "resources.ray_address, or unset both to run on a local Ray"
+        ) from error
 
 
 @contextmanager
@@ -107,11 +138,13 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
             _temp_dir=str(folder),
         )
     logger.info("Ray: started on this machine with %g CPUs", ray.cluster_resources().get("CPU", 0))
-    finished = False
+    global _fixed
+    finished, _fixed = False, True
     try:
         yield
         finished = True
     finally:
+        _fixed = False
         ray.shutdown()
         if finished:
             shutil.rmtree(folder, ignore_errors=True)
@@ -177,7 +210,12 @@ def worker_gpus(resources: TrainResources) -> float:
     """GPUs of one training worker on the connected cluster."""
     if resources.gpus_per_worker is not None:
         return resources.gpus_per_worker
-    return 1.0 if cluster_gpus() >= resources.workers else 0.0
+    return 1.0 if cluster_gpus() >= max(1, resources.workers) else 0.0
+
+
+def is_fixed() -> bool:
+    """Whether the connected Ray stays as large as it is: one that was started here, for this run."""
+    return _fixed
 
 
 def cluster_gpus() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from hbi_models.axes import TokenLevel
@@ -22,10 +22,13 @@ from hbi_models.retrieval import RetrievalModel
 from hbi_models.token_merging import TokenMerge
 from pipelines.models.encoding import Levels, encode_videos
 from pipelines.models.weights import load_model
+from pipelines.resources.device import compute_device
 from pipelines.resources.sharded_work import SUMMARY
 from pipelines.search.first_pass import video_vectors
 from pipelines.video.frame_store import FrameStore
-from pipelines.workspace.errors import UNREADABLE, DamagedFileError
+from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError
+from pipelines.workspace.records import FEATURES
+from pipelines.workspace.shard_files import OpenShard
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
@@ -92,10 +95,10 @@ def level_sizes(model: RetrievalModel) -> list[int]:
 
 
 def shown_until(source: Mapping[str, Any], end_s: float | None) -> float:
-    """When the last frame of a video ends: with the file, or with the segment that was asked for."""
+    """When the last frame of a video ends, on the clock of ``time_s``: with the file, or with the wanted segment."""
     last = float(source["time_s"][-1])
     duration: float = max(source["source_frames"] / source["source_fps"], last)
-    return duration if end_s is None else max(min(duration, float(end_s)), last)
+    return duration if end_s is None else max(min(duration, float(end_s) - source["source_begin_s"]), last)
 
 
 class EncodeShard:
@@ -112,7 +115,7 @@ class EncodeShard:
     def __init__(
         self, model: Storage, frames_pool: ShardPool, pool: ShardPool, generation: int, batch_size: int
     ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         with TemporaryDirectory() as scratch:
             self._model = load_model(model, Path(scratch)).to(self._device)
         self._frames_pool, self._pool = frames_pool, pool
@@ -143,8 +146,8 @@ class EncodeShard:
         return pa.Table.from_pylist([{"rows": len(rows), "errors": 0, "units": units, "bytes": size}], schema=SUMMARY)
 
     def _times(self, shards: Sequence[str]) -> dict[str, dict[str, Any]]:
-        columns = ["key", "time_s", "source_fps", "source_frames"]
-        tables = [self._frames_pool.storage.read_table(shard, columns=columns) for shard in shards]
+        columns = ["key", "time_s", "source_fps", "source_frames", "source_begin_s"]
+        tables = [self._frames_pool.read(shard, columns) for shard in shards]
         return {row["key"]: row for table in tables for row in table.to_pylist()}
 
 
@@ -153,14 +156,14 @@ class FeatureStore:
 
     Args:
         pool: the shards.
-        index: ``shard`` and ``row`` of every video.
+        index: ``key``, ``shard`` and ``row`` of every video.
         sizes: see :func:`level_sizes`.
     """
 
     def __init__(self, pool: Storage, index: pa.Table, sizes: Sequence[int]) -> None:
-        self._pool, self._sizes = pool, list(sizes)
-        self._shards, self._rows = index.column("shard").combine_chunks(), index.column("row").combine_chunks()
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._pool, self._sizes = ShardPool(pool, FEATURES), list(sizes)
+        self._keys, self._shards, self._rows = (index.column(name).combine_chunks() for name in ("key", "shard", "row"))
+        self._files: OrderedDict[str, OpenShard] = OrderedDict()
         self._threads = ThreadPoolExecutor(_THREADS)
         # An open file is read by one thread at a time; searches that come together take turns.
         self._lock = Lock()
@@ -170,11 +173,12 @@ class FeatureStore:
 
         Raises:
             FileNotFoundError: a shard is missing.
-            DamagedFileError: a shard is damaged.
+            DamagedFileError: a shard is damaged, or holds other videos; it is set aside, where that is allowed.
+            StorageError: a shard cannot be read.
         """
         by_shard: dict[str, dict[int, int]] = {}
         for place, position in enumerate(positions):
-            by_shard.setdefault(self._shards[position].as_py(), {})[place] = self._rows[position].as_py()
+            by_shard.setdefault(self._shards[position].as_py(), {})[place] = position
         found: dict[int, Clip] = {}
         with self._lock:
             for part in self._threads.map(self._read, by_shard.items()):
@@ -184,28 +188,42 @@ class FeatureStore:
         return [found[place] for place in range(len(positions))]
 
     def _read(self, wanted: tuple[str, Mapping[int, int]]) -> dict[int, Clip]:
-        shard, rows = wanted
+        shard, positions = wanted
+        keys, rows = (
+            [column[position].as_py() for position in positions.values()] for column in (self._keys, self._rows)
+        )
         try:
-            table = self._open(shard).read_row_groups(list(rows.values()), columns=list(_READ), use_threads=False)
+            table = self._open(shard).read(keys, rows, _READ)
             columns = [table.column(name).combine_chunks() for name in _READ]
-            return {place: self._clip(columns, row) for row, place in enumerate(rows)}
+            return {place: self._clip(columns, row) for row, place in enumerate(positions)}
         except FileNotFoundError:
-            raise FileNotFoundError(f"{self._pool.place(shard)} is missing; run jobs.index again") from None
+            raise FileNotFoundError(f"{self._pool.storage.place(shard)} is missing; run jobs.index again") from None
         except (*UNREADABLE, LookupError) as error:
             self._files.pop(shard, None)
-            self._pool.require_whole_table(shard)
-            raise DamagedFileError(
-                f"{self._pool.place(shard)} cannot be read ({error}); run jobs.index again"
-            ) from error
+            raise self._explained(shard, error) from error
+
+    def _explained(self, shard: str, error: Exception) -> Exception:
+        """What to raise where reading a shard failed; one that is damaged is set aside, where that is allowed."""
+        storage = self._pool.storage
+        try:
+            storage.require_whole_table(shard)
+        except DamagedFileError as damage:
+            found = damage
+        else:
+            if isinstance(error, OSError):
+                return StorageError(f"cannot read {storage.place(shard)}: {error}")
+            found = DamagedFileError(f"{storage.place(shard)} is not what jobs.index wrote: {error}")
+        with suppress(StorageError):
+            self._pool.set_aside(shard, found)
+        return DamagedFileError(f"{found}; run jobs.index again")
 
     def _clip(self, columns: Sequence[Any], row: int) -> Clip:
         tokens, features, logits, time_s = (column[row].values.to_numpy() for column in columns[:-1])
         return Clip(unpack(tokens.tolist(), features, logits, self._sizes), time_s.tolist(), columns[-1][row].as_py())
 
-    def _open(self, shard: str) -> pq.ParquetFile:
+    def _open(self, shard: str) -> OpenShard:
         if shard not in self._files:
-            source = self._pool.filesystem.open_input_file(self._pool.path(shard))
-            self._files[shard] = pq.ParquetFile(source, page_checksum_verification=True)
+            self._files[shard] = OpenShard(self._pool.storage, shard)
         self._files.move_to_end(shard)
         return self._files[shard]
 

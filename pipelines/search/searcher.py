@@ -13,17 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from hbi_models.axes import VideoBatch
-from hbi_models.banzhaf.exact import exact_interaction
-from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import require
-from hbi_models.retrieval import RetrievalModel
-from hbi_models.similarity import token_cosines
+from hbi_models.retrieval import RetrievalModel, level_interaction
 from pipelines.models.encoding import Levels, encode_texts
 from pipelines.models.folder import MODEL
 from pipelines.models.one_video import frames_of
 from pipelines.models.weights import load_model
+from pipelines.resources.device import compute_device
 from pipelines.search.features import Clip, FeatureStore, level_sizes, together
 from pipelines.search.first_pass import FirstPass, text_vectors
 from pipelines.search.index_folder import VECTORS, Segment, features_pool, read_current
@@ -94,7 +91,7 @@ class Searcher:
         self.artifact = self._root.folder(current["artifact"])
         with TemporaryDirectory() as scratch:
             loaded = load_model(self.artifact.folder(MODEL), Path(scratch))
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         self.model: RetrievalModel = loaded.to(self._device)
         self.frames = frames_of(self.artifact.folder(MODEL).uri)
         self._tokenizer = CaptionTokenizer(self.model.config.max_words)
@@ -166,9 +163,7 @@ class Searcher:
         check_query(query)
         text = self.encode([query])
         words, frames = text[0], clip.levels[0]
-        values = exact_interaction(token_cosines(words, frames), words.logits, frames.logits, words.mask, frames.mask)[
-            0, :, : len(clip.time_s)
-        ]
+        values = level_interaction(words, frames)[0, :, : len(clip.time_s)]
         relevance = frame_relevance(words, frames)[0, : len(clip.time_s)]
         pieces = self._tokenizer.pieces(query)
         return InteractionMap(
@@ -195,8 +190,7 @@ class Searcher:
             image_size_px=self.model.clip.image_size_px,
             max_frames=self.model.config.max_frames,
         )
-        pixels = normalize_pixels(batch.frames.to(self._device))
-        levels = self.model.encode_video(VideoBatch(pixels, batch.mask.to(self._device)))
+        levels = self.model.encode_video(self.model.video_batch(batch.frames, batch.mask))
         return tuple(level.map(lambda tensor: tensor.cpu()) for level in levels)
 
     def _similarity(self, text: Levels, videos: Levels) -> torch.Tensor:
@@ -216,8 +210,8 @@ class Searcher:
         Raises:
             KeyError: there is no such video.
         """
-        row = self._index.slice(self._position(video_id), 1).select(["video_id", "frames_shard", "frames_row"])
-        return FrameStore(self._frames_pool, row.rename_columns(["video_id", "shard", "row"])).encoded(0)
+        row = self._index.slice(self._position(video_id), 1).select(["video_id", "key", "frames_shard", "frames_row"])
+        return FrameStore(self._frames_pool, row.rename_columns(["video_id", "key", "shard", "row"])).encoded(0)
 
     def segment(self, video_id: str) -> Segment:
         """The file of a video.

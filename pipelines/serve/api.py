@@ -171,7 +171,7 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
         async with receiving:
             try:
                 content = await asyncio.wait_for(_body(request, config), config.timeout_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise HTTPException(504, f"the clip did not arrive within {config.timeout_s:g} s") from None
             return await answered(engine.upload(content))
 
@@ -188,7 +188,7 @@ async def _answered(work: Awaitable[Result], timeout_s: float) -> Result:
         raise HTTPException(409, str(error)) from error
     except BusyError as error:
         raise HTTPException(503, "too many requests; come back in a moment", {"Retry-After": "2"}) from error
-    except asyncio.TimeoutError as error:
+    except TimeoutError as error:
         raise HTTPException(504, f"it took longer than {timeout_s:g} s") from error
 
 

@@ -10,21 +10,42 @@ from threading import Lock
 
 from pipelines.search.features import Clip
 
-_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
-"""What the first box of an MP4 or QuickTime file may be."""
+_ISO_BOXES = (
+    b"ftyp",
+    b"styp",
+    b"moov",
+    b"moof",
+    b"sidx",
+    b"mdat",
+    b"wide",
+    b"free",
+    b"skip",
+    b"uuid",
+    b"pnot",
+    b"udta",
+)
+"""What the first box of an MP4 or QuickTime file, or of a piece of one, may be."""
 
-_SIGNATURES = (b"\x1a\x45\xdf\xa3", b"FLV", b"\x00\x00\x01\xba", b"\x30\x26\xb2\x75", b"OggS", b"\x47")
-"""Matroska and WebM, Flash, MPEG program stream, Windows Media, Ogg, MPEG transport stream."""
+_SIGNATURES = (
+    *(b"\x1a\x45\xdf\xa3", b"FLV", b"\x30\x26\xb2\x75", b"OggS", b"GIF8", b"DKIF", b"nut/multimedia container"),
+    *(b"\x00\x00\x01", b"\x00\x00\x00\x01"),
+)
+"""Matroska and WebM, Flash, Windows Media, Ogg, GIF, IVF, NUT; MPEG program and elementary streams."""
+
+_TRANSPORT_PACKETS = ((0, 188), (4, 192), (0, 204))
+"""Of an MPEG transport stream: where the first one begins and how long each is. Camcorders put a time before each,
+broadcasters a checksum behind."""
 
 FORMATS = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, WMV or Ogg"
 
 
 def looks_like_video(content: bytes) -> bool:
-    """Whether a file begins as one of ``FORMATS`` does."""
+    """Whether a file begins as those do that the decoders open, ``FORMATS`` above all."""
     return (
         content[4:8] in _ISO_BOXES
         or content.startswith(_SIGNATURES)
-        or (content[:4] == b"RIFF" and content[8:12] == b"AVI ")
+        or (content[:4] == b"RIFF" and content[8:11] == b"AVI")
+        or any(content[start : start + 2 * size : size] == b"GG" for start, size in _TRANSPORT_PACKETS)
     )
 
 

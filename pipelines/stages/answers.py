@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pipelines.datasets.answers import DEFAULT_SIZE, Vocabulary, coverage, most_frequent, read_vocabulary
-from pipelines.datasets.msrvtt_qa import ANSWERS_FILE, QUESTION_FILES
+from pipelines.datasets.msrvtt_qa import ANSWER_LABELS_FILE, QUESTION_FILES
 from pipelines.datasets.published_files import require_files
 from pipelines.recipe.data import SPLITS, DataConfig
 from pipelines.recipe.recipe import Recipe
@@ -39,7 +39,7 @@ def answers_stage(recipe: Recipe) -> Stage:
     size = answers.size or DEFAULT_SIZE
     settings: dict[str, Any] = {"size": size}
     if generated:
-        settings = {"file": ANSWERS_FILE}
+        settings = {"file": ANSWER_LABELS_FILE}
     elif file is not None:
         settings = {"digest": content_digest(file)}
 
@@ -50,7 +50,7 @@ def answers_stage(recipe: Recipe) -> Stage:
         if file is not None:
             vocabulary = read_vocabulary(file)
         elif generated:
-            vocabulary = read_vocabulary(join_uri(context.inputs["shapes"].storage.uri, ANSWERS_FILE))
+            vocabulary = read_vocabulary(join_uri(context.inputs["shapes"].storage.uri, ANSWER_LABELS_FILE))
         elif trained:
             vocabulary = Vocabulary(most_frequent(trained, size))
         else:
@@ -78,4 +78,4 @@ def _require_question_files(data: DataConfig) -> None:
 def _own_file(data: DataConfig) -> str | None:
     """The data set's own vocabulary, if it has one."""
     annotations = Storage(str(data.annotations))
-    return join_uri(annotations.uri, ANSWERS_FILE) if annotations.exists(ANSWERS_FILE) else None
+    return join_uri(annotations.uri, ANSWER_LABELS_FILE) if annotations.exists(ANSWER_LABELS_FILE) else None

@@ -9,6 +9,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.settings import counting, given_model
 from pipelines.stages.stage import Stage, StageContext
+from pipelines.stages.training import say_what_is_left_out
 from pipelines.workspace.artifact import Counts
 
 
@@ -40,6 +41,7 @@ def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) 
     pool = frames_pool(context.workspace, recipe).storage
     manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
     view = SplitView(manifest, frames, pool, recipe.evaluation.split)
+    say_what_is_left_out("evaluation", view)
     metrics = evaluate_retrieval(
         context.output,
         context.tracker,

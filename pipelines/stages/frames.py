@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial as partial_function
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.progress import Progress
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.resources.sharded_work import SUMMARY, Work, map_shards
+from pipelines.resources.sharded_work import SUMMARY
+from pipelines.stages.pooled import PooledStage, ShardJob, with_version
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest
-from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE
-from pipelines.workspace.shards import ShardPool, newest_rows, shard_size, split_shards
+from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE, NOTES, NOTES_FILE
+from pipelines.workspace.shards import ShardPool, shard_size
 from pipelines.workspace.storage import Storage
+
+
+def frames_stage(recipe: Recipe) -> Stage:
+    """Decodes every video of the manifest that is not in the pool yet."""
+    return FramesStage(recipe).stage()
 
 
 def frames_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     """Where frame shards lie: one pool per way of decoding, whatever the manifest."""
-    return ShardPool(workspace.folder("shards", _pool_name(recipe)), FRAMES)
+    return ShardPool(workspace.folder("shards", f"frames-{digest(frames_identity(recipe))}"), FRAMES)
 
 
-def _pool_name(recipe: Recipe) -> str:
-    return f"frames-{digest(frames_settings(recipe))}"
+def frames_identity(recipe: Recipe) -> Mapping[str, Any]:
+    """What a stored frame depends on, besides its video, and the version of the code that made it."""
+    return with_version(frames_settings(recipe), FramesStage.version)
 
 
 def frames_settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -35,53 +41,47 @@ def frames_settings(recipe: Recipe) -> Mapping[str, Any]:
     return counting(recipe.frames)
 
 
-def frames_stage(recipe: Recipe) -> Stage:
-    """Decodes every video of the manifest that is not in the pool yet."""
-    config = recipe.frames
+class FramesStage(PooledStage):
+    """Needs the manifest; writes where the frames of each of its videos lie, and the tables of errors and notes."""
 
-    def missing(manifest: Artifact, pool: ShardPool, since: int) -> pa.Table:
-        rows = manifest.storage.read_table(MANIFEST_FILE, columns=["video_id", "uri", "key", "start_s", "end_s"])
+    name = "frames"
+    version = 2
+    inputs = ("manifest",)
+    unit = "frames"
+    columns = ("error_reason", "error_message", "decoder", "notes")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return frames_settings(self.recipe)
+
+    def pool(self, workspace: Storage) -> ShardPool:
+        return frames_pool(workspace, self.recipe)
+
+    def wanted(self, inputs: Mapping[str, Artifact]) -> pa.Table:
+        columns = ["video_id", "uri", "key", "split", "start_s", "end_s"]
+        return inputs["manifest"].storage.read_table(MANIFEST_FILE, columns=columns)
+
+    def begins_anew(self, context: StageContext) -> bool:
+        return context.forced and not self.recipe.frames.retry_errors
+
+    def done(self, pool: ShardPool, since: int) -> pa.Table:
         index = pool.index(["error_reason"], since=since)
-        if config.retry_errors:
-            index = index.filter(pc.is_null(index.column("error_reason")))
-        return rows.filter(pc.invert(pc.is_in(rows.column("key"), index.column("key"))))
+        return index.filter(pc.is_null(index.column("error_reason"))) if self.recipe.frames.retry_errors else index
 
-    def partial(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
-        manifest, pool = inputs["manifest"], frames_pool(Storage(recipe.workspace), recipe)
-        since, _ = pool.generations(output, forced=False)
-        total, left = int(manifest.counts["rows"]), len(missing(manifest, pool, since))
-        return f"{total - left:,} of {total:,} videos are done" if left < total else None
+    def job(self, context: StageContext, pool: ShardPool, generation: int, total: int) -> ShardJob:
+        config = self.recipe.frames
+        return ShardJob(
+            work=partial(extract_shard, config, pool, generation),
+            resources=self.recipe.resources.decode,
+            videos_per_shard=shard_size(total, config.videos_per_shard),
+        )
 
-    def run(context: StageContext) -> Counts:
-        manifest, pool = context.inputs["manifest"], frames_pool(context.workspace, recipe)
-        since, generation = pool.generations(context.output, forced=context.forced and not config.retry_errors)
-        total, left = int(manifest.counts["rows"]), missing(manifest, pool, since)
-        work = Work()
-        with Progress("frames", total=total, unit="videos", done=total - len(left)) as progress:
-            for row in map_shards(
-                split_shards(left, shard_size(total, config.videos_per_shard)),
-                partial_function(_extract_shard, config, pool, generation),
-                name="frames",
-                resources=recipe.resources.decode,
-            ):
-                work.add(row)
-                progress.advance(row["rows"], f"{row['units'] / max(row['rows'], 1):.1f} frames each")
-        index = newest_rows(pool.index(["error_reason", "error_message", "decoder"], since=since))
-        return {**_commit_frames(context, manifest, index, config.max_error_fraction), **work.counts("frames")}
-
-    return Stage(
-        name="frames",
-        version=1,
-        settings=frames_settings(recipe),
-        inputs=("manifest",),
-        run=run,
-        partial=partial,
-        lost=lambda artifact: frames_pool(Storage(recipe.workspace), recipe).lost_words(artifact.storage),
-        writes=_pool_name(recipe),
-    )
+    def commit(self, context: StageContext, wanted: pa.Table, found: pa.Table) -> Counts:
+        found = wanted.join(found, "key", join_type="inner").sort_by("video_id")
+        return commit_frames(context.output, found, self.recipe.frames.max_error_fraction)
 
 
-def _extract_shard(config: FramesConfig, pool: ShardPool, generation: int, videos: pa.Table) -> pa.Table:
+def extract_shard(config: FramesConfig, pool: ShardPool, generation: int, videos: pa.Table) -> pa.Table:
     """Decodes the videos of one shard and commits it; returns one summary row."""
     from pipelines.video.extraction import make_extract_frames
 
@@ -96,10 +96,8 @@ def _extract_shard(config: FramesConfig, pool: ShardPool, generation: int, video
     return pa.Table.from_pylist([summary], schema=SUMMARY)
 
 
-def _commit_frames(context: StageContext, manifest: Artifact, index: pa.Table, max_error_fraction: float) -> Counts:
-    """Writes the index of the manifest's frames and the table of its errors."""
-    rows = manifest.storage.read_table(MANIFEST_FILE, columns=["video_id", "uri", "key", "split"])
-    found = rows.join(index, "key", join_type="inner").sort_by("video_id")
+def commit_frames(output: Storage, found: pa.Table, max_error_fraction: float) -> Counts:
+    """Writes the index of the frames and the tables of errors and notes among the videos that were ``found``."""
     bad = pc.is_valid(found.column("error_reason"))
     failed = found.filter(bad)
     errors = pa.table(
@@ -111,16 +109,38 @@ def _commit_frames(context: StageContext, manifest: Artifact, index: pa.Table, m
             "message": failed.column("error_message"),
         },
     ).cast(ERRORS)
-    context.output.write_table(ERRORS_FILE, errors)
-    _refuse_many(errors, len(rows), max_error_fraction)
+    output.write_table(ERRORS_FILE, errors)
+    _refuse_many(errors, len(found), max_error_fraction)
     good = found.filter(pc.invert(bad))
-    context.output.write_table(INDEX_FILE, good.select(["video_id", "key", "split", "shard", "row", "decoder"]))
+    output.write_table(INDEX_FILE, good.select(["video_id", "key", "split", "shard", "row", "decoder"]))
     counts: dict[str, int | float] = {"rows": len(good), "errors": len(errors)}
     for item in pc.value_counts(good.column("decoder")).to_pylist():
         counts[f"decoded_by_{item['values']}"] = item["counts"]
-    for item in pc.value_counts(errors.column("reason")).to_pylist():
-        counts[f"errors_{item['values']}"] = item["counts"]
+    notes = _notes(good)
+    output.write_table(NOTES_FILE, notes)
+    for name, table in (("errors", errors), ("notes", notes)):
+        for item in pc.value_counts(table.column("reason")).to_pylist():
+            counts[f"{name}_{item['values']}"] = item["counts"]
     return counts
+
+
+def _notes(videos: pa.Table) -> pa.Table:
+    """A row for every line of ``notes``."""
+    noted = videos.filter(pc.is_valid(videos.column("notes"))).select(["video_id", "uri", "notes"]).to_pylist()
+    lines = [(row, line.partition(": ")) for row in noted for line in row["notes"].splitlines()]
+    return pa.Table.from_pylist(
+        [
+            {
+                "video_id": row["video_id"],
+                "uri": row["uri"],
+                "stage": "frames",
+                "reason": reason,
+                "message": message,
+            }
+            for row, (reason, _, message) in lines
+        ],
+        schema=NOTES,
+    )
 
 
 def _refuse_many(errors: pa.Table, total: int, max_fraction: float) -> None:

@@ -8,95 +8,78 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.progress import Progress
 from pipelines.recipe.recipe import Recipe
-from pipelines.resources.sharded_work import Work, map_shards
-from pipelines.stages.frames import frames_pool, frames_settings
+from pipelines.stages.frames import frames_identity, frames_pool
+from pipelines.stages.pooled import PooledStage, ShardJob, with_version
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest
 from pipelines.workspace.records import INDEX_FILE, LABELS, MANIFEST_FILE
-from pipelines.workspace.shards import ShardPool, newest_rows, split_shards
+from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
+
+
+def labels_stage(recipe: Recipe) -> Stage:
+    """Labels every (text, video) pair of the training and validation splits."""
+    return LabelsStage(recipe).stage()
 
 
 def labels_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     """Where label shards lie: one pool per kind of label, model and way of decoding."""
-    return ShardPool(workspace.folder("shards", _pool_name(recipe)), LABELS)
-
-
-def _pool_name(recipe: Recipe) -> str:
-    return f"labels-{digest({'labels': _labels_settings(recipe), 'frames': frames_settings(recipe)})}"
+    identity = with_version(
+        {"labels": _labels_settings(recipe), "frames": frames_identity(recipe)}, LabelsStage.version
+    )
+    # All labels are read at once.
+    return ShardPool(workspace.folder("shards", f"labels-{digest(identity)}"), LABELS, read_by_row=False)
 
 
 def _labels_settings(recipe: Recipe) -> Mapping[str, Any]:
     return {**counting(recipe.labels), "model": counting(recipe.model, "features"), "seed": recipe.seed}
 
 
-def labels_stage(recipe: Recipe) -> Stage:
-    """Labels every (text, video) pair of the training and validation splits."""
-    labels = recipe.labels
+class LabelsStage(PooledStage):
+    """Needs the manifest and the frames; writes where the labels of each pair lie."""
 
-    def missing(rows: Sequence[dict[str, Any]], pool: ShardPool, since: int) -> list[dict[str, Any]]:
-        done = set(pool.index(since=since).column("key").to_pylist())
-        return [row for row in rows if row["key"] not in done]
+    name = "labels"
+    version = 1
+    inputs = ("manifest", "frames")
+    unit = "pairs"
+    columns = ("video_id", "caption_index")
 
-    def partial(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
-        pool = labels_pool(Storage(recipe.workspace), recipe)
-        since, _ = pool.generations(output, forced=False)
-        rows = _wanted(inputs, recipe)
-        left = len(missing(rows, pool, since))
-        return f"{len(rows) - left:,} of {len(rows):,} videos are done" if left < len(rows) else None
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return _labels_settings(self.recipe)
 
-    def run(context: StageContext) -> Counts:
+    def pool(self, workspace: Storage) -> ShardPool:
+        return labels_pool(workspace, self.recipe)
+
+    def wanted(self, inputs: Mapping[str, Artifact]) -> pa.Table:
+        return wanted_videos(inputs, self.recipe)
+
+    def job(self, context: StageContext, pool: ShardPool, generation: int, total: int) -> ShardJob:
         from pipelines.labels import LabelSettings, LabelShard
 
-        pool = labels_pool(context.workspace, recipe)
-        since, generation = pool.generations(context.output, forced=context.forced)
-        rows = _wanted(context.inputs, recipe)
-        left = pa.Table.from_pylist(missing(rows, pool, since))
-        work = Work()
-        with Progress("labels", total=len(rows), unit="videos", done=len(rows) - len(left)) as progress:
-            for summary in map_shards(
-                split_shards(left, labels.videos_per_shard),
-                LabelShard,
-                constructor={
-                    "settings": LabelSettings(recipe.model, labels, recipe.seed),
-                    "frames_pool": frames_pool(context.workspace, recipe).storage,
-                    "pool": pool,
-                    "generation": generation,
-                },
-                name="labels",
-                resources=recipe.resources.labels,
-            ):
-                work.add(summary)
-                progress.advance(summary["rows"], f"{summary['units'] / max(summary['rows'], 1):.1f} pairs each")
-        splits = {row["key"]: row["split"] for row in rows}
-        found = newest_rows(pool.index(["video_id", "caption_index"], since=since))
-        found = found.filter(pc.is_in(found.column("key"), pa.array(list(splits))))
-        found = found.append_column("split", pa.array([splits[key] for key in found.column("key").to_pylist()]))
+        recipe = self.recipe
+        return ShardJob(
+            work=LabelShard,
+            resources=recipe.resources.labels,
+            videos_per_shard=recipe.labels.videos_per_shard,
+            constructor={
+                "settings": LabelSettings(recipe.model, recipe.labels, recipe.seed),
+                "frames_pool": frames_pool(context.workspace, recipe).storage,
+                "pool": pool,
+                "generation": generation,
+            },
+        )
+
+    def commit(self, context: StageContext, wanted: pa.Table, found: pa.Table) -> Counts:
+        splits = wanted.column("split").take(pc.index_in(found.column("key"), wanted.column("key")))
+        found = found.append_column("split", splits)
         context.output.write_table(
             INDEX_FILE, found.sort_by([("video_id", "ascending"), ("caption_index", "ascending")])
         )
-        train = pc.sum(pc.equal(found.column("split"), "train")).as_py() or 0
-        return {
-            "rows": len(found),
-            "errors": 0,
-            "videos": len(rows),
-            "train_pairs": train,
-            **work.counts("pairs"),
-        }
-
-    return Stage(
-        name="labels",
-        version=1,
-        settings=_labels_settings(recipe),
-        inputs=("manifest", "frames"),
-        run=run,
-        partial=partial,
-        lost=lambda artifact: labels_pool(Storage(recipe.workspace), recipe).lost_words(artifact.storage),
-        writes=_pool_name(recipe),
-    )
+        train = pc.sum(pc.equal(splits, "train")).as_py() or 0
+        return {"rows": len(found), "errors": 0, "videos": len(wanted), "train_pairs": train}
 
 
 def label_key(frames_key: str, texts: Sequence[str]) -> str:
@@ -104,13 +87,17 @@ def label_key(frames_key: str, texts: Sequence[str]) -> str:
     return digest([frames_key, list(texts)])
 
 
-def _wanted(inputs: Mapping[str, Artifact], recipe: Recipe) -> list[dict[str, Any]]:
-    """Videos of the training and validation splits with frames and texts, by id."""
+def wanted_videos(inputs: Mapping[str, Artifact], recipe: Recipe) -> pa.Table:
+    """Videos of the training and validation splits with frames and texts, by id, and where their frames lie."""
     texts = _texts(inputs["manifest"].storage, from_captions=recipe.data.has_captions)
-    index = inputs["frames"].storage.read_table(INDEX_FILE)
-    wanted = index.filter(pc.is_in(index.column("split"), pa.array(["train", "val"]))).sort_by("video_id")
-    rows = [{**row, "texts": texts[row["video_id"]][: recipe.labels.captions_per_video]} for row in wanted.to_pylist()]
-    return [{**row, "key": label_key(row["key"], row["texts"])} for row in rows if row["texts"]]
+    index = inputs["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "key", "split", "shard", "row"])
+    index = index.filter(pc.is_in(index.column("split"), pa.array(["train", "val"]))).sort_by("video_id")
+    index = index.rename_columns(["video_id", "frames_key", "split", "shard", "row"])
+    said = [texts[video_id][: recipe.labels.captions_per_video] for video_id in index.column("video_id").to_pylist()]
+    keys = [label_key(key, mine) for key, mine in zip(index.column("frames_key").to_pylist(), said, strict=True)]
+    index = index.append_column("texts", pa.array(said, pa.list_(pa.string())))
+    index = index.append_column("key", pa.array(keys, pa.string()))
+    return index.filter(pc.greater(pc.list_value_length(index.column("texts")), 0))
 
 
 def _texts(manifest: Storage, *, from_captions: bool) -> dict[str, list[str]]:

@@ -10,9 +10,11 @@ import pyarrow.compute as pc
 from pipelines.recipe.data import DataConfig
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.workspace.artifact import Counts
+from pipelines.workspace.artifact import Artifact, Counts, read_document
+from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import ERRORS_FILE, MANIFEST_FILE
 from pipelines.workspace.storage import content_digest
+from pipelines.workspace.uris import join_uri, parent_uri
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ def manifest_stage(data: DataConfig) -> Stage:
     generated = data.shapes is not None
 
     def run(context: StageContext) -> Counts:
+        if generated and not context.forced and (counts := _take_to_new_place(context)) is not None:
+            return counts
         from pipelines.datasets.manifest import build_manifest
         from pipelines.shapes.data_set import VIDEOS_FOLDER
 
@@ -60,7 +64,47 @@ def manifest_stage(data: DataConfig) -> Stage:
         settings["digest"] = manifest_digest(data)
     elif data.questions is not None:
         settings["digest"] = content_digest(data.questions)
-    return Stage(name="manifest", version=3, settings=settings, inputs=("shapes",) if generated else (), run=run)
+    return Stage(
+        name="manifest",
+        version=3,
+        settings=settings,
+        inputs=("shapes",) if generated else (),
+        run=run,
+        lost=_moved if generated else lambda artifact: None,
+    )
+
+
+def _moved(artifact: Artifact) -> str | None:
+    """Says that generated videos are looked for where the workspace was before, if that is so."""
+    try:
+        table = artifact.storage.read_table(MANIFEST_FILE, columns=["uri"])
+    except FileNotFoundError:
+        return f"{MANIFEST_FILE} is missing"
+    workspace = parent_uri(parent_uri(artifact.storage.uri))
+    shapes = join_uri(workspace, "shapes", str(artifact.document["inputs"].get("shapes")))
+    if len(table) and parent_uri(parent_uri(table.column("uri")[0].as_py())) != shapes:
+        return "the workspace was moved, and the addresses of the videos name its old place"
+    return None
+
+
+def _take_to_new_place(context: StageContext) -> Counts | None:
+    """Rewrites the addresses in a finished manifest whose workspace was moved, and nothing else; None = none is there.
+
+    The keys stay as they are: frames and labels are found by them.
+    """
+    shapes = context.inputs["shapes"].storage
+    try:
+        counts: Counts = read_document(context.output)["counts"]
+        tables = {name: context.output.read_table(name) for name in (MANIFEST_FILE, ERRORS_FILE)}
+    except (FileNotFoundError, DamagedFileError):
+        return None
+    for name, table in tables.items():
+        # The last two parts: the folder of the videos, and a file's name, which no address has to escape.
+        uris = [join_uri(shapes.uri, *uri.split("/")[-2:]) for uri in table.column("uri").to_pylist()]
+        place = table.schema.get_field_index("uri")
+        table = table.set_column(place, table.schema.field(place), pa.array(uris, pa.string()))
+        context.output.write_table(name, table)
+    return counts
 
 
 def _question_splits(table: pa.Table) -> pa.Array:

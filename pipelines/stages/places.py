@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.stage import Graph
+from pipelines.workspace.uris import parent_uri
 
 
 def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -20,7 +20,7 @@ def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
     if data.videos is not None:
         yield "data.videos", data.videos
     elif own is not None:
-        yield "the folder of the videos", posixpath.dirname(own)
+        yield "the folder of the videos", parent_uri(own)
     checkpoints = {
         "estimator.init_checkpoint": recipe.estimator.init_checkpoint,
         "retrieval.init_checkpoint": recipe.retrieval.init_checkpoint,

@@ -7,6 +7,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.settings import counting, given_model
 from pipelines.stages.stage import Stage, StageContext
+from pipelines.stages.training import say_what_is_left_out
 from pipelines.workspace.artifact import Counts
 
 
@@ -45,6 +46,7 @@ def evaluate_qa_checkpoint(recipe: Recipe, context: StageContext, checkpoint: st
     manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
     vocabulary = Vocabulary.read(context.inputs["answers"].storage)
     view = QuestionView(manifest, frames, pool, recipe.qa_evaluation.split)
+    say_what_is_left_out("qa_evaluation", view)
     trained = QuestionView(manifest, frames, pool, "train")
     metrics = evaluate_video_qa(
         context.output,

@@ -13,7 +13,7 @@ from pipelines.workspace.artifact import Counts, plain
 
 if TYPE_CHECKING:
     pass
-from pipelines.stages.training import progress_of_training, teacher_inputs, train, training_data
+from pipelines.stages.training import progress_of_training, say_what_is_left_out, teacher_inputs, train, training_data
 
 
 def retrieval_stage(recipe: Recipe) -> Stage:
@@ -26,6 +26,7 @@ def retrieval_stage(recipe: Recipe) -> Stage:
 
         data = training_data(recipe, context)
         view = data.captions("train")
+        say_what_is_left_out("retrieval", view)
         task = RetrievalTask(
             model_config=recipe.model,
             training=training,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pipelines.stages.sources import Sources, changed_files
@@ -66,7 +66,7 @@ class StageContext:
     forced: bool = False
     """Do all of the work again, also what could be reused."""
     trial: TrialHost | None = None
-    """Set where the stage trains as one of the trials of a search."""
+    """Set where the stage trains as one of the trials of a tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Stage:
     lost: Callable[[Artifact], str | None] = lambda artifact: None
     """Says what of a finished artifact is gone, e.g. ``2 shards are missing``; None = nothing."""
     metrics: tuple[str, ...] = ()
-    """Validation metrics that a training reports after every epoch; a search may look at these."""
+    """Validation metrics that a training reports after every epoch; a tuning may look at these."""
     reads: Mapping[str, str] = field(default_factory=dict)
     """What it reads besides its inputs and what the recipe names: places by what they are."""
     writes: str | None = None
@@ -320,7 +320,7 @@ class Graph:
         """Runs ``step`` unless it is done, and commits its artifact.
 
         Where another run works on the same stage it waits for that run, and then takes what it made.
-        In a trial of a search, ``trial`` is handed to the stage.
+        In a trial of a tuning, ``trial`` is handed to the stage.
 
         Raises:
             RuntimeError: an input is missing, or another process took the stage over.
@@ -343,7 +343,7 @@ class Graph:
             discard(output)
         asked = step.state in ("forced", "changed")
         if asked:
-            output.write_json(FORCED, {"since": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+            output.write_json(FORCED, {"since": datetime.now(UTC).isoformat(timespec="seconds")})
         inputs: dict[str, Artifact] = {}
         for name in stage.inputs:
             artifact = self.artifact(name)
@@ -367,7 +367,7 @@ class Graph:
             "versions": versions(),
             "sources": sources,
             "config": plain(config),
-            "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         lock.check()
         output.write_json(ARTIFACT, document)

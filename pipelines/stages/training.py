@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.storage import Storage
 
 if TYPE_CHECKING:
+    from pipelines.splits import QuestionView, SplitView
     from pipelines.train.loop import Task
     from pipelines.train.pairs import TrainingData
+
+logger = logging.getLogger(__name__)
 
 
 def progress_of_training(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
@@ -45,6 +49,12 @@ def training_data(recipe: Recipe, context: StageContext) -> TrainingData:
         frames_pool=frames_pool(context.workspace, recipe).storage,
         estimator=None if estimator is None else estimator.storage.folder(MODEL),
     )
+
+
+def say_what_is_left_out(stage: str, view: SplitView | QuestionView) -> None:
+    """Logs which videos of a split the stage cannot use, and why."""
+    if view.left_out is not None:
+        logger.warning("%s: %s", stage, view.left_out)
 
 
 def train(

@@ -18,7 +18,7 @@ from pipelines.workspace.storage import Storage
 
 if TYPE_CHECKING:
     pass
-from pipelines.stages.training import progress_of_training, teacher_inputs, train, training_data
+from pipelines.stages.training import progress_of_training, say_what_is_left_out, teacher_inputs, train, training_data
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def video_qa_stage(recipe: Recipe) -> Stage:
         data = training_data(recipe, context)
         vocabulary = Vocabulary.read(context.inputs["answers"].storage)
         view = data.questions("train", answerable_by=vocabulary)
+        say_what_is_left_out("video_qa", view)
         asked = sum(data.questions("train").texts_per_video)
         kept = sum(view.texts_per_video)
         if kept < asked:

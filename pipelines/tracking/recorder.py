@@ -1,14 +1,18 @@
-"""Makes calls to MLflow that can be made again: whoever repeats one, in another process too, changes nothing.
+"""Brings MLflow's runs to what they should hold; doing so again, in another process too, changes nothing.
 
-A call is a JSON document that names a run by a key of ours, which is a tag of MLflow's run. So it can
-be written down where no run can be made yet, and a run that an earlier process has made is found.
+A run is found by a key of ours, which is a tag of MLflow's run. Points that the server has are not sent
+again, documents and files take the place of what has their name, and a model is logged once.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import shlex
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,17 +28,21 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.tracking.outbox import AwayError, Call
+from pipelines.tracking.recording import AwayError
+from pipelines.tracking.run_state import RunState
+from pipelines.train.history import History, Point
 from pipelines.workspace.errors import StorageError
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import shown
+
+logger = logging.getLogger(__name__)
 
 KEY, PARENT = "hbi.run", "mlflow.parentRunId"
 """Tags: our name of a run, and MLflow's of the run above it."""
 
 _PARAM_LENGTH = 500
-_BATCH_METRICS = 900  # MLflow takes 1,000 metrics in one call
-_BATCH_PARAMS = 100
+_BATCH = {"params": 100, "tags": 100, "metrics": 900}
+"""Most of a kind in one call."""
 _MOST_RUNS = 50_000  # of one parent; MLflow gives no more at once
 
 _PROBE_S = 5
@@ -49,6 +57,16 @@ _CLIENTS = {"s3": "boto3", "gs": "google.cloud.storage"}
 """What MLflow itself writes to an object store with."""
 
 
+@dataclass
+class _Recorded:
+    """What this process knows of MLflow's run."""
+
+    run_id: str
+    state: RunState
+    points: set[tuple[int, str]] | None = None
+    """Steps and names that the server has; None = it was not asked yet."""
+
+
 class MlflowRecorder:
     """Writes to the server or database at ``uri``.
 
@@ -57,26 +75,17 @@ class MlflowRecorder:
 
     Args:
         uri: of MLflow.
-        workspace: what calls take files from; beside a database it also holds the artifacts.
-        experiment: its name.
+        workspace: holds histories, files and models; beside a database also the artifacts.
     """
 
-    def __init__(self, uri: str, workspace: Storage, experiment: str) -> None:
-        self._uri, self._workspace, self._experiment = uri, workspace, experiment
+    def __init__(self, uri: str, workspace: Storage) -> None:
+        self._uri, self._workspace = uri, workspace
         self._is_server = uri.startswith("http")
-        self._runs: dict[str, _RecordedRun] = {}
+        self._runs: dict[str, _Recorded] = {}
+        self._experiments: dict[str, str] = {}
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
         mlflow.set_tracking_uri(uri)
-        self._calls: Mapping[str, Callable[..., None]] = {
-            "open": self._open,
-            "metrics": self._log_metrics,
-            "tags": self._log_tags,
-            "document": self._log_document,
-            "files": self._log_files,
-            "model": self._log_model,
-            "end": self._end,
-        }
 
     def require_answer(self) -> None:
         """Asks a server for a sign of life; takes a few seconds at most."""
@@ -94,135 +103,147 @@ class MlflowRecorder:
         if answer.status_code in _TROUBLE:
             raise AwayError(f"cannot record the run in {shown(self._uri)}: it answers {answer.status_code}")
 
-    def make(self, call: Call) -> None:
-        """Makes a call; makes nothing of what was made before."""
-        arguments = dict(call)
-        key = str(call["run"])
+    def record(self, run: RunState, points: Sequence[Point] | None = ()) -> None:
+        """Brings MLflow's run to ``run``; of its curves it gets ``points``, None = all that the history holds."""
         try:
             with self._naming_errors():
-                self._calls[arguments.pop("call")](**arguments)
+                self._record(run, points)
         except AwayError:
-            # Whether it arrived is not known: before it is made again, the server is asked what it has.
-            self._runs.pop(key, None)
+            # Whether it arrived is not known: before it is sent again, the server is asked what it has.
+            self._runs.pop(run.key, None)
             raise
 
-    def nested(self, key: str) -> list[Run]:
-        """The runs below the run ``key``."""
+    def nested(self, run: RunState) -> list[Run]:
+        """MLflow's runs below ``run``."""
         with self._naming_errors():
-            parent = self._run(key).run_id
-            return self._search(f"tags.`{PARENT}` = '{parent}'", _MOST_RUNS)
-
-    def end_open(self, runs: Sequence[str]) -> None:
-        """Ends those of the runs, and of the runs above them, that still run."""
-        with self._naming_errors():
-            for found in map(self._find, runs):
-                while found is not None and found.info.status == "RUNNING":
-                    self._client.set_terminated(found.info.run_id, "KILLED")
-                    above = found.data.tags.get(PARENT)
-                    found = self._client.get_run(above) if above else None
+            parent = self._find(run.key, run.experiment)
+            condition = f"tags.`{PARENT}` = '{parent.info.run_id if parent else None}'"
+            return self._search(run.experiment, condition, _MOST_RUNS)
 
     @cached_property
     def _client(self) -> MlflowClient:
         return MlflowClient(tracking_uri=self._uri)
 
-    @cached_property
-    def _experiment_id(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        # A server decides itself where artifacts lie; with a database MLflow would take the current folder.
-        location = None if self._is_server else f"{_artifact_uri(self._workspace)}/mlartifacts"
-        _require_client(location)
-        return str(self._client.create_experiment(self._experiment, artifact_location=location))
-
-    def _open(
-        self, run: str, name: str, parent: str | None, tags: Mapping[str, str], params: Mapping[str, Any], at: int
-    ) -> None:
-        known: Collection[str] = frozenset()
-        found = self._find(run)
-        if found is None:
-            above = {PARENT: self._run(parent).run_id} if parent else {}
-            created = self._client.create_run(
-                self._experiment_id, start_time=at, run_name=name, tags={KEY: run, **above, **tags}
-            )
-            recorded = _RecordedRun(created.info.run_id, frozenset())
-        else:
-            recorded, known = _RecordedRun(found.info.run_id, None), found.data.params.keys()
-            self._client.update_run(recorded.run_id, status="RUNNING")
-        self._runs[run] = recorded
+    def _record(self, run: RunState, points: Sequence[Point] | None) -> None:
+        known = self._runs.get(run.key) or self._continued(run)
+        run_id, had = known.run_id, known.state
         # A parameter cannot be changed; settings that may differ from an earlier run's change no result.
-        new = [Param(name, str(value)[:_PARAM_LENGTH]) for name, value in params.items() if name not in known]
-        for start in range(0, len(new), _BATCH_PARAMS):
-            self._client.log_batch(recorded.run_id, params=new[start : start + _BATCH_PARAMS])
+        params = [(name, value[:_PARAM_LENGTH]) for name, value in run.params.items() if name not in had.params]
+        self._send(run_id, params=[Param(*item) for item in params])
+        self._send(run_id, tags=[RunTag(*item) for item in run.tags.items() if had.tags.get(item[0]) != item[1]])
+        if points is None:
+            points = [] if run.folder is None else History(self._workspace.folder(run.folder)).points
+        self._add_points(known, run, points)
+        for name, document in run.documents.items():
+            if had.documents.get(name) != document:
+                self._client.log_dict(run_id, document, name)
+        for file in run.files[len(had.files) :]:
+            self._log_file(run_id, file)
+        status = had.status
+        if run.model is not None and had.model is None and self._log_model(run_id, run.model, run.experiment):
+            status = "FINISHED"  # MLflow ends the run with the upload
+        if run.status == "RUNNING" != status:
+            self._client.update_run(run_id, status=run.status)
+        elif run.status != status:
+            self._client.set_terminated(run_id, run.status, run.ended_ms)
+        known.state = run
 
-    def _log_metrics(self, run: str, points: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
-        recorded = self._run(run)
-        if recorded.logged is None:
-            recorded.logged = self._logged(recorded.run_id)
-        values = [
-            Metric(name, value, at, step)
-            for step, at, metrics in points
+    def _continued(self, run: RunState) -> _Recorded:
+        """MLflow's run, which is made if it is not there."""
+        found = self._find(run.key, run.experiment)
+        if found is None:
+            tags = {KEY: run.key}
+            if run.parent is not None:
+                parent = self._find(run.parent, run.experiment)
+                if parent is None:
+                    raise MlflowException(f"it holds no run with the tag {KEY} = {run.parent}; was it deleted?")
+                tags[PARENT] = parent.info.run_id
+            experiment = self._experiment_id(run.experiment)
+            found = self._client.create_run(experiment, start_time=run.started_ms, run_name=run.name, tags=tags)
+        had = {"params": found.data.params, "tags": found.data.tags, "status": found.info.status}
+        state = replace(run, **had, documents={}, files=(), model=None)
+        self._runs[run.key] = _Recorded(found.info.run_id, state)
+        return self._runs[run.key]
+
+    def _add_points(self, known: _Recorded, run: RunState, points: Sequence[Point]) -> None:
+        now_ms = run.ended_ms or int(time.time() * 1000)
+        timed = [*run.figures, *((step, now_ms, metrics) for step, metrics in points)]
+        if not timed:
+            return
+        if known.points is None:
+            known.points = {
+                (point.step, name)
+                for name in self._client.get_run(known.run_id).data.metrics
+                for point in self._client.get_metric_history(known.run_id, name)
+            }
+        new = {
+            (step, name): Metric(name, float(value), at, step)
+            for step, at, metrics in timed
             for name, value in metrics.items()
-            if (step, name) not in recorded.logged
-        ]
-        for start in range(0, len(values), _BATCH_METRICS):
-            self._client.log_batch(recorded.run_id, metrics=values[start : start + _BATCH_METRICS])
+            if (step, name) not in known.points
+        }
+        self._send(known.run_id, metrics=list(new.values()))
+        known.points.update(new)
 
-    def _log_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        self._client.log_batch(self._run(run).run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+    def _send(self, run_id: str, **values: Sequence[Any]) -> None:
+        ((kind, items),) = values.items()
+        for start in range(0, len(items), _BATCH[kind]):
+            self._client.log_batch(run_id, **{kind: items[start : start + _BATCH[kind]]})
 
-    def _log_document(self, run: str, name: str, document: Any) -> None:
-        self._client.log_dict(self._run(run).run_id, document, name)
-
-    def _log_files(self, run: str, folder: str, names: Sequence[str]) -> None:
-        run_id, storage = self._run(run).run_id, self._workspace.folder(folder)
+    def _log_file(self, run_id: str, file: str) -> None:
         with TemporaryDirectory() as scratch:
-            for name in names:
-                path = Path(scratch) / name
-                path.write_bytes(storage.read_bytes(name))
-                self._client.log_artifact(run_id, str(path))
+            path = Path(scratch) / Path(file).name
+            try:
+                path.write_bytes(self._workspace.read_bytes(file))
+            except FileNotFoundError:
+                logger.warning("%s is gone: its run in MLflow is without it", self._workspace.place(file))
+                return
+            self._client.log_artifact(run_id, str(path))
 
-    def _log_model(self, run: str, folder: str) -> None:
+    def _log_model(self, run_id: str, folder: str, experiment: str) -> bool:
+        """Whether it was not there before."""
         from pipelines.models.mlflow_model import served_model
 
-        run_id = self._run(run).run_id
         for logged in self._client.search_logged_models(
-            [self._experiment_id], filter_string=f"source_run_id = '{run_id}'"
+            [self._experiment_id(experiment)], filter_string=f"source_run_id = '{run_id}'"
         ):
             if logged.status == "READY":
-                return
+                return False
             self._client.delete_logged_model(logged.model_id)
+        if not self._workspace.exists(folder):
+            logger.warning("%s is gone: its run in MLflow is without it", self._workspace.place(folder))
+            return False
         model, signature = served_model(self._workspace.folder(folder))
         with _long_timeout(), mlflow.start_run(run_id=run_id):
             mlflow.pytorch.log_model(model, name="model", signature=signature, serialization_format="pickle")
-        # Leaving the block above ends the run; the stage goes on.
-        self._client.update_run(run_id, status="RUNNING")
+        return True
 
-    def _end(self, run: str, status: str, at: int) -> None:
-        self._client.set_terminated(self._run(run).run_id, status, at)
-
-    def _run(self, key: str) -> _RecordedRun:
-        if key not in self._runs:
-            found = self._find(key)
-            if found is None:
-                raise MlflowException(f"it holds no run with the tag {KEY} = {key}; it was deleted, or never made")
-            self._runs[key] = _RecordedRun(found.info.run_id, None)
-        return self._runs[key]
-
-    def _find(self, key: str) -> Run | None:
-        found = self._search(f"tags.`{KEY}` = '{key}'", 1)
+    def _find(self, key: str, experiment: str) -> Run | None:
+        found = self._search(experiment, f"tags.`{KEY}` = '{key}'", 1)
         return found[0] if found else None
 
-    def _search(self, condition: str, most: int) -> list[Run]:
-        return list(self._client.search_runs([self._experiment_id], filter_string=condition, max_results=most))
+    def _search(self, experiment: str, condition: str, most: int) -> list[Run]:
+        experiments = [self._experiment_id(experiment)]
+        return list(self._client.search_runs(experiments, filter_string=condition, max_results=most))
 
-    def _logged(self, run_id: str) -> frozenset[tuple[int, str]]:
-        """Which points the server has."""
-        return frozenset(
-            (point.step, name)
-            for name in self._client.get_run(run_id).data.metrics
-            for point in self._client.get_metric_history(run_id, name)
-        )
+    def _experiment_id(self, name: str) -> str:
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                # A server decides itself where artifacts lie; with a database MLflow would take the current folder.
+                location = None if self._is_server else f"{_artifact_uri(self._workspace)}/mlartifacts"
+                _require_client(location)
+                self._experiments[name] = str(self._client.create_experiment(name, artifact_location=location))
+            elif found.lifecycle_stage == "deleted":
+                raise StorageError(
+                    f"cannot record the run in {shown(self._uri)}: the experiment {name!r} was deleted there. Name "
+                    "another one with --tracking.experiment, or restore it: "
+                    f"MLFLOW_TRACKING_URI={shlex.quote(shown(self._uri))} mlflow experiments restore "
+                    f"--experiment-id {found.experiment_id}"
+                )
+            else:
+                self._experiments[name] = str(found.experiment_id)
+        return self._experiments[name]
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
@@ -243,13 +264,6 @@ class MlflowRecorder:
             ) from error
 
 
-class _RecordedRun:
-    """A run of MLflow, and the points that it had before this process wrote to it; None = not known yet."""
-
-    def __init__(self, run_id: str, logged: Collection[tuple[int, str]] | None) -> None:
-        self.run_id, self.logged = run_id, logged
-
-
 @contextmanager
 def _long_timeout() -> Iterator[None]:
     """Waits long for the answer to an upload, unless the user has set how long."""
@@ -261,17 +275,6 @@ def _long_timeout() -> Iterator[None]:
         yield
     finally:
         os.environ[_TIMEOUT] = _PATIENCE[_TIMEOUT]
-
-
-def flat(document: Any, path: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by their dotted paths: settings as MLflow's parameters."""
-    if isinstance(document, Mapping) and document:
-        return {
-            name: leaf
-            for key, value in document.items()
-            for name, leaf in flat(value, f"{path}.{key}" if path else str(key)).items()
-        }
-    return {path: document} if path else {}
 
 
 def _is_away(error: BaseException | None) -> bool:
@@ -290,7 +293,7 @@ def _is_away(error: BaseException | None) -> bool:
 
 
 def _artifact_uri(workspace: Storage) -> str:
-    return f"file://{workspace.path()}" if workspace.is_local else workspace.uri
+    return Path(workspace.path()).as_uri() if workspace.is_local else workspace.uri
 
 
 def _require_client(location: str | None) -> None:

@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from pipelines.models.weights import writing
+from pipelines.models.weights import WEIGHTS, read_description, writing
+from pipelines.train.files import SCORE
 from pipelines.train.history import Point, from_record, to_record
 from pipelines.workspace.errors import DamagedFileError
+
+UNSCORED = -1e9
+"""Score of a checkpoint within an epoch: good to resume from, never the best."""
 
 TRAINING = "training.pt"
 POSITION = "position.json"
@@ -68,6 +73,24 @@ def load_training(folder: Path, *, optimizer: torch.optim.Optimizer) -> tuple[Ma
     # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
     except Exception as error:
         raise DamagedFileError(f"the checkpoint in {folder} cannot be resumed from, it is damaged: {error}") from error
+
+
+def inspect(folder: Path) -> tuple[Position, float]:
+    """The position of a checkpoint, and the score that it was kept with; reads all of it.
+
+    Raises:
+        DamagedFileError: a part of it cannot be read.
+    """
+    try:
+        load_file(folder / WEIGHTS)
+        read_description(folder)
+        torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        position = Position(**json.loads((folder / POSITION).read_bytes()))
+    # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
+    except Exception as error:
+        raise DamagedFileError(f"the checkpoint in {folder} is damaged: {error}") from error
+    scores = [metrics[SCORE] for step, metrics in load_curve(folder) if step == position.step and SCORE in metrics]
+    return position, float(scores[-1]) if scores and position.step_in_epoch == 0 else UNSCORED
 
 
 def save_curve(folder: Path, curve: Sequence[Point]) -> None:

@@ -5,6 +5,10 @@ gather sums over ranks before it takes the rank's own slice; together with the m
 DistributedDataParallel takes, W workers with batch B / W have the gradients of one worker
 with batch B. (The published backward keeps the local slice without the sum, which scales
 encoder gradients by 1 / W.)
+
+Every rank takes part in the same collectives in the same order, whatever its data holds. Work that
+may fail on one rank alone goes through ``together``; numbers that are not finite are gathered like
+others, and all ranks see them.
 """
 
 from __future__ import annotations
@@ -18,6 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+class OtherRankError(ValueError):
+    """This rank could go on, and another cannot; the message names it and its error."""
 
 
 class Rows(Protocol):
@@ -89,6 +97,36 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def together(work: Callable[[], T], device: torch.device) -> T:
+    """What ``work`` returns on this rank, once it is done on all; it holds no collective itself.
+
+    One that failed alone would leave the others waiting for it in their next collective.
+
+    Args:
+        work: reads, writes or computes something on this rank.
+        device: where ranks exchange tensors.
+
+    Raises:
+        OtherRankError: it failed, but not here.
+        Exception: what ``work`` raised here.
+    """
+    if world_size() == 1:
+        return work()
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # noqa: BLE001 - raised below, on all ranks
+        failure = error
+    failed = torch.tensor([float(failure is not None)], device=device)
+    dist.all_reduce(failed)
+    if failed:
+        words = gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        raise OtherRankError("; ".join(f"rank {number}: {text}" for number, text in enumerate(words) if text))
+    return result
 
 
 def gather_objects(value: T) -> list[T]:

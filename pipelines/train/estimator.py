@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,9 +18,11 @@ from hbi_models.configs import OptimizerConfig
 from pipelines.models.estimator import EstimatorConfig, make_estimator
 from pipelines.recipe.training import EstimatorTrainingConfig
 from pipelines.train.checkpoints import Position
-from pipelines.train.collectives import mean_over_ranks, rank, world_size
+from pipelines.train.collectives import mean_over_ranks, rank, together, world_size
 from pipelines.train.loop import SCORE
+from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import INDEX_FILE, LABELS
+from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
 
@@ -109,14 +111,13 @@ class EstimatorTask:
 
     @cached_property
     def _tables(self) -> dict[str, LabelTable]:
-        index = self.index.read_table(INDEX_FILE, columns=["shard", "row", "split"])
+        index = self.index.read_table(INDEX_FILE, columns=["key", "caption_index", "shard", "split"])
         shards = np.asarray(index.column("shard").to_pylist(), dtype=object)
-        rows = index.column("row").to_numpy()
         columns = ["video_id", "caption_index", "num_words", "num_frames", "similarity", "interaction"]
         parts, places = [pa.schema([LABELS.field(name) for name in columns]).empty_table()], [np.empty(0, np.int64)]
         for shard in sorted(set(shards)):
             members = np.flatnonzero(shards == shard)
-            parts.append(self.labels.read_table(shard, columns=columns).take(rows[members]))
+            parts.append(self._read(shard, columns, index.take(members)))
             places.append(members)
         # In the order of the index: how pairs were grouped into shards must not show in the batches.
         table = pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
@@ -128,6 +129,28 @@ class EstimatorTask:
             )
             for split in ("train", "val")
         }
+
+    def _read(self, shard: str, columns: Sequence[str], wanted: pa.Table) -> pa.Table:
+        """The rows of ``shard`` with the keys and captions of ``wanted``, in their order.
+
+        Raises:
+            DamagedFileError: it is damaged, or does not hold them; it is set aside.
+        """
+        try:
+            table = self.labels.read_table(shard, columns=["key", *columns])
+            places = pc.index_in(_names(wanted), value_set=_names(table))
+            if places.null_count:
+                raise DamagedFileError(
+                    f"{self.labels.place(shard)} does not hold {places.null_count:,} of the {len(wanted):,} labels "
+                    "that its index says to be there"
+                )
+        except DamagedFileError as error:
+            ShardPool(self.labels, LABELS).set_aside(shard, error)
+            raise DamagedFileError(
+                f"{error}. It is set aside. Run the same command again: the labels of its videos, and of no others, "
+                "are made anew"
+            ) from error
+        return table.take(places).select(columns)
 
     def batches(self, position: Position) -> Generator[LabelBatch, None, None]:
         table = self._tables["train"]
@@ -159,7 +182,8 @@ class EstimatorTask:
 
         Rows are spread over ranks; where there is no validation split the training rows serve.
         """
-        table = self._tables["val"] if len(self._tables["val"]) else self._tables["train"]
+        tables = together(lambda: self._tables, device)
+        table = tables["val"] if len(tables["val"]) else tables["train"]
         # On the device, because NCCL adds up nothing that lies elsewhere.
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         for start in range(rank() * 512, len(table), 512 * world_size()):
@@ -171,3 +195,9 @@ class EstimatorTask:
         variance = squares / cells - (total / cells) ** 2
         explained = 1 - squared_error / cells / max(variance, 1e-12)
         return {"validation/mse": squared_error / cells, "validation/explained_variance": explained, SCORE: explained}
+
+
+def _names(table: pa.Table) -> pa.Array:
+    """What tells the labels in ``table`` apart: the key of the video and its texts, and the number of the text."""
+    numbers = table.column("caption_index").cast(pa.string())
+    return pc.binary_join_element_wise(table.column("key"), numbers, "/").combine_chunks()

@@ -1,4 +1,4 @@
-"""Trains in the process that calls it, which holds the resources of one worker: a trial of a search.
+"""Trains in the process that calls it, which holds the resources of one worker: a trial of a tuning.
 
 A trainer inside a trial would start a controller and a worker of its own first, 28 s against 3 s.
 """

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,22 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hbi_models.banzhaf.exact import NonFiniteLogitsError
 from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import make_optimizer
 from pipelines.models.weights import load_weights, save_model
 from pipelines.recipe.training import Precision
-from pipelines.train.checkpoints import Position, load_curve, load_training, save_curve, save_training
-from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, world_size
+from pipelines.train.checkpoints import UNSCORED, Position, load_curve, load_training, save_curve, save_training
+from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, together, world_size
 from pipelines.train.files import SCORE as SCORE
 from pipelines.train.history import Point
+from pipelines.train.seeds import step_seed
 
 logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
-
-UNSCORED = -1e9
-"""Score of a checkpoint within an epoch: good to resume from, never the best."""
 
 
 _NAMED_ROWS = 5
@@ -169,32 +166,36 @@ class TrainingLoop(Generic[Batch]):
     ) -> None:
         self.task, self.device, self.reporter, self.settings = task, device, reporter, settings
         torch.manual_seed(task.seed)
-        self.core = task.make_model().to(device)
+        self.core = together(lambda: task.make_model().to(device), device)
         self.total_steps = sum(map(task.steps, range(task.epochs)))
         self.optimizer, self.schedule = make_optimizer(self.core, task.optimizer_config, self.total_steps)
         self.position = Position()
         self.curve: list[Point] = []
         """Every point from the start of the training, also those that were reported before it was interrupted."""
         if resume is not None:
-            load_weights(resume, self.core)
-            schedule, self.position = load_training(resume, optimizer=self.optimizer)
-            self.curve = load_curve(resume)
-            self.schedule.load_state_dict(dict(schedule))
-            logger.info("resumed at epoch %d, step %d", self.position.epoch, self.position.step)
+            together(lambda: self._resume(resume), device)
         self.model: nn.Module = self.core
         if world_size() > 1:
             # Every parameter that is trained gets a gradient in every step, and no buffer changes.
             self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True)
+
+    def _resume(self, folder: Path) -> None:
+        load_weights(folder, self.core)
+        schedule, self.position = load_training(folder, optimizer=self.optimizer)
+        self.curve = load_curve(folder)
+        self.schedule.load_state_dict(dict(schedule))
+        logger.info("resumed at epoch %d, step %d", self.position.epoch, self.position.step)
 
     def run(self) -> nn.Module:
         """Trains to the end and returns the model.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
+            OtherRankError: another rank cannot go on, because of its data, its storage or its checkpoint.
         """
         meter = _Throughput()
         # Whatever loads the batches ends with the training: Ray kills what is left, which leaves its files behind.
-        with closing(self.task.batches(self.position)) as batches:
+        with closing(together(lambda: self.task.batches(self.position), self.device)) as batches:
             while self.position.epoch < self.task.epochs:
                 steps = self.task.steps(self.position.epoch)
                 self._epoch(steps, batches, meter)
@@ -207,7 +208,7 @@ class TrainingLoop(Generic[Batch]):
         self.model.train()
         while self.position.step_in_epoch < steps:
             waited = time.monotonic()
-            batch = next(batches)
+            batch = together(lambda: next(batches), self.device)
             meter.waited(time.monotonic() - waited)
             parts, gradient_norm = self._step(batch)
             self.position = replace(
@@ -221,13 +222,9 @@ class TrainingLoop(Generic[Batch]):
 
     def _step(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
         # Whatever draws random numbers in a step draws the same ones after a restart.
-        torch.manual_seed(hash((self.task.seed, self.position.step, rank())))
-        try:
-            with self._autocast():
-                parts = self.task.loss(self.model, batch, self.device)
-        except NonFiniteLogitsError:
-            # The game notices a diverged model before there is a loss.
-            parts = {"loss": torch.tensor(torch.nan, device=self.device)}
+        torch.manual_seed(step_seed(self.task.seed, self.position.step))
+        with self._autocast():
+            parts = self.task.loss(self.model, batch, self.device)
         loss = parts["loss"]
         # All ranks must stop together: one that went on would wait for the others' gradients.
         if not torch.isfinite(mean_over_ranks(loss)):
@@ -300,15 +297,17 @@ class TrainingLoop(Generic[Batch]):
         self.reporter.metrics(self.position.step, metrics)
 
     def _save(self, score: float) -> None:
-        with TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            if rank() == 0:
-                save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config)
-                save_training(
-                    folder, optimizer=self.optimizer, schedule=self.schedule.state_dict(), position=self.position
-                )
-                save_curve(folder, self.curve)
-            self.reporter.checkpoint(folder if rank() == 0 else None, score)
+        with ExitStack() as scratch:
+            folder = together(lambda: self._written(scratch) if rank() == 0 else None, self.device)
+            self.reporter.checkpoint(folder, score)
+
+    def _written(self, scratch: ExitStack) -> Path:
+        """A folder with a checkpoint, which lasts as long as ``scratch``."""
+        folder = Path(scratch.enter_context(TemporaryDirectory()))
+        save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config)
+        save_training(folder, optimizer=self.optimizer, schedule=self.schedule.state_dict(), position=self.position)
+        save_curve(folder, self.curve)
+        return folder
 
 
 def _as_json(value: Tensor) -> float | str:

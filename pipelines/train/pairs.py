@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from hbi_models.axes import TextBatch, VideoBatch
 from hbi_models.clip.backbone import square_size
 from hbi_models.clip.loading import read_architecture
-from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import OptimizerConfig, RetrievalConfig
+from hbi_models.draws import BatchDraws
 from hbi_models.optimizer import clamp_logit_scale_
 from hbi_models.retrieval import RetrievalModel
 from pipelines.datasets.answers import Vocabulary
 from pipelines.models.estimator import load_estimator
 from pipelines.recipe.data import Split
 from pipelines.recipe.training import AugmentationConfig
+from pipelines.resources.device import compute_device
 from pipelines.splits import QuestionView, SplitView
 from pipelines.train.batches import BatchAddress, BatchSource, load_ahead
 from pipelines.train.checkpoints import Position
@@ -52,14 +53,10 @@ class PairBatch(NamedTuple):
     frame_mask: Bool[Tensor, "pairs frames"]
     video_ids: list[str]
 
-    def texts_on(self, device: torch.device) -> TextBatch:
-        """The texts on ``device``."""
-        return TextBatch(self.token_ids.to(device), self.word_mask.to(device))
-
-    def videos_on(self, device: torch.device) -> VideoBatch:
-        """The clips on ``device``, as the model takes them."""
-        pixels = normalize_pixels(self.frames.to(device, non_blocking=True))
-        return VideoBatch(pixels, self.frame_mask.to(device))
+    def model_input(self, model: RetrievalModel) -> tuple[TextBatch, VideoBatch]:
+        """The texts and the clips as ``model`` takes them, on its device."""
+        texts = TextBatch(self.token_ids, self.word_mask).to(model.device)
+        return texts, model.video_batch(self.frames, self.frame_mask)
 
 
 class TextView(Protocol):
@@ -232,7 +229,7 @@ class PairTask(ABC, Generic[Batch]):
             self.source(rank=rank(), world_size=world_size()),
             addresses,
             processes=self.loader_processes,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=compute_device().type == "cuda",
         )
 
     def after_step(self, model: nn.Module) -> None:
@@ -250,12 +247,11 @@ class PairTask(ABC, Generic[Batch]):
         vision = read_architecture(self.encoder_config.clip.architecture)["vision_cfg"]
         return square_size(vision.get("image_size", 224))
 
-    def noise(self, device: torch.device) -> torch.Generator | None:
-        """What draws the tie-break noise of the clustering, where the settings ask for it."""
-        if not self.encoder_config.merging.tie_break_noise:
-            return None
-        # The loop seeds torch anew in every step, so a restart draws the same noise.
-        return torch.Generator(device).manual_seed(torch.initial_seed())
+    def draws(self) -> BatchDraws:
+        """What dropout and the tie-break noise draw in this step, for this rank's rows."""
+        size = int(self.training.batch_size)
+        # The loop seeds torch anew in every step, on all ranks alike.
+        return BatchDraws(torch.initial_seed(), batch_size=size, first=rank() * (size // world_size()))
 
     def install_teacher(self, encoder: RetrievalModel) -> None:
         """Gives ``encoder`` the trained estimator as its teacher, where it has one.

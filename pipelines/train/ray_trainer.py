@@ -4,16 +4,18 @@ Ray Train restarts the group from the last checkpoint when a worker or a node di
 when the same command runs again: its folder lies in the stage's own folder, whose name is the
 stage's fingerprint, so a different experiment never resumes this one.
 
-A trial of a search already has a process with the resources of one worker. Where one worker is all
-there is, the same loop runs in that process, and the group is not started.
+A trial of a tuning already has a process with the resources of one worker. Where one worker is all
+there is, and where the recipe asks for none, the same loop runs in the process that calls, and the
+group is not started.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,12 +36,14 @@ from pipelines.recipe.resources import TrainResources
 from pipelines.resources.ray_session import worker_gpus
 from pipelines.tracker import StageTracker
 from pipelines.train.checkpoint_folder import CheckpointFolder
+from pipelines.train.collectives import OtherRankError
 from pipelines.train.files import CHECKPOINTS, NON_FINITE, RAY_TRAIN
 from pipelines.train.history import History, Point
 from pipelines.train.in_place import train_in_place
 from pipelines.train.loop import SCORE, LoopSettings, NonFiniteLossError, Task, TrainingLoop
 from pipelines.train.metric_sink import POLL_S, fetch, start_sink
-from pipelines.train.trial_host import TrialHost
+from pipelines.train.trial_host import CheckpointPlace, TrialHost
+from pipelines.train.unlisted import place_to_go_on_from, unlisted_checkpoints
 from pipelines.workspace.errors import StorageError, remedy
 from pipelines.workspace.storage import Storage
 
@@ -57,6 +61,8 @@ class _Job:
     sink: Any
     place: str
     """Where checkpoints go, for messages."""
+    start: Storage | None
+    """A checkpoint to go on from where Ray knows of none."""
 
 
 class _RayReporter:
@@ -92,17 +98,27 @@ def _work(config: dict[str, Any]) -> _Done:
     job: _Job = config["job"]
     device = ray.train.torch.get_device()
     reporter = _RayReporter(job.sink, job.place)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=job.settings)
-    else:
-        with checkpoint.as_directory() as folder:
-            loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=job.settings, resume=Path(folder))
+    with _checkpoint(job) as folder:
+        loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=job.settings, resume=folder)
     try:
         loop.run()
     except NonFiniteLossError as error:
         return _Done(loop.curve, error.report)
     return _Done(loop.curve)
+
+
+@contextmanager
+def _checkpoint(job: _Job) -> Iterator[Path | None]:
+    """The folder of the checkpoint to go on from, if there is one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+    elif job.start is not None:
+        with TemporaryDirectory() as scratch:
+            yield job.start.download("", Path(scratch))
+    else:
+        yield None
 
 
 def train_on_ray(
@@ -125,7 +141,6 @@ def train_on_ray(
     """
     total = sum(map(task.steps, range(task.epochs)))
     history = History(output)
-    tracker.log_curve(history.points)
     if trial is not None:
         settings = replace(settings, validations_per_epoch=trial.validations_per_epoch)
     with Progress(task.kind, total=total, unit="steps") as progress:
@@ -137,8 +152,10 @@ def train_on_ray(
                 progress.advance_to(step, _note(metrics))
 
         try:
-            if trial is not None and resources.workers == 1:
-                curve, score = _train_here(task, output, trial, settings, worker_gpus(resources) > 0, receive)
+            if resources.workers == 0 or (trial is not None and resources.workers == 1):
+                place = (trial and trial.checkpoints) or CheckpointFolder(output.folder(CHECKPOINTS))
+                on_gpu = worker_gpus(resources) > 0
+                curve, score = _train_here(task, output, place, settings, on_gpu, receive)
             else:
                 curve, score = _train_on_workers(task, output, settings, resources, receive)
         except NonFiniteLossError as error:
@@ -147,14 +164,13 @@ def train_on_ray(
             raise NonFiniteLossError(report) from error
     # A driver or a sink that was killed has taken points with it; the checkpoints have all of them.
     history.complete(curve)
-    tracker.log_curve(history.points)
     return {"steps": total, **history.latest("validation/"), "best/score": score}
 
 
 def _train_here(
     task: Task[Any],
     output: Storage,
-    trial: TrialHost,
+    place: CheckpointPlace,
     settings: LoopSettings,
     on_gpu: bool,
     receive: Receive,
@@ -162,7 +178,6 @@ def _train_here(
     """Trains in this process; returns the whole curve, and the score of the checkpoint that it commits."""
     # A process without a GPU of its own may see those of others.
     device = torch.device("cuda" if on_gpu else "cpu")
-    place = trial.checkpoints or CheckpointFolder(output.folder(CHECKPOINTS))
     try:
         curve = train_in_place(task, device=device, settings=settings, place=place, receive=receive)
     except NonFiniteLossError as error:
@@ -184,10 +199,11 @@ def _train_on_workers(
 ) -> tuple[list[Point], float]:
     """Trains on a worker group; returns the whole curve, and the score of the checkpoint that it commits."""
     gpus = worker_gpus(resources)
+    start = place_to_go_on_from(output)
     sink = start_sink()
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": _Job(task, settings, sink, output.place(RAY_TRAIN))},
+        train_loop_config={"job": _Job(task, settings, sink, output.place(RAY_TRAIN), start)},
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,
@@ -216,23 +232,26 @@ def _train_on_workers(
     if done.non_finite is not None:
         last = {} if result.checkpoint is None else {"last_checkpoint": result.checkpoint.path}
         raise NonFiniteLossError({**done.non_finite, **last})
-    best, score = max(
-        ((checkpoint, metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints), key=lambda pair: pair[1]
-    )
-    with best.as_directory() as folder:
-        _keep_model(Path(folder), output)
-    return done.curve, float(score)
+    kept = {Path(checkpoint.path).name: float(metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints}
+    # Where Ray's list was lost, the best checkpoint may be one that it no longer knew.
+    kept |= {checkpoint.name: checkpoint.score for checkpoint in unlisted_checkpoints(output, kept)}
+    best = max(kept, key=lambda name: kept[name])
+    with TemporaryDirectory() as scratch:
+        _keep_model(output.folder(RAY_TRAIN).download(best, Path(scratch)), output)
+    return done.curve, kept[best]
 
 
 def _mendable(error: WorkerGroupError) -> Exception | None:
     """What the user can mend among the workers' failures: Ray's own message buries it in tracebacks."""
-    for failure in error.worker_failures.values():
-        # Ray wraps what a worker raised, and has no public way back.
-        raised = getattr(failure, "_base_exc", failure)
-        if isinstance(raised, (OSError, ValueError)):
-            logger.info("a worker failed: %s", failure)
-            return raised
-    return None
+    # Ray wraps what a worker raised, and has no public way back.
+    found = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    mendable = [raised for raised in found if isinstance(raised, (OSError, ValueError))]
+    own = [raised for raised in mendable if not isinstance(raised, OtherRankError)]
+    # A worker that another one stopped repeats its error, which may be a mistake of the program.
+    if not mendable or (not own and len(mendable) < len(found)):
+        return None
+    logger.info("workers failed: %s", error)
+    return (own or mendable)[0]
 
 
 def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Result:

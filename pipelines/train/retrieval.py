@@ -20,7 +20,7 @@ from pipelines.models.encoding import concatenate, encode_texts, encode_videos
 from pipelines.models.initial_weights import initialise_from
 from pipelines.recipe.training import RetrievalTrainingConfig
 from pipelines.splits import SplitView
-from pipelines.train.collectives import gather_objects, gather_pairs, rank, world_size
+from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
 
@@ -72,7 +72,8 @@ class RetrievalTask(PairTask[PairBatch]):
         return self.data.captions("val")
 
     def loss(self, model: nn.Module, batch: PairBatch, device: torch.device) -> Mapping[str, Tensor]:
-        features = gather_pairs(model(batch.texts_on(device), batch.videos_on(device), self.noise(device)))
+        texts, videos = batch.model_input(self.encoder(model))
+        features = gather_pairs(model(texts, videos, self.draws()))
         loss = retrieval_loss(
             features,
             self.encoder(model).clip.logit_scale,
@@ -86,13 +87,13 @@ class RetrievalTask(PairTask[PairBatch]):
 
         Without a validation split there is nothing to choose by, and the last epoch counts.
         """
-        view = self._validation
+        view = together(lambda: self._validation, device)
         if not len(view):
             return {SCORE: 0.0}
         core, own = self.encoder(model), range(rank(), len(view), world_size())
         encode: dict[str, Any] = {"device": device, "batch_size": _VALIDATION_BATCH}
         encode["num_levels"] = counted_levels(core.config.level_rates)
-        levels = encode_videos(core, view.store, own, **encode)
+        levels = together(lambda: encode_videos(core, view.store, own, **encode), device)
         # A rank has nothing to give where there are fewer videos than ranks.
         parts = [part for part in gather_objects((list(own), levels)) if part[0]]
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()

@@ -1,8 +1,4 @@
-"""Training of the question answering model: batches of (video, question) pairs with their answers, and their loss.
-
-Dropout is drawn by each rank for its own rows. With dropout, another number of workers is another
-draw of the same training; without it, W workers train the model that one trains.
-"""
+"""Training of the question answering model: batches of (video, question) pairs with their answers, and their loss."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ from pipelines.models.initial_weights import initialise_video_qa_from
 from pipelines.recipe.training import VideoQATrainingConfig
 from pipelines.splits import QuestionView
 from pipelines.train.batches import BatchAddress
-from pipelines.train.collectives import gather_objects, gather_pairs, rank, world_size
+from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
 
@@ -108,7 +104,8 @@ class VideoQATask(PairTask[QuestionBatch]):
 
     def loss(self, model: nn.Module, batch: QuestionBatch, device: torch.device) -> Mapping[str, Tensor]:
         pairs, labels = batch.pairs, batch.labels.to(device)
-        answered = gather_pairs(model(pairs.texts_on(device), pairs.videos_on(device), labels, self.noise(device)))
+        texts, videos = pairs.model_input(self.encoder(model))
+        answered = gather_pairs(model(texts, videos, labels, self.draws()))
         loss = video_qa_loss(answered, self.encoder(model).clip.logit_scale, config=self.model_config)
         return {"loss": loss.total, **loss.parts}
 
@@ -118,12 +115,15 @@ class VideoQATask(PairTask[QuestionBatch]):
         Videos are spread over ranks. Without validation questions there is nothing to choose by,
         and the last epoch counts.
         """
-        view = self._validation
+        view = together(lambda: self._validation, device)
         if not len(view):
             return {SCORE: 0.0}
         own = range(rank(), len(view), world_size())
-        answers = answer_questions(
-            self._core(model), view, own, self.vocabulary, device=device, batch_size=_VALIDATION_BATCH
+        answers = together(
+            lambda: answer_questions(
+                self._core(model), view, own, self.vocabulary, device=device, batch_size=_VALIDATION_BATCH
+            ),
+            device,
         )
         metrics = AnswerMetrics.from_ranks(torch.cat(gather_objects(answers.ranks)))
         named = {f"validation/{name}": value for name, value in metrics.as_dict().items()}

@@ -1,7 +1,11 @@
-"""The driver's side of a search: hands trials out to Ray Tune, and writes down what becomes of them.
+"""The driver's side of a tuning: runs what its trials share, hands them out, writes down what becomes of them.
 
 Everything that happens to a trial is committed to the journal before Tune goes on, so whatever is
-killed, the same command goes on from there.
+killed, the same command goes on from there. Ray Tune itself is in :mod:`pipelines.tune.trials`.
+
+The stages before the tuned one are run here, each distinct one once, never by a trial: a trial that ran
+them itself would hold the CPUs that they wait for. A trial is handed out when its inputs are done;
+meanwhile the trials that run keep running, and free their CPUs as they end.
 """
 
 from __future__ import annotations
@@ -9,30 +13,149 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
-from ray.tune import Callback
-from ray.tune.experiment import Trial
-from ray.tune.search import Searcher
+import pyarrow.compute as pc
 
+from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
 from pipelines.progress import Progress
 from pipelines.recipe.recipe import Recipe
+from pipelines.resources.placement import checked_nodes, require_lasting
+from pipelines.run import run_step
+from pipelines.stages.places import places_of
+from pipelines.stages.stage import Graph
+from pipelines.stages.weights_check import require_weights
+from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.train.files import CHECKPOINTS, RAY_TRAIN
-from pipelines.tune.inputs import InputStages
-from pipelines.tune.journal import Journal, Phase, Report, TrialRecord
-from pipelines.tune.search import FOLDER, Search
 from pipelines.tune.space import describe
-from pipelines.tune.tracking import SearchTracker, TrialRun
-from pipelines.tune.trial import HOPELESS, VALUE
+from pipelines.tune.tracking import TrialRun, TuningTracker
+from pipelines.tune.tuning import HOPELESS, POPULATION, Journal, Phase, Report, TrialRecord, Tuning, with_inputs
+from pipelines.workspace.records import MANIFEST_FILE
 from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+
+
+def run_tuning(tuning: Tuning) -> None:
+    """Does what is missing of the tuning, from its first trial to its report.
+
+    Raises:
+        PlacementError: the nodes of the cluster do not see the folders of the tuning.
+        ValueError: weights do not fit, there is nothing to validate with, or no training reached its end.
+    """
+    require_lasting(tuning.graph.workspace)
+    require_weights(tuning.graph.plan(until_stage=tuning.config.stage), tuning.recipe)
+    from pipelines.resources.allotment import allot
+    from pipelines.resources.ray_session import ray_session
+
+    recipe = tuning.recipe
+    # Ray Train learns from the dashboard that a trial with a worker group was ended, and frees its resources.
+    dashboard = tuning.resources.workers > 1
+    with (
+        ray_session(recipe.resources, dashboard=dashboard),
+        checked_nodes(tuning.graph.workspace, places_of(tuning.graph, recipe)),
+    ):
+        allot([*(stage.name for stage in tuning.shared), tuning.config.stage], recipe.resources)
+        tracker = TuningTracker(tuning)
+        try:
+            inputs = InputStages(tuning.config.stage, tracker)
+            inputs.run(tuning.graph, [stage.name for stage in tuning.shared], recipe)
+            _require_validation(tuning)
+            _run_trials(tuning, tracker, inputs)
+        except BaseException as error:
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracker.finish("FINISHED")
+
+
+def _require_validation(tuning: Tuning) -> None:
+    """Raises ``ValueError`` where nothing is held out: every trial would have the same score."""
+    manifest = tuning.graph.artifact("manifest")
+    if manifest is None or "manifest" not in {stage.name for stage in tuning.shared}:
+        return
+    rows = manifest.storage.read_table(MANIFEST_FILE, columns=["split", "questions"])
+    held_out = pc.any(pc.equal(rows.column("split"), "val")).as_py()
+    if tuning.config.stage == "video_qa":
+        held_out = any(question["split"] == "val" for row in rows.column("questions").to_pylist() for question in row)
+    if not held_out:
+        raise ValueError(
+            "the data has no validation split, so trials cannot be compared; set data.validation_videos, or give the "
+            "data a split val"
+        )
+
+
+def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> None:
+    # They import Ray, whose switches the session sets first, and what draws.
+    from pipelines.tune.proposals import ListedTrials, ProposedTrials, final_records, population
+    from pipelines.tune.results import Results
+    from pipelines.tune.trials import concurrent_trials, run_population, run_to_the_end, run_with_halving
+
+    journal, scheduler = Journal(tuning.storage), tuning.config.scheduler.name
+
+    def artifact(record: TrialRecord) -> Storage:
+        return tuning.graph.workspace.folder(tuning.config.stage, record.fingerprint)
+
+    def member(record: TrialRecord) -> Storage:
+        return tuning.storage.folder(POPULATION, record.name)
+
+    if scheduler == "pbt":
+        members = ListedTrials(population(tuning, journal))
+        with Driver(tuning, "trial", members, journal, inputs, tracker, member, limit=None) as driver:
+            run_population(tuning, driver)
+    else:
+        proposed = ProposedTrials(tuning, journal)
+        limit = concurrent_trials(tuning)
+        with Driver(tuning, "trial", proposed, journal, inputs, tracker, artifact, limit) as driver:
+            if scheduler == "asha":
+                run_with_halving(tuning, driver, journal)
+            else:
+                run_to_the_end(tuning, driver)
+    finals = ListedTrials(final_records(tuning, journal))
+    with Driver(tuning, "final", finals, journal, inputs, tracker, artifact, concurrent_trials(tuning)) as driver:
+        run_to_the_end(tuning, driver)
+    Results.of(tuning, journal).write(tracker)
+
+
+class InputStages:
+    """Runs what a trial needs, in a thread, one recipe after another."""
+
+    def __init__(self, stage: str, tracker: PipelineTracker) -> None:
+        self._stage, self._tracker = stage, tracker
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inputs")
+        self._running: tuple[Recipe, Future[None]] | None = None
+
+    def ready(self, recipe: Recipe) -> bool:
+        """Whether a trial of ``recipe`` can start; if not, what it needs is on its way: ask again.
+
+        Raises:
+            Exception: a stage that it needs failed.
+        """
+        if self._running is not None:
+            recipe_running, future = self._running
+            if not future.done():
+                return False
+            self._running = None
+            future.result()
+            if recipe_running == recipe:
+                return True
+        graph = make_graph(recipe)
+        names = [stage.name for stage in with_inputs(graph, self._stage)[:-1]]
+        if all(step.state == "done" for step in graph.plan(until_stage=self._stage) if step.stage.name in names):
+            return True
+        self._running = recipe, self._thread.submit(self.run, graph, names, recipe)
+        return False
+
+    def run(self, graph: Graph, names: Collection[str], recipe: Recipe) -> None:
+        """Runs those of the stages ``names`` that are not done."""
+        for step in graph.plan(until_stage=self._stage):
+            if step.stage.name in names and step.state != "done":
+                run_step(graph, step, self._tracker, recipe)
 
 
 class Queue(Protocol):
@@ -57,10 +180,10 @@ class Queue(Protocol):
 
 
 class Driver:
-    """Hands out the trials of a queue, one phase of a search.
+    """Hands out the trials of a queue, one phase of a tuning.
 
     Args:
-        search: what is searched.
+        tuning: what is tuned.
         phase: which part of it.
         queue: the trials.
         journal: where they are written down.
@@ -72,23 +195,23 @@ class Driver:
 
     def __init__(
         self,
-        search: Search,
+        tuning: Tuning,
         phase: Phase,
         queue: Queue,
         journal: Journal,
         inputs: InputStages,
-        tracker: SearchTracker,
+        tracker: TuningTracker,
         output: Callable[[TrialRecord], Storage],
         limit: int | None,
     ) -> None:
-        self._search, self._phase, self._queue, self._journal = search, phase, queue, journal
+        self._tuning, self._phase, self._queue, self._journal = tuning, phase, queue, journal
         self._inputs, self._tracker, self._output, self._limit = inputs, tracker, output, limit
         self._waiting: tuple[TrialRecord, Recipe] | None = None
         self._live: dict[str, TrialRun] = {}
         self._started: dict[str, float] = {}
         # Every report has a line of its own, so the progress needs none in between.
         self._progress = Progress(
-            {"search": "search", "final": "final ranking"}[phase],
+            {"trial": "tuning", "final": "final ranking"}[phase],
             total=queue.total,
             unit="trials",
             done=queue.done,
@@ -142,7 +265,7 @@ class Driver:
     def _find(self) -> bool:
         """Takes the next trial from the queue if none is waiting; whether there is one."""
         if self._waiting is None and (following := self._queue.next()) is not None:
-            self._waiting = following, self._search.recipe_of(following.values, following.seed)
+            self._waiting = following, self._tuning.recipe_of(following.values, following.seed)
         return self._waiting is not None
 
     def _has_inputs(self) -> bool | None:
@@ -161,8 +284,7 @@ class Driver:
         """A trial is handed out."""
         self._journal.put(record)
         # jobs.gc removes what no run needs.
-        own = f"{FOLDER}/{self._search.fingerprint}"
-        self._search.graph.record(self._search.recipe, beside={own, *self._journal.folders})
+        self._tuning.graph.record(self._tuning.recipe, beside={self._tuning.folder, *self._journal.folders})
         self._live[record.name] = self._nested_run(record)
 
     def running(self, name: str) -> None:
@@ -189,22 +311,22 @@ class Driver:
         self._queue.ended(record)
         self._settle(record, self._live.pop(name))
         self._progress.advance(1)
-        if self._phase == "search" and (best := self.best()) is not None and best.value is not None:
-            self._tracker.log_best(best.value, sum(other.ended for other in self._journal.of("search")))
+        if self._phase == "trial" and (best := self.best()) is not None and best.value is not None:
+            self._tracker.log_best(best.value, sum(other.ended for other in self._journal.of("trial")))
         self._tell(record, f"{state}: {reason}")
 
     def _nested_run(self, record: TrialRecord) -> TrialRun:
-        recipe = self._search.recipe_of(record.values, record.seed)
+        recipe = self._tuning.recipe_of(record.values, record.seed)
         return self._tracker.trial(record, recipe, self._output(record))
 
     def _settle(self, record: TrialRecord, run: TrialRun) -> None:
-        checkpoints = CHECKPOINTS if self._search.resources.workers == 1 else RAY_TRAIN
+        checkpoints = CHECKPOINTS if self._tuning.resources.workers <= 1 else RAY_TRAIN
         run.finish(record, self._output(record).folder(MODEL if record.state == "finished" else checkpoints).uri)
 
     def best(self) -> TrialRecord | None:
         """The best of the trials that were trained to their end."""
         finished = [record for record in self._journal.of(self._phase) if record.state == "finished"]
-        sign = 1 if self._search.config.direction == "max" else -1
+        sign = 1 if self._tuning.config.direction == "max" else -1
         return max(finished, key=lambda record: sign * (record.value or 0.0), default=None)
 
     def _tell(self, record: TrialRecord, what: str) -> None:
@@ -223,69 +345,3 @@ class Driver:
             states.count("failed"),
             f", best {best.value:.4g} ({best.name})" if best is not None else "",
         )
-
-
-class DriverSearcher(Searcher):  # type: ignore[misc]
-    """Tune asks the driver for trials through this; it keeps nothing itself."""
-
-    def __init__(self, driver: Driver, mode: str) -> None:
-        super().__init__(metric=VALUE, mode=mode)
-        self._driver = driver
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        try:
-            record = self._driver.next()
-        except StopIteration:
-            finished: str = Searcher.FINISHED
-            return finished
-        return None if record is None else configuration(record)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The callback says more."""
-
-    def save(self, checkpoint_path: str) -> None:
-        # Tune wants a file; the journal has all.
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """The journal has all."""
-
-
-class DriverCallback(Callback):  # type: ignore[misc]
-    """Tune tells the driver through this what happens to its trials."""
-
-    def __init__(self, driver: Driver, stopped_by: str) -> None:
-        self._driver, self._stopped_by = driver, stopped_by
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.running(str(trial))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        report = Report(**{item.name: result[item.name] for item in fields(Report)})
-        if result["state"] == "running":
-            self._driver.reported(str(trial), report, trial.config["values"])
-        elif result["state"] == "finished":
-            self._driver.ended(str(trial), "finished", "trained to its end", report)
-        else:
-            self._driver.ended(str(trial), "failed", result["reason"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.ended(str(trial), "stopped", self._stopped_by)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.ended(str(trial), "failed", f"it failed too often; at last: {trial.get_error()}")
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        logger.warning("%s: its process was lost; it goes on from its last checkpoint", trial)
-
-
-def configuration(record: TrialRecord) -> dict[str, Any]:
-    """What Tune hands to the function of a trial."""
-    return {"name": record.name, "values": dict(record.values), "seed": record.seed}
-
-
-def name_of(trial: Trial) -> str:
-    """Tune's name of a trial: ours. It keeps it when it takes over the configuration of another."""
-    return str(trial.config["name"])

@@ -1,23 +1,28 @@
-"""Optuna as the proposer of settings: what was tried, what came of it, what to try next."""
+"""Which trials come next: those that were interrupted, settings that Optuna proposes, the final ranking's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.trial import Trial
+from optuna.trial import Trial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from pipelines.tune.configs import SearchConfig
-from pipelines.tune.journal import Report, TrialRecord
-from pipelines.tune.space import Parameter, Range, Setting, Space
+from pipelines.tune.space import Parameter, Range, Setting, Space, TuningConfig, Values
+from pipelines.tune.tuning import Journal, Report, TrialRecord, Tuning, slug
 
+logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _LEAST_FOR_IMPORTANCE = 4
+
+_ATTEMPTS = 50
+"""Draws after which a space is taken to hold no setting that was not tried."""
 
 
 class Proposer:
@@ -27,10 +32,10 @@ class Proposer:
     fields are conditional; this one is filled from records, which are committed one by one.
     """
 
-    def __init__(self, search: SearchConfig, space: Space) -> None:
-        self._sampler, self._space = search.sampler, space
-        self._grid = space.combinations() if search.sampler.name == "grid" else None
-        self._study = optuna.create_study(direction="maximize" if search.direction == "max" else "minimize")
+    def __init__(self, config: TuningConfig, space: Space) -> None:
+        self._sampler, self._space = config.sampler, space
+        self._grid = space.combinations() if config.sampler.name == "grid" else None
+        self._study = new_study(config)
         self._asked: dict[str, Trial] = {}
 
     def propose(self, name: str, number: int, attempt: int = 0) -> Setting | None:
@@ -39,7 +44,7 @@ class Proposer:
             if number >= len(self._grid):
                 return None
             self._study.enqueue_trial(_encode(self._space, self._grid[number]))
-        # A sampler of its own for every draw: a search that goes on draws what it would have drawn.
+        # A sampler of its own for every draw: a tuning that goes on draws what it would have drawn.
         seed = int(np.random.SeedSequence([self._sampler.seed, number, attempt]).generate_state(1)[0])
         if self._sampler.name == "tpe":
             self._study.sampler = TPESampler(
@@ -77,23 +82,50 @@ class Proposer:
         self._study.tell(self._asked.pop(name), state=OptunaState.FAIL)
 
 
-def importances(space: Space, values: Iterable[tuple[Setting, float]]) -> Mapping[str, float]:
-    """The share of the metric's variance that each field explains, by functional ANOVA over a random forest.
+def importances(study: optuna.Study) -> Mapping[str, float]:
+    """How much each field decides whether a trial is among the best, in shares of 1; the largest first.
 
-    Only fields that every setting has are judged (Hutter, Hoos and Leyton-Brown, ICML 2014). Empty where
-    there are too few settings, or all came to the same.
+    Empty where there are too few trials, or all came to the same.
     """
-    study = optuna.create_study(direction="maximize")
-    given = list(values)
-    if len(given) < _LEAST_FOR_IMPORTANCE or len({value for _, value in given}) == 1:
+    values = [trial.value for trial in study.get_trials(deepcopy=False)]
+    if len(values) < _LEAST_FOR_IMPORTANCE or len({*values}) == 1:
         return {}
-    for setting, value in given:
-        study.enqueue_trial(_encode(space, setting))
-        trial = study.ask()
-        space.draw(lambda parameter, trial=trial: _suggest(trial, parameter))  # type: ignore[misc]
-        study.tell(trial, value)
-    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    found = get_param_importances(study, evaluator=evaluator_of(study))
     return {name: float(share) for name, share in found.items()}
+
+
+def evaluator_of(study: optuna.Study) -> PedAnovaImportanceEvaluator:
+    """PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023, arXiv 2304.10255), which needs no forest.
+
+    It looks at the best tenth of the trials, or at the five that it needs at least, or at half of few.
+    """
+    return PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(study.trials))))
+
+
+def study_of(tuning: Tuning, values: Iterable[tuple[Setting, float]]) -> optuna.Study:
+    """Settings and what came of them, as Optuna draws and judges them."""
+    study = new_study(tuning.config)
+    for setting, value in values:
+        distributions = {field: _distribution(tuning.space[field].domain) for field in setting}
+        params = {
+            field: given if isinstance(tuning.space[field].domain, Range) else str(given)
+            for field, given in setting.items()
+        }
+        study.add_trial(create_trial(params=params, distributions=distributions, value=value))
+    return study
+
+
+def new_study(config: TuningConfig) -> optuna.Study:
+    """A study without trials."""
+    return optuna.create_study(direction="maximize" if config.direction == "max" else "minimize")
+
+
+def _distribution(domain: Range | Values) -> BaseDistribution:
+    if not isinstance(domain, Range):
+        return CategoricalDistribution([str(value) for value in domain.values])
+    if domain.integer:
+        return IntDistribution(int(domain.low), int(domain.high))
+    return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
 def _suggest(trial: Trial, parameter: Parameter) -> object:
@@ -113,3 +145,124 @@ def _encode(space: Space, setting: Setting) -> dict[str, object]:
         domain = space[field].domain
         encoded[field] = value if isinstance(domain, Range) else domain.values.index(value)
     return encoded
+
+
+class ProposedTrials:
+    """The trials of the tuning itself: those that were interrupted, then new ones, each setting once."""
+
+    def __init__(self, tuning: Tuning, journal: Journal) -> None:
+        self._tuning, self._proposer = tuning, Proposer(tuning.config, tuning.space)
+        records = journal.of("trial")
+        for record in records:
+            self._proposer.started(record)
+            if record.ended:
+                self._proposer.ended(record)
+        self._interrupted = [record for record in records if not record.ended]
+        self._known = {record.fingerprint for record in records}
+        self._count = len(records)
+        self.total, self.done = tuning.config.trials, len(records) - len(self._interrupted)
+
+    def next(self) -> TrialRecord | None:
+        """The next trial; None when there are as many as wanted, or no setting is left."""
+        if self._interrupted:
+            return self._interrupted.pop(0)
+        if self._count >= self.total:
+            return None
+        name = trial_name(self._count)
+        for attempt in range(_ATTEMPTS):
+            values = self._proposer.propose(name, self._count, attempt)
+            if values is None:
+                break
+            record = self._tuning.record(name, values, phase="trial", label=name, seed=self._tuning.recipe.seed)
+            if record.fingerprint not in self._known:
+                self._known.add(record.fingerprint)
+                self._count += 1
+                return record
+            self._proposer.drop(name)
+        logger.info("tuning: no setting is left that was not tried; it ends with %d trials", self._count)
+        self.total = self._count
+        return None
+
+    def reported(self, record: TrialRecord) -> None:
+        """A trial was validated."""
+        self._proposer.reported(record.name, record.reports[-1])
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial came to its end."""
+        self._proposer.ended(record)
+
+
+class ListedTrials:
+    """Trials that are known beforehand, without those that ended in an earlier run."""
+
+    def __init__(self, records: Sequence[TrialRecord]) -> None:
+        self._left = [record for record in records if not record.ended]
+        self.total, self.done = len(records), len(records) - len(self._left)
+
+    def next(self) -> TrialRecord | None:
+        """The next one of the list."""
+        return self._left.pop(0) if self._left else None
+
+    def reported(self, record: TrialRecord) -> None:
+        """Nothing follows from it."""
+
+    def ended(self, record: TrialRecord) -> None:
+        """Nothing follows from it."""
+
+
+def trial_name(number: int) -> str:
+    """``trial-007``."""
+    return f"trial-{number:03d}"
+
+
+def population(tuning: Tuning, journal: Journal) -> list[TrialRecord]:
+    """The trials of population-based training, with the settings that they have by now."""
+    proposer = Proposer(tuning.config, tuning.space)
+    records = []
+    for number in range(tuning.config.trials):
+        name = trial_name(number)
+        values = proposer.propose(name, number)
+        assert values is not None, "a population is drawn"
+        known = journal.get(name)
+        records.append(known or tuning.record(name, values, phase="trial", label=name, seed=tuning.recipe.seed))
+    return records
+
+
+def final_records(tuning: Tuning, journal: Journal) -> list[TrialRecord]:
+    """The trainings of the final ranking, seed after seed, those of earlier runs as they stand.
+
+    The seed of the trials chose the finalists, so a setting may be among them by luck with that seed. It
+    is therefore not among the seeds of the ranking, which are the same for all settings.
+    """
+    # A finalist may be one of the baselines: one training is enough, and goes by the baseline's name.
+    settings = [*tuning.config.baselines.items(), *finalists(tuning, journal)]
+    records: dict[str, TrialRecord] = {}
+    for seed in final_seeds(tuning):
+        for label, values in settings:
+            new = tuning.record(f"final-{slug(label)}-seed-{seed}", values, phase="final", label=label, seed=seed)
+            if new.fingerprint not in {record.fingerprint for record in records.values()}:
+                known = journal.get(new.name)
+                records[new.name] = known if known is not None and known.fingerprint == new.fingerprint else new
+    return list(records.values())
+
+
+def final_seeds(tuning: Tuning) -> range:
+    """The seeds after the recipe's own."""
+    first = tuning.recipe.seed + 1
+    return range(first, first + tuning.config.seeds)
+
+
+def finalists(tuning: Tuning, journal: Journal) -> list[tuple[str, Setting]]:
+    """Labels and values of the best finished trials, the best first.
+
+    Raises:
+        ValueError: no trial was trained to its end.
+    """
+    sign = 1 if tuning.config.direction == "max" else -1
+    finished = [record for record in journal.of("trial") if record.state == "finished" and record.value is not None]
+    if not finished:
+        reasons = [f"{record.name}: {record.reason}" for record in journal.of("trial")]
+        raise ValueError(f"no trial was trained to its end ({'; '.join(reasons[:3])}); there is nothing to rank")
+    # Sorting keeps the order of equal ones: the first one to be tried goes first.
+    ranked = sorted(finished, key=lambda record: -sign * (record.value or 0.0))
+    return [(record.label, record.values) for record in ranked[: tuning.config.finalists]]

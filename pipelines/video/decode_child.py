@@ -23,18 +23,17 @@ from typing import Literal
 
 from PIL import Image
 
-from pipelines.video.decoders import (
-    Decoder,
-    Frame,
+from pipelines.video.containers import (
     FrameCountError,
-    PyAVDecoder,
     UnreadableVideoError,
+    WrongTimesError,
     first_line,
-    open_decoder,
-    probe_video,
+    frame_pixels,
 )
+from pipelines.video.decoders import Decoder, Frame, PyAVDecoder, open_decoder
 from pipelines.video.messages import Message, receive, send
-from pipelines.video.sampling import sample_frames
+from pipelines.video.sampling import sample_times
+from pipelines.video.timeline import Note
 
 MAX_ASPECT_RATIO = 16
 """Longer strips are refused: with a short side of 224 pixels, a frame of 16×10000 would have 94 MB."""
@@ -61,7 +60,7 @@ class ExtractSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractedVideo:
-    """Encoded frames in temporal order, with their place in the source."""
+    """Encoded frames in temporal order, with their place in the source; see ``records.FRAMES``."""
 
     images: list[bytes]
     frame_index: list[int]
@@ -70,7 +69,9 @@ class ExtractedVideo:
     width_px: int
     source_fps: float
     source_frames: int
+    source_begin_s: float
     decoder: str
+    notes: str | None = None
 
 
 class NoFramesError(Exception):
@@ -85,18 +86,16 @@ def extract(source: str | bytes, settings: ExtractSettings) -> ExtractedVideo:
         NoFramesError: the segment lies outside the video.
     """
     decoder = open_decoder(source, settings.decoder)
-    try:
-        return _extract(decoder, settings)
-    except UnreadableVideoError:
-        if settings.decoder != "auto" or decoder.name == "pyav":
-            raise
-    finally:
-        decoder.close()
-    decoder = PyAVDecoder(source)
-    try:
-        return _extract(decoder, settings)
-    finally:
-        decoder.close()
+    while True:
+        try:
+            return _extract(decoder, settings)
+        except WrongTimesError as error:
+            # Counted frames, the last resort, are never wrong about times that they do not look at.
+            following = PyAVDecoder(source, trust_pts=decoder.name == "decord")
+            following.notes.append(Note("wrong_times", first_line(error)))
+        finally:
+            decoder.close()
+        decoder = following
 
 
 def resize_short_side(image: Image.Image, size_px: int) -> Image.Image:
@@ -153,7 +152,7 @@ def _serve(request: Message) -> Message:
 def _memory_is_short(source: str | bytes) -> bool:
     """Whether frames of this size cannot be held: decoders call a failed allocation invalid data."""
     try:
-        bytearray(_BYTES_PER_PIXEL * probe_video(source).pixels)
+        bytearray(_BYTES_PER_PIXEL * frame_pixels(source))
     except UnreadableVideoError:
         return False
     except MemoryError:
@@ -170,26 +169,37 @@ def _failure(reason: str, error: Exception) -> Message:
 
 
 def _extract(decoder: Decoder, settings: ExtractSettings) -> ExtractedVideo:
+    count = len(decoder.timeline.times_s)
     try:
-        return _extract_counted(decoder, settings, decoder.num_frames)
+        return _extract_first(decoder, settings, count)
     except FrameCountError as error:
         # Now the true number of frames is known; sampling from it gives frames that exist.
-        return _extract_counted(decoder, settings, error.num_frames)
+        decoder.notes.append(Note("ends_early", f"{error}, and its headers announce {count}"))
+        try:
+            return _extract_first(decoder, settings, error.num_frames)
+        except FrameCountError as again:
+            raise UnreadableVideoError(first_line(again)) from again
 
 
-def _extract_counted(decoder: Decoder, settings: ExtractSettings, num_frames: int) -> ExtractedVideo:
-    indices = sample_frames(
-        fps=decoder.fps,
-        num_frames=num_frames,
+def _extract_first(decoder: Decoder, settings: ExtractSettings, num_frames: int) -> ExtractedVideo:
+    """Samples from the first ``num_frames`` frames of the file."""
+    timeline = decoder.timeline
+    whole = num_frames == len(timeline.times_s)
+    times_s = timeline.times_s[:num_frames]
+    shown_s = timeline.end_s if whole else num_frames / timeline.rate if timeline.rate else timeline.times_s[num_frames]
+    indices = sample_times(
+        times_s,
+        shown_s=shown_s,
+        constant_fps=timeline.rate,
         max_frames=settings.max_frames,
         rate=settings.rate,
-        start_s=settings.start_s,
-        end_s=settings.end_s,
+        start_s=None if settings.start_s is None else settings.start_s - timeline.begin_s,
+        end_s=None if settings.end_s is None else settings.end_s - timeline.begin_s,
     )
     if not indices:
         raise NoFramesError(
             f"no frame between {settings.start_s} and {settings.end_s} s: the video has {num_frames} frames, "
-            f"{num_frames / decoder.fps:.2f} s"
+            f"{shown_s:.2f} s" + (f" from {timeline.begin_s:.2f} s on" if timeline.begin_s else "")
         )
     frames: list[tuple[int, float]] = []
     images = []
@@ -205,9 +215,11 @@ def _extract_counted(decoder: Decoder, settings: ExtractSettings, num_frames: in
         time_s=[time_s for _, time_s in frames],
         height_px=size[1],
         width_px=size[0],
-        source_fps=decoder.fps,
+        source_fps=timeline.fps if whole else num_frames / shown_s,
         source_frames=num_frames,
+        source_begin_s=timeline.begin_s,
         decoder=decoder.name,
+        notes="\n".join(f"{note.reason}: {note.message}" for note in decoder.notes) or None,
     )
 
 

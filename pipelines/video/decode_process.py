@@ -157,7 +157,7 @@ def _checked_video(reply: Message) -> ExtractedVideo:
     """
     video = ExtractedVideo(images=list(reply.blobs), **reply.header["video"])
     whole: list[Any] = [*video.frame_index, video.height_px, video.width_px, video.source_frames]
-    real: list[Any] = [*video.time_s, video.source_fps]
+    real: list[Any] = [*video.time_s, video.source_fps, video.source_begin_s]
     if any(type(number) is not int or not 0 <= number < 1 << 31 for number in whole):
         raise ValueError("an index, a size or a count is out of range")
     if any(type(number) not in (int, float) or not math.isfinite(number) for number in real):
@@ -166,6 +166,8 @@ def _checked_video(reply: Message) -> ExtractedVideo:
         raise ValueError("there are not as many images as indices and times")
     if video.decoder not in ("decord", "pyav"):
         raise ValueError("the decoder is unknown")
+    if video.notes is not None and not isinstance(video.notes, str):
+        raise TypeError("the notes are no text")
     return video
 
 

@@ -1,65 +1,51 @@
 """Two video decoders behind one small interface, and the choice between them.
 
-decord 0.6 (its last release) is right for the common codecs in MP4, Matroska, WebM and FLV, rotation
-metadata included: there the two return the same pixels. Without saying so it returns wrong frames
-where the container has no dependable times (AVI, MPEG, WMV), for MPEG-4 Part 2 with B-frames, and
-where an edit list cuts frames off; AV1 it does not read. A look at the container, without decoding,
-finds these files, and PyAV reads them, as it does those with frames of a few narrow widths, which decord
-returns with the padding of their lines.
+PyAV reads by presentation time: what it returns says when it is shown, and is compared with what was asked. decord 0.6
+(its last release) counts frames, and returns others than those asked for where a file does not suit that: see
+docs/decoding.md for the table. It reads only files that are known to suit it.
 """
 
 from __future__ import annotations
 
-import errno
 import io
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, Protocol
 
-import av
 import av.error
 import numpy as np
 from jaxtyping import UInt8
 
+from pipelines.video.containers import (
+    FrameCountError,
+    UnreadableVideoError,
+    WrongTimesError,
+    first_line,
+    open_container,
+    reading,
+    video_stream,
+)
+from pipelines.video.key_frames import holds_no_picture
+from pipelines.video.orientation import UPRIGHT, Matrix, display_matrix, upright
+from pipelines.video.timeline import KeyFrame, Note, Timeline, read_timeline
+
 DecoderName = Literal["decord", "pyav"]
 
-MAX_PIXELS = 8192 * 8192
-"""Larger frames are refused before they are allocated: 192 MiB in RGB, twice the area of 8K."""
-
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,mpegvideo,asf,ogg,h264,hevc,gif,nut,ivf"
-"""Formats that may be opened. Playlists (HLS, DASH, concat) are not among them: a file of the data
-set must not make the decoder open other files or addresses."""
-
-_LOG_PREFIX = re.compile(r"^(\[[\d:]+\] )?(/\S+:\d+: )?")
-"""What decord puts before its messages: a time and a path of the machine that built it."""
-
-_TIMED_CONTAINERS = frozenset({"mov", "matroska", "flv"})
-"""Formats that say for each frame when it is shown, by the first of their FFmpeg names."""
-
+_DECORD_CONTAINERS = frozenset({"mov", "matroska", "flv"})
 _DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "h263"})
-"""Codecs whose frames decord returns exactly, in the formats above."""
 
 _SEEK_GAIN_FRAMES = 8
 """A seek costs about as much as decoding this many frames."""
 
-
-class UnreadableVideoError(Exception):
-    """The video cannot be decoded; the message is one line."""
-
-
-class FrameCountError(Exception):
-    """The stream ended early without an error: it has ``num_frames`` frames, fewer than announced."""
-
-    def __init__(self, num_frames: int) -> None:
-        super().__init__(f"the stream has only {num_frames} frames")
-        self.num_frames = num_frames
+_WHOLE_FRAMES = frozenset({"mov", "matroska", "flv"})
+"""Formats that hold a whole frame in each packet, never a field of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A decoded frame, upright; ``time_s`` is its presentation time after the first frame's."""
+    """A decoded frame, upright; ``time_s`` is when it is shown, after the first frame of the file."""
 
     index: int
     time_s: float
@@ -70,18 +56,20 @@ class Decoder(Protocol):
     """An open video."""
 
     name: DecoderName
-    fps: float
-    """Average frames per second."""
-
-    num_frames: int
-    """Frames shown, as far as known before decoding."""
+    timeline: Timeline
+    notes: list[Note]
+    """What a user may want to know of the decoding, so far."""
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """Yields the frames at ``indices``, which increase strictly, decoding no more than needed.
+        """Yields what is shown at the times of the frames at ``indices``, which increase strictly.
+
+        Where a packet holds no picture, that is the frame before; none is yielded twice. No more is decoded than
+        needed.
 
         Raises:
-            FrameCountError: the stream has fewer frames than ``num_frames``.
+            FrameCountError: the stream has fewer frames than its timeline.
             UnreadableVideoError: the stream is damaged.
+            WrongTimesError: what comes is shown at other times than the timeline says.
         """
         ...
 
@@ -90,56 +78,38 @@ class Decoder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a container says of its video stream."""
-
-    container: str
-    """The first of FFmpeg's names of the format."""
-
-    codec: str
-    pixels: int
-    """Of a frame, before anything turns it."""
-    edited: bool
-    """An edit list shows other frames than the file holds."""
-
-    @property
-    def decord_reads_it(self) -> bool:
-        """Whether decord returns the right frames."""
-        return not self.edited and self.container in _TIMED_CONTAINERS and self.codec in _DECORD_CODECS
-
-
 def open_decoder(source: str | bytes, choice: Literal["auto", "decord", "pyav"] = "auto") -> Decoder:
-    """Opens the file at path ``source``, or the file's bytes, with the right decoder.
+    """Opens the file at path ``source``, or the file's bytes: with PyAV, or with decord where that is chosen and right.
 
     Raises:
-        UnreadableVideoError: it is not a video that the chosen decoders read.
+        UnreadableVideoError: it is not a video that the chosen decoder reads.
     """
-    probe = probe_video(source)
-    if choice == "pyav" or (choice == "auto" and not probe.decord_reads_it):
-        return PyAVDecoder(source)
-    try:
-        return DecordDecoder(source)
-    except UnreadableVideoError:
-        if choice == "decord":
-            raise
-        return PyAVDecoder(source)
+    pyav = PyAVDecoder(source)
+    if choice != "decord":
+        return pyav
+    doubt = decord_doubt(pyav.timeline, pyav.orientation())
+    if doubt is not None:
+        pyav.notes.append(Note("not_decord", f"read by PyAV, since decord returns other frames where {doubt}"))
+        return pyav
+    pyav.close()
+    return DecordDecoder(source, pyav.timeline)
 
 
-def probe_video(source: str | bytes) -> Probe:
-    """What the container of ``source`` says; nothing is decoded.
-
-    Raises:
-        UnreadableVideoError: it is no video, or its frames are larger than ``MAX_PIXELS``.
-    """
-    with _reading(), _open_container(source) as container:
-        stream = _video_stream(container)
-        shown = sum(not entry.is_discard for entry in stream.index_entries)
-        name = _format_name(container)
-        # Only the MP4 family counts its frames in the header, and only it has edit lists.
-        edited = name == "mov" and stream.frames > 0 and shown not in (0, stream.frames)
-        pixels = stream.codec_context.width * stream.codec_context.height
-        return Probe(container=name, codec=stream.codec.canonical_name, pixels=pixels, edited=edited)
+def decord_doubt(timeline: Timeline, orientation: Matrix = UPRIGHT) -> str | None:
+    """Why decord returns other frames of a file than those that are asked for; nothing if it is right."""
+    a, b, c, d = orientation
+    doubts = {
+        f"the format is {timeline.container}": timeline.container not in _DECORD_CONTAINERS,
+        f"the codec is {timeline.codec}": timeline.codec not in _DECORD_CODECS,
+        "frames have no presentation times": timeline.pts is None,
+        "an edit list hides frames": timeline.edited,
+        "the file begins before its first key frame": timeline.skips > 0,
+        "a key frame is no instant refresh": not timeline.only_instant,
+        "the picture is mirrored": a * d - b * c < 0,
+        "a picture outside of MP4 and MOV is turned": orientation != UPRIGHT and timeline.container != "mov",
+        "there are several video streams": any(note.reason == "several_streams" for note in timeline.notes),
+    }
+    return next((doubt for doubt, holds in doubts.items() if holds), None)
 
 
 class DecordDecoder:
@@ -147,177 +117,220 @@ class DecordDecoder:
 
     name: DecoderName = "decord"
 
-    def __init__(self, source: str | bytes) -> None:
-        # Imported here: it has no wheel for some machines, and PyAV then reads everything.
+    def __init__(self, source: str | bytes, timeline: Timeline) -> None:
+        self.timeline, self.notes = timeline, list(timeline.notes)
+        # Imported here: it has no wheel for some machines.
         try:
             import decord
         except (ImportError, OSError) as error:
             raise UnreadableVideoError(f"decord cannot be loaded: {first_line(error)}") from error
-        with _reading():
+        with reading():
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             self._reader: Any = decord.VideoReader(file, num_threads=1)
-            self.fps = float(self._reader.get_avg_fps())
-            self.num_frames = len(self._reader)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Yields the frames at ``indices``, see ``Decoder``."""
-        for index, time_s in zip(indices, self._times_s(indices), strict=True):
+        self._check(indices)
+        for index in indices:
             # One at a time: a batch of large frames would need many times the memory of the result.
-            with _reading():
+            with reading():
                 image: UInt8[np.ndarray, "height width 3"] = self._reader[index].asnumpy()
             if image.shape[2] != 3:
                 # It divides the bytes of a line by the width: of narrow frames the padding becomes channels.
                 raise UnreadableVideoError(f"decord returns frames {image.shape[1]} pixels wide with their padding")
-            yield Frame(index, time_s, image)
+            yield Frame(index, self.timeline.times_s[index], image)
 
     def close(self) -> None:
         """Frees the reader, which otherwise keeps frames buffered."""
         self._reader = None
 
-    def _times_s(self, indices: Sequence[int]) -> list[float]:
-        with _reading():
-            starts = self._reader.get_frame_timestamp([0, *indices])[:, 0].astype(np.float64)
-        times = starts[1:] - starts[0]
-        # Without presentation times in the file it gives huge numbers; then the rate tells.
-        if not np.all((times >= 0) & (times <= 10 * self.num_frames / self.fps)):
-            times = np.asarray(indices) / self.fps
-        # The times are single precision: digits after the sixth mean nothing.
-        return [round(time, 6) for time in times.tolist()]
+    def _check(self, indices: Sequence[int]) -> None:
+        """Compares its own idea of when the first and the last wanted frame are shown with the file's."""
+        times_s = self.timeline.times_s
+        with reading():
+            count = len(self._reader)
+            ends = [0, indices[0], indices[-1]]
+            found = self._reader.get_frame_timestamp(ends)[:, 0] if count == len(times_s) else np.full(3, np.nan)
+        off = np.abs(found - found[0] - [times_s[index] for index in ends])
+        if not np.all(off <= 0.5 / self.timeline.fps):
+            raise WrongTimesError(f"decord counts {count} frames of {len(times_s)}, or shows them at other times")
 
 
 class PyAVDecoder:
-    """FFmpeg through PyAV, one thread; knows the shown frames from the packets' headers."""
+    """FFmpeg through PyAV, one thread.
+
+    Args:
+        source: path or contents of the file.
+        trust_pts: false where frames have come out at other times than their packets said: they are counted then.
+    """
 
     name: DecoderName = "pyav"
 
-    def __init__(self, source: str | bytes) -> None:
+    def __init__(self, source: str | bytes, *, trust_pts: bool = True) -> None:
         self._source = source
-        with _reading():
+        with reading():
             self._open()
-            self._times, self._keyframes, self.num_frames = self._index()
-            # The packets are read; the file is opened anew, as not every format can go back.
-            self._open()
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if not rate or not self.num_frames:
-            raise UnreadableVideoError("the stream has no frames or no frame rate")
-        self.fps = float(rate)
+            self.timeline = read_timeline(self._container, self._stream, trust_pts=trust_pts)
+            self._keys = self.timeline.keys
+            self._rewind()
+            if self.timeline.pts is None and self.timeline.container == "avi":
+                self.timeline = self.timeline.delayed(self._delay())
+                self._rewind()
+        self.notes: list[Note] = list(self.timeline.notes)
+        # On the way to a wanted frame those that no other refers to are left out (H.264, 7.4.1).
+        self._skips = self.timeline.codec == "h264" and self.timeline.container in _WHOLE_FRAMES
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Yields the frames at ``indices``, see ``Decoder``."""
-        for index in indices:
-            with _reading():
-                found, frame = self._first_frame_from(index)
-                image = frame.to_ndarray(format="rgb24")
-            if frame.rotation % 360:
-                image = np.rot90(image, round(frame.rotation / 90))
-            yield Frame(found, self._time_s(found), np.ascontiguousarray(image))
+        found = self._shown(indices)
+        while True:
+            with reading():
+                index, frame = next(found, (-1, None))
+                if frame is None:
+                    return
+                image = upright(frame.to_ndarray(format="rgb24"), display_matrix(frame))
+            yield Frame(index, self.timeline.times_s[index], image)
+
+    def orientation(self) -> Matrix:
+        """How the first picture of the file is turned; ``UPRIGHT`` if there is none."""
+        with reading():
+            first = next(self._decoded([0]), None)
+            self._rewind()
+        return UPRIGHT if first is None else display_matrix(first[1])
 
     def close(self) -> None:
         """Closes the file."""
         self._container.close()
 
-    def _index(self) -> tuple[list[int] | None, list[int], int]:
-        """Presentation times of the shown frames in order, positions of key frames, number of frames.
+    def _shown(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """What is shown at the times of ``indices``: a frame and its index; none twice."""
+        count = len(self.timeline.times_s)
+        if indices[-1] >= count:
+            raise FrameCountError(count)
+        if self._ordinal:
+            self._rewind()
+        decoded = self._decoded(indices)
+        current: tuple[int, Any] | None = None
+        ahead: tuple[int, Any] | None = None
+        last = -1
+        missing: list[int] = []
+        for index in indices:
+            if self._approach(index):
+                decoded, current, ahead = self._decoded(indices), None, None
+            while current is None or current[0] < index:
+                ahead = ahead or next(decoded, None)
+                if ahead is None or ahead[0] > index:
+                    break
+                current, ahead = ahead, None
+            # Nothing before it: the file begins with packets that hold no picture.
+            shown = current or ahead
+            if shown is None or shown[0] != index:
+                missing.append(index)
+            if shown is not None and shown[0] > last:
+                last = shown[0]
+                yield shown
+        if last < 0:
+            raise UnreadableVideoError("the stream holds no picture that can be decoded")
+        if ahead is None and len([index for index in missing if index > last]) > 1:
+            raise FrameCountError(last + 1)
+        if missing:
+            times = f"{len(missing)} of {len(indices)} wanted packets, the first at "
+            self.notes.append(
+                Note("no_picture", f"{times}{self.timeline.times_s[missing[0]]:.2f} s, hold no picture of their own")
+            )
 
-        Reads all packets but decodes none. Without dependable times there are none, and frames
-        are counted as they come.
-        """
-        shown: list[tuple[int | None, bool]] = []
-        num_packets = 0
-        for packet in self._container.demux(self._stream):
-            if packet.size == 0 or packet.is_corrupt:
+    def _decoded(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Decodes on from the present packet: frames and their indices, which increase."""
+        pts = self.timeline.pts
+        if pts is None:
+            yield from self._counted()
+            return
+        wanted = {pts[index] for index in indices}
+        context, last = self._stream.codec_context, -1
+        for packet in self._packets:
+            self._ordinal += 1
+            if self._ordinal <= self.timeline.skips:
                 continue
-            num_packets += 1
-            if not packet.is_discard:
-                shown.append((packet.pts, packet.is_keyframe))
-        announced = min(self._stream.frames, len(self._stream.index_entries))
-        if num_packets < announced:
-            raise UnreadableVideoError(f"the file is cut off: it holds {num_packets} of {announced} frames")
-        timed = sorted((time, keyframe) for time, keyframe in shown if time is not None)
-        times = [time for time, _ in timed]
-        if _format_name(self._container) not in _TIMED_CONTAINERS or len(set(times)) < len(shown):
-            return None, [], len(shown)
-        return times, [position for position, (_, keyframe) in enumerate(timed) if keyframe], len(shown)
+            if self._skips:
+                context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            for frame in self._pictures(packet):
+                if frame.pts is not None and frame.pts < pts[0]:
+                    continue
+                index = -1 if frame.pts is None else bisect_right(pts, frame.pts) - 1
+                if index <= last or pts[index] != frame.pts:
+                    raise WrongTimesError("frames come out at other times than their packets say")
+                last = index
+                yield index, frame
+
+    def _counted(self) -> Iterator[tuple[int, Any]]:
+        """As ``_decoded``, by the packets that came since the first picture."""
+        index, first = -1, 0
+        for packet in self._packets:
+            flushing = packet.size == 0
+            self._ordinal += not (flushing or packet.is_discard)
+            if self._ordinal <= self.timeline.skips:
+                continue
+            for frame in self._pictures(packet):
+                first = first or self._ordinal
+                # A packet without a picture holds a place in time.
+                index = index + 1 if flushing else max(index + 1, self._ordinal - first)
+                if index >= len(self.timeline.times_s):
+                    return
+                yield index, frame
+
+    def _pictures(self, packet: Any) -> list[Any]:
+        """What a packet makes the decoder show."""
+        try:
+            return list(packet.decode())
+        except av.error.InvalidDataError as error:
+            if holds_no_picture(self.timeline.codec, bytes(packet), self._stream.codec_context.extradata):
+                return []
+            if packet.has_sidedata("encryption_info"):
+                raise UnreadableVideoError("the video is encrypted") from error
+            raise UnreadableVideoError(f"packet {self._ordinal} cannot be decoded: {first_line(error)}") from error
+
+    def _delay(self) -> int:
+        """Packets that the decoder holds back to bring pictures into their order."""
+        return next((self._ordinal - 1 for _ in self._counted()), 0)
+
+    def _approach(self, index: int) -> bool:
+        """Seeks to the last key frame before the wanted one, if it is far ahead; whether it did."""
+        pts, keys = self.timeline.pts, self._keys
+        place = 0 if pts is None else bisect_right(keys, pts[index], key=lambda key: key.pts)
+        if not place or keys[place - 1].ordinal - self._ordinal <= _SEEK_GAIN_FRAMES:
+            return False
+        if not self._seek(keys[place - 1]):
+            # It reads on from now on: from the start, as a seek that went wrong may have ended anywhere.
+            self._keys = ()
+            self._reopen()
+        return True
+
+    def _rewind(self) -> None:
+        """Goes back to the first packet, by a seek where the file has a place for it."""
+        first = next(iter(self._keys), None)
+        if first is None or first.ordinal or not self._seek(first):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._open()
 
     def _open(self) -> None:
-        """Opens the file, or opens it again, at its first frame."""
-        self._container: Any = _open_container(self._source)
-        self._stream = _video_stream(self._container)
-        self._decoded = self._container.decode(self._stream)
-        self._position = 0
+        self._container: Any = open_container(self._source)
+        self._stream = video_stream(self._container)
+        self._packets: Iterator[Any] = self._container.demux(self._stream)
+        self._ordinal = 0
 
-    def _seek(self, keyframe: int, times: Sequence[int]) -> None:
-        self._container.seek(times[keyframe], stream=self._stream)
-        self._decoded = self._container.decode(self._stream)
-        self._position = keyframe
-
-    def _first_frame_from(self, index: int) -> tuple[int, Any]:
-        """The next frame at ``index`` or, where a packet shows nothing, after it; with its position."""
-        keyframe = max((0, *self._keyframes[: bisect_right(self._keyframes, index)]))
-        if self._times is not None and keyframe - self._position > _SEEK_GAIN_FRAMES:
-            self._seek(keyframe, self._times)
-        for frame in self._decoded:
-            position = self._position
-            if self._times is not None and frame.pts is not None:
-                position = bisect_right(self._times, frame.pts) - 1
-            self._position = position + 1
-            if position >= index:
-                return position, frame
-        raise FrameCountError(self._position)
-
-    def _time_s(self, index: int) -> float:
-        if self._times is None:
-            return index / self.fps
-        return float((self._times[index] - self._times[0]) * self._stream.time_base)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message, without its time stamp and source file, or the error's type."""
-    text = str(getattr(error, "strerror", None) or error).strip()
-    return _LOG_PREFIX.sub("", text.splitlines()[0])[:300] if text else type(error).__name__
-
-
-class _reading:  # noqa: N801 - reads as a statement
-    """Turns what libraries raise about a damaged file into ``UnreadableVideoError``."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        passed_on = (UnreadableVideoError, FrameCountError, MemoryError)
-        # Under a limit on memory, threads that get no stack report "try again", and libraries fail to load.
-        out_of_memory = isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN)
-        if out_of_memory or isinstance(error, ImportError):
-            raise MemoryError from error
-        # decord's errors derive from Exception alone, so no narrower class covers them.
-        if isinstance(error, Exception) and not isinstance(error, passed_on):
-            raise UnreadableVideoError(first_line(error)) from error
-
-
-def _open_container(source: str | bytes) -> Any:
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    container = av.open(file, metadata_errors="ignore", options={"format_whitelist": CONTAINERS})
-    for stream in container.streams.video:
-        if stream.codec_context is None:
-            raise UnreadableVideoError("the codec of the video is unknown")
-        stream.codec_context.thread_count = 1
-        stream.codec_context.thread_type = "NONE"
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    return container
-
-
-def _format_name(container: Any) -> str:
-    return str(container.format.name).partition(",")[0]
-
-
-def _video_stream(container: Any) -> Any:
-    """The first stream that is not a cover picture."""
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-                size = f"{stream.codec_context.width}×{stream.codec_context.height}"
-                raise UnreadableVideoError(
-                    f"frames of {size} pixels are larger than the limit of {MAX_PIXELS:,} pixels"
-                )
-            return stream
-    raise UnreadableVideoError("the file has no video stream")
+    def _seek(self, key: KeyFrame) -> bool:
+        """Goes to a key frame, or to a packet before it; whether that is where it came out."""
+        try:
+            self._container.seek(key.seek_to, stream=self._stream)
+        except av.error.FFmpegError:
+            return False
+        packets = self._container.demux(self._stream)
+        landed = next(packets, None)
+        ordinal = None if landed is None else self.timeline.ordinals.get(landed.pts)
+        if ordinal is None or ordinal > key.ordinal:
+            return False
+        self._packets, self._ordinal = chain([landed], packets), ordinal
+        return True

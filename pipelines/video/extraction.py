@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.recipe.frames import FramesConfig
+from pipelines.video.containers import first_line
 from pipelines.video.decode_child import ExtractedVideo, ExtractSettings
 from pipelines.video.decode_process import DecodeProcess, ExtractionError, Reason
-from pipelines.video.decoders import first_line
 from pipelines.workspace.errors import StorageError, is_forbidden, remedy
 from pipelines.workspace.file_systems import resolve
 from pipelines.workspace.uris import is_local, shown
@@ -119,7 +119,9 @@ def _frames_row(row: Row, video: ExtractedVideo) -> dict[str, Any]:
         "width_px": video.width_px,
         "source_fps": video.source_fps,
         "source_frames": video.source_frames,
+        "source_begin_s": video.source_begin_s,
         "decoder": video.decoder,
+        "notes": video.notes,
         "error_reason": None,
         "error_message": None,
     }
@@ -136,7 +138,9 @@ def _error_row(row: Row, reason: Reason, message: str) -> dict[str, Any]:
         "width_px": None,
         "source_fps": None,
         "source_frames": None,
+        "source_begin_s": None,
         "decoder": None,
+        "notes": None,
         "error_reason": reason,
         "error_message": message,
     }

@@ -1,7 +1,8 @@
 """Random access to stored frames: any video's images from its shard, decoded to uint8.
 
 Every row of a shard is a row group of its own, so reading a video touches its bytes alone, on a
-disk or in an object store. A small number of open files is kept. Bytes that have changed since
+disk or in an object store. A small number of open files is kept. A row is found by its video's key, so
+a shard that was made again never gives another video's frames. Bytes that have changed since
 they were written are noticed by their checksum, and never become pixels.
 """
 
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import simplejpeg
 import torch
 from einops import rearrange
@@ -28,6 +28,7 @@ from torch import Tensor
 from hbi_models.clip.preprocessing import centre_crop
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError
 from pipelines.workspace.records import FRAMES
+from pipelines.workspace.shard_files import OpenShard
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
@@ -76,8 +77,8 @@ class FrameStore:
 
     Args:
         pool: folder of the shards.
-        index: table with ``video_id``, ``shard`` and ``row`` of the videos that have frames; videos
-            are addressed by their position in it.
+        index: table with ``video_id``, ``key``, ``shard`` and ``row`` of the videos that have frames;
+            videos are addressed by their position in it.
         threads: reading and decoding threads.
     """
 
@@ -85,10 +86,11 @@ class FrameStore:
         self._pool = ShardPool(pool, FRAMES)
         self._shards: list[str] = index.column("shard").to_pylist()
         self._rows: list[int] = index.column("row").to_pylist()
+        self._keys: list[str] = index.column("key").to_pylist()
         self.video_ids: list[str] = index.column("video_id").to_pylist()
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._files: OrderedDict[str, OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and open files stay behind when the store travels to another process.
@@ -106,7 +108,7 @@ class FrameStore:
         """
         shard = self._shards[video]
         try:
-            table = self._open(shard).read_row_group(self._rows[video], columns=["frames"], use_threads=False)
+            table = self._open(shard).read([self._keys[video]], [self._rows[video]], _STORED.names)
             (row,) = table.cast(_STORED).to_pylist()
             images: list[bytes] = row["frames"]
             return images
@@ -115,12 +117,10 @@ class FrameStore:
         except (*UNREADABLE, LookupError) as error:
             raise self._explained(shard, error) from error
 
-    def _open(self, shard: str) -> pq.ParquetFile:
+    def _open(self, shard: str) -> OpenShard:
         file = self._files.get(shard)
         if file is None:
-            storage = self._pool.storage
-            source = storage.filesystem.open_input_file(storage.path(shard))
-            file = pq.ParquetFile(source, page_checksum_verification=True)
+            file = OpenShard(self._pool.storage, shard)
             self._files[shard] = file
             if len(self._files) > _OPEN_SHARDS:
                 self._files.popitem(last=False)
@@ -138,7 +138,7 @@ class FrameStore:
             return LostFramesError(f"{damage}. It is set aside. {_MEND}")
         if isinstance(error, OSError):
             return StorageError(f"cannot read {self._pool.storage.place(shard)}: {error}")
-        return self._foreign(shard, "it has other rows than its index says")
+        return self._foreign(shard, str(error) if isinstance(error, DamagedFileError) else "it has other rows")
 
     def _missing(self, shard: str) -> LostFramesError:
         storage = self._pool.storage

@@ -1,8 +1,9 @@
 """Which frames of a video are looked at: a few per second, then evenly thinned to a maximum.
 
-``sample_frames`` is what the pipeline uses. For a whole file it agrees with the published
-implementation's decord path wherever that is defined; the two ``published_`` functions keep the
-published arithmetic, its whole-second segments and its failures included, for comparison.
+``sample_times`` is what the pipeline uses: it looks at when frames are shown. Where the rate is constant it counts
+frames, as ``sample_frames`` does. For a whole file that agrees with the published implementation's decord path
+wherever it is defined; the two ``published_`` functions keep the published arithmetic, its whole-second segments and
+its failures included, for comparison.
 
 A rate that is published as frames per second becomes a stride in frames, rounded half to even:
 
@@ -19,6 +20,65 @@ import numpy as np
 
 _TIME_TOLERANCE_FRAMES = 1e-6
 """A boundary this close to a frame's time counts as that time: 0.1 s at 30 fps is frame 3."""
+
+_TIME_TOLERANCE_S = 1e-6
+"""The same for times that are written in the file."""
+
+
+def sample_times(
+    times_s: Sequence[float],
+    *,
+    shown_s: float,
+    constant_fps: float | None,
+    max_frames: int,
+    rate: float,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> list[int]:
+    """Indices of the sampled frames, increasing; empty if the segment lies outside the video.
+
+    In a segment are the frames whose showing starts in it or, where none does, the one that is shown then. Without a
+    constant rate a frame is taken for every ``1 / rate`` seconds after the first: the one that is shown then.
+
+    Args:
+        times_s: when each frame of the video is shown, increasing, from 0.
+        shown_s: when the last one ends.
+        constant_fps: frames per second, if no frame is more than half a frame away from its place.
+        max_frames: most frames to return.
+        rate: frames per second to sample; above the video's, every frame is.
+        start_s: start of the half-open segment in seconds after the first frame; absent: start of the video.
+        end_s: end of the half-open segment; absent: end of the video.
+
+    Raises:
+        ValueError: ``constant_fps``, ``rate`` or ``max_frames`` is not positive.
+    """
+    if constant_fps is not None:
+        found = sample_frames(
+            fps=constant_fps,
+            num_frames=len(times_s),
+            max_frames=max_frames,
+            rate=rate,
+            start_s=start_s,
+            end_s=end_s,
+        )
+    else:
+        _check(1.0, len(times_s), max_frames, rate)
+        times = np.asarray(times_s)
+        first, stop = 0, len(times)
+        if start_s is not None:
+            first = int(np.searchsorted(times, start_s - _TIME_TOLERANCE_S))
+        if end_s is not None:
+            stop = int(np.searchsorted(times, end_s - _TIME_TOLERANCE_S))
+        found = []
+        if first < stop:
+            count = math.floor((times[stop - 1] - times[first]) * rate + _TIME_TOLERANCE_FRAMES) + 1
+            wanted = times[first] + np.arange(count) / rate
+            places = np.searchsorted(times, wanted + _TIME_TOLERANCE_S, side="right") - 1
+            found = _thin(np.unique(places).tolist(), max_frames)
+    start = max(0.0, start_s or 0.0)
+    if found or not times_s or start > shown_s - _TIME_TOLERANCE_S or (end_s is not None and end_s <= start):
+        return found
+    return [int(np.searchsorted(times_s, start + _TIME_TOLERANCE_S, side="right")) - 1]
 
 
 def sample_frames(

@@ -12,6 +12,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from hbi_models.configs import is_absent
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.storage import Storage
 
@@ -26,7 +27,8 @@ Counts = Mapping[str, int | float]
 def plain(value: Any) -> Any:
     """``value`` as JSON types; dataclasses become mappings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        values = ((item, getattr(value, item.name)) for item in dataclasses.fields(value))
+        return {item.name: plain(content) for item, content in values if not is_absent(item, content)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterable
 
 import pyarrow as pa
 
@@ -46,3 +47,10 @@ def remedy(error: OSError) -> str:
     else:
         todo = "Check that the place exists and can be reached"
     return f"{todo}, and run the same command again: what is finished is kept"
+
+
+def examples(items: Iterable[object], *, limit: int = 3, separator: str = ", ") -> str:
+    """The first few of ``items`` as text, for messages about many."""
+    listed = [str(item) for item in items]
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return separator.join(listed[:limit]) + more

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.workspace.errors import StorageError, reason, remedy
-from pipelines.workspace.uris import absolute_uri, shown
+from pipelines.workspace.uris import absolute_uri, is_local, is_text, printable, shown, split_options
 
-_STORE = re.compile(r"^(s3|gs)://[\w.-]+([/?]|$)")
+_STORE = re.compile(r"(?P<scheme>s3|gs)://(?P<account>[^/@]*@)?(?P<bucket>[\w.-]+)(?P<key>/.*)?")
 _STORE_VARIABLES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_")
 
 _S3_ATTEMPTS = 12
@@ -64,14 +64,25 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         ValueError: the scheme is not one that pyarrow knows.
         StorageError: the region of a bucket, which S3 itself is asked for, could not be found out.
     """
-    if not _STORE.match(uri) or "#" in uri:
+    uri = absolute_uri(uri)
+    if is_local(uri):
+        if "\0" in uri:
+            raise ValueError(f"{uri[:80]!r} holds a null character, which no path does")
+        if not is_text(uri):
+            raise ValueError(f"{printable(uri)} is not UTF-8 text, which tables and pages need; rename it")
+        return _local(), uri
+    address, options = split_options(uri)
+    if not (parts := _STORE.fullmatch(address)):
         return _open(uri)
-    address, _, options = uri.partition("?")
-    scheme, _, path = address.partition("://")
-    bucket = path.partition("/")[0]
     environment = tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith(_STORE_VARIABLES)))
-    filesystem = _open_store(f"{scheme}://{bucket}{'?' if options else ''}{options}", environment)
-    return filesystem, unquote(path).rstrip("/")
+    account, bucket, key = (parts[name] or "" for name in ("account", "bucket", "key"))
+    filesystem = _open_store(f"{parts['scheme']}://{account}{bucket}{options}", environment)
+    return filesystem, bucket + unquote(key).rstrip("/")
+
+
+@lru_cache(maxsize=1)
+def _local() -> pafs.FileSystem:
+    return pafs.LocalFileSystem()
 
 
 @lru_cache(maxsize=16)
@@ -82,7 +93,7 @@ def _open_store(uri: str, _environment: tuple[tuple[str, str], ...]) -> pafs.Fil
 
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
-        filesystem, path = pafs.FileSystem.from_uri(absolute_uri(uri))
+        filesystem, path = pafs.FileSystem.from_uri(uri)
     except OSError as error:
         raise StorageError(f"cannot open {shown(uri)}: {reason(error)}. {remedy(error)}") from error
     except pa.ArrowInvalid as error:
@@ -98,5 +109,5 @@ def _open(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def check_uri(uri: str) -> None:
     """Raises ``ValueError`` for what is no address, without asking a store about it."""
-    if not _STORE.match(uri):
+    if not is_local(uri) and not _STORE.fullmatch(split_options(absolute_uri(uri))[0]):
         resolve(uri)

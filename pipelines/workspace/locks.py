@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -202,7 +202,7 @@ def this_process() -> Owner:
         process=_process_identity(os.getpid()) or "",
         # Not its arguments: an address among them may hold a password.
         command=Path(sys.argv[0]).stem,
-        since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

@@ -1,7 +1,9 @@
 """Schema of every dataset that travels between stages, with units.
 
-Times are seconds from the start of the file, half-open ``[start_s, end_s)``. Everything is
-Parquet; lists are plain Arrow lists, so any Parquet reader can open the files.
+Times are seconds; segments are half-open, ``[start_s, end_s)``, on the clock of the file: what a player shows, 0 where
+its sound or pictures begin. ``time_s`` of frames counts from the first frame shown. The two differ where pictures begin
+later than the sound, by ``source_begin_s``. Everything is Parquet; lists are plain Arrow lists, so any Parquet reader
+can open the files.
 """
 
 from __future__ import annotations
@@ -12,6 +14,15 @@ MANIFEST_FILE = "manifest.parquet"
 INDEX_FILE = "index.parquet"
 """Where the rows of an artifact lie: their key, shard and row in the shard."""
 ERRORS_FILE = "errors.parquet"
+
+_BULK = {"bulk": "true"}
+"""Marks a column of a shard that takes much space, and is read for a row at a time."""
+
+
+def is_bulk(field: pa.Field) -> bool:
+    """Whether a column of a shard is left out of the shard's directory."""
+    return bool(field.metadata) and field.metadata.get(b"bulk") == b"true"
+
 
 QUESTION = pa.struct(
     [("question", pa.string()), ("answer", pa.string()), ("type", pa.string()), ("split", pa.string())]
@@ -49,24 +60,35 @@ ERRORS = pa.schema(
 (``missing``, ``undecodable``, ``no_frames``, ``timeout``, ``crash``, ``memory``), ``message``
 says more."""
 
+NOTES_FILE = "notes.parquet"
+NOTES = ERRORS
+"""One row per remark about a video that is used all the same: ``late_start`` (frames before the first key frame are
+left out), ``several_streams`` (which one is taken), ``counted`` (the file has no times, frames are counted),
+``no_picture`` (a packet shows nothing of its own), ``ends_early`` (fewer frames than announced), ``not_decord`` (PyAV
+read what decord would read wrongly) and ``wrong_times`` (what a decoder returned was not what was asked for, and
+another way was taken)."""
+
 FRAMES = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
-        pa.field("frames", pa.list_(pa.binary()), nullable=False),
-        pa.field("frame_index", pa.list_(pa.int32()), nullable=False),
+        pa.field("frames", pa.list_(pa.binary()), nullable=False, metadata=_BULK),
+        pa.field("frame_index", pa.list_(pa.int32()), nullable=False, metadata=_BULK),
         pa.field("time_s", pa.list_(pa.float64()), nullable=False),
         pa.field("height_px", pa.int32()),
         pa.field("width_px", pa.int32()),
         pa.field("source_fps", pa.float64()),
         pa.field("source_frames", pa.int32()),
+        pa.field("source_begin_s", pa.float64()),
         pa.field("decoder", pa.string()),
+        pa.field("notes", pa.string()),
         pa.field("error_reason", pa.string()),
         pa.field("error_message", pa.string()),
     ]
 )
-"""One row per video of the manifest: encoded images in temporal order with their index and
-presentation time in the source. A row with ``error_reason`` holds no frames."""
+"""One row per video of the manifest: encoded images in temporal order with their index and presentation time in the
+source, after its first frame. ``source_fps`` is the mean rate: ``source_frames / source_fps`` is how long the source is
+shown. ``notes`` are lines ``reason: message``, see ``NOTES``. A row with ``error_reason`` holds no frames."""
 
 LABELS = pa.schema(
     [
@@ -75,10 +97,10 @@ LABELS = pa.schema(
         pa.field("caption_index", pa.int32(), nullable=False),
         pa.field("num_words", pa.int32(), nullable=False),
         pa.field("num_frames", pa.int32(), nullable=False),
-        pa.field("similarity", pa.list_(pa.float32()), nullable=False),
-        pa.field("word_logits", pa.list_(pa.float32()), nullable=False),
-        pa.field("frame_logits", pa.list_(pa.float32()), nullable=False),
-        pa.field("interaction", pa.list_(pa.float32()), nullable=False),
+        pa.field("similarity", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
+        pa.field("word_logits", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
+        pa.field("frame_logits", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
+        pa.field("interaction", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
     ]
 )
 """One row per (text, video) pair: cosine of each real word and frame (row-major, words first),
@@ -90,9 +112,9 @@ FEATURES = pa.schema(
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
         pa.field("coarse", pa.list_(pa.float16()), nullable=False),
-        pa.field("tokens", pa.list_(pa.int32()), nullable=False),
-        pa.field("features", pa.list_(pa.float16()), nullable=False),
-        pa.field("logits", pa.list_(pa.float32()), nullable=False),
+        pa.field("tokens", pa.list_(pa.int32()), nullable=False, metadata=_BULK),
+        pa.field("features", pa.list_(pa.float16()), nullable=False, metadata=_BULK),
+        pa.field("logits", pa.list_(pa.float32()), nullable=False, metadata=_BULK),
         pa.field("time_s", pa.list_(pa.float64()), nullable=False),
         pa.field("end_s", pa.float64(), nullable=False),
     ]

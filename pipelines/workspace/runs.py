@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -23,10 +23,10 @@ from pipelines.workspace.storage import Storage
 
 RUNS = "runs"
 
-UNDELIVERED = "undelivered"
-"""Folder of what an MLflow server that was away has missed."""
+UNRECORDED = "unrecorded"
+"""Folder of notes that say what an MLflow server that was away has missed."""
 
-_KEPT = frozenset({RUNS, LOCKS, UNDELIVERED, "logs", "mlartifacts"})
+_KEPT = frozenset({RUNS, LOCKS, UNRECORDED, "logs", "mlartifacts"})
 """Folders of a workspace that hold no artifacts."""
 
 
@@ -78,7 +78,7 @@ def record_run(
     """
     run_id = digest(stages)
     document = {
-        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         # Lists keep the order of the stages, which a JSON object does not promise.
         "stages": [list(item) for item in stages.items()],
         "locks": [list(item) for item in locks.items()],

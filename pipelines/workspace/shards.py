@@ -1,9 +1,9 @@
 """Keyed shards: how a stage over videos does only what is missing, and loses one shard at most.
 
 A pool is a folder of Parquet files. Every row has a ``key``, a digest of what it was made from.
-A shard is written in one commit under a name made from its keys, so a task that runs twice
-writes the same file twice. The pool of a stage is named by the stage's settings alone: new
-videos in the manifest find the work on the old ones done.
+A shard is written in one commit under a name made from its keys, its rows in the order of their keys,
+so a task that runs twice writes the same file twice. The pool of a stage is named by the stage's settings
+and version alone: new videos in the manifest find the work on the old ones done.
 
 A run that is asked to do its work again begins a new generation of the pool, a number at the end
 of its shards' names. Older shards stay as they are, because finished artifacts point into them; an
@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import INDEX_FILE
+from pipelines.workspace.shard_files import directory_entry, read_directory
 from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ _SHARDS, _LEAST_ROWS = 64, 8
 a task and a file."""
 
 _LISTING_THREADS = 8
-"""Enough to hide how long an object store takes to answer; each keeps what it once needed of memory."""
+"""Enough to hide how long an object store takes to answer; every thread keeps the memory that it once needed."""
 
 
 def generation_of(shard: str) -> int:
@@ -53,18 +55,30 @@ def generation_of(shard: str) -> int:
 
 @dataclass(frozen=True)
 class ShardPool:
-    """The shards in ``storage``; rows follow ``schema`` and are readable one by one."""
+    """The shards in ``storage``; rows follow ``schema``."""
 
     storage: Storage
     schema: pa.Schema
+    read_by_row: bool = True
+    """Whether rows are read one by one, and not a whole shard at once."""
 
     def commit(self, rows: Sequence[dict[str, Any]], *, generation: int = 0) -> int:
-        """Writes ``rows`` as one shard of ``generation``; returns its size in bytes."""
-        table = pa.Table.from_pylist(list(rows), schema=self.schema)
+        """Writes ``rows`` as one shard of ``generation``, in the order of their keys; returns its size in bytes."""
+        table = pa.Table.from_pylist(sorted(rows, key=itemgetter("key")), schema=self.schema)
         names = "\n".join(sorted(set(table.column("key").to_pylist())))
         name = hashlib.sha256(names.encode()).hexdigest()[:24]
         suffix = f"-{generation}" if generation else ""
-        return self.storage.write_table(f"{name}{suffix}.parquet", table, row_group_size=1)
+        return self.storage.write_table(
+            f"{name}{suffix}.parquet",
+            table,
+            row_group_size=1 if self.read_by_row else None,
+            footer=directory_entry(table),
+        )
+
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.storage.uri.rpartition("/")[2]
 
     def newest_generation(self) -> int:
         """The highest generation in the pool."""
@@ -93,9 +107,9 @@ class ShardPool:
         fields = [*(self.schema.field(name) for name in names), ("shard", pa.string()), ("row", pa.int32())]
         nothing = pa.schema(fields).empty_table()
 
-        def read(shard: str) -> pa.Table:
+        def read(shard: str, size: int) -> pa.Table:
             try:
-                table = self._read(shard, names)
+                table = self.read(shard, names, size=size)
             except FileNotFoundError:  # another process has set it aside since the listing
                 return nothing
             except DamagedFileError as error:
@@ -105,14 +119,25 @@ class ShardPool:
                 "row", pa.array(range(len(table)), pa.int32())
             )
 
-        shards = [shard for shard in self.storage.files(suffix=".parquet") if generation_of(shard) >= since]
+        listed = self.storage.sizes(suffix=".parquet")
+        sizes = {shard: size for shard, size in listed.items() if generation_of(shard) >= since}
         with ThreadPoolExecutor(_LISTING_THREADS) as threads:
-            tables = list(threads.map(read, shards))
+            tables = list(threads.map(read, sizes.keys(), sizes.values()))
         return pa.concat_tables([nothing, *tables])
 
-    def _read(self, shard: str, names: Sequence[str]) -> pa.Table:
-        table = self.storage.read_table(shard, columns=names)
+    def read(self, shard: str, names: Sequence[str], *, size: int | None = None) -> pa.Table:
+        """Columns of a shard, from its directory where they are there; ``size`` in bytes saves a request.
+
+        Raises:
+            FileNotFoundError, StorageError: as :meth:`Storage.read_table`.
+            DamagedFileError: it is no shard of this pool, or a damaged one.
+        """
         wanted = [self.schema.field(name).type for name in names]
+        table = read_directory(self.storage, shard, size)
+        if table is not None and set(names) <= set(table.column_names):
+            table = table.select(names)
+        else:  # an older shard, a column that is bulk, or damage, which this explains
+            table = self.storage.read_table(shard, columns=names)
         if table.schema.types != wanted or table.column("key").null_count:
             raise DamagedFileError(f"{self.storage.place(shard)} has other columns than a shard of this pool")
         return table
@@ -129,7 +154,7 @@ class ShardPool:
         """The shards that ``index`` points into and that are not there any more, by name."""
         return sorted(set(index.column("shard").unique().to_pylist()) - set(self.storage.files(suffix=".parquet")))
 
-    def lost_words(self, output: Storage) -> str | None:
+    def describe_loss(self, output: Storage) -> str | None:
         """What is gone of an artifact in ``output`` whose index points into this pool; None = nothing."""
         if not output.exists(INDEX_FILE):
             return f"its {INDEX_FILE} is missing"

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError, reason, remedy
 from pipelines.workspace.file_systems import resolve
-from pipelines.workspace.uris import absolute_uri, shown
+from pipelines.workspace.uris import absolute_uri, join_uri, shown
 
 _TEMPORARY = ".tmp-"
 _SET_ASIDE = ".damaged"
@@ -103,7 +103,7 @@ class Storage:
     def folder(self, *parts: str) -> Storage:
         """The sub-folder at ``parts``; it need not exist."""
         self.path(*parts)
-        return Storage("/".join([self.uri, *parts]))
+        return Storage(join_uri(self.uri, *parts))
 
     def place(self, path: str = "") -> str:
         """``path`` inside this folder as messages name it, without credentials and options."""
@@ -132,13 +132,18 @@ class Storage:
 
     def files(self, path: str = "", *, suffix: str = "") -> list[str]:
         """Names of the committed files in the folder ``path`` that end in ``suffix``, sorted."""
-        return sorted(
-            info.base_name
+        return list(self.sizes(path, suffix=suffix))
+
+    def sizes(self, path: str = "", *, suffix: str = "") -> dict[str, int]:
+        """The same with the bytes of each."""
+        files = {
+            info.base_name: int(info.size)
             for info in self._listing(path)
             if info.type == pafs.FileType.File
             and info.base_name.endswith(suffix)
             and not info.base_name.startswith(_TEMPORARY)
-        )
+        }
+        return dict(sorted(files.items()))
 
     def folders(self, path: str = "") -> list[str]:
         """Names of the folders in the folder ``path``, sorted."""
@@ -249,23 +254,32 @@ class Storage:
         """Whether a file that was at ``path`` has been set aside."""
         return self.exists(f"{path}{_SET_ASIDE}")
 
-    def write_table(self, path: str, table: pa.Table, *, row_group_size: int | None = None) -> int:
+    def write_table(
+        self,
+        path: str,
+        table: pa.Table,
+        *,
+        row_group_size: int | None = None,
+        footer: Mapping[str, str] | None = None,
+    ) -> int:
         """Commits ``table`` as Parquet at ``path``; returns the number of bytes.
 
-        ``row_group_size`` 1 makes every row readable at random.
+        ``row_group_size`` 1 makes every row readable at random. ``footer`` holds texts that lie beside the table.
         """
         sink = pa.BufferOutputStream()
         # Frames are compressed already; compressing them again costs time and saves nothing. Statistics would
         # hold the first and the last of a video's small images once more, a half of the file.
-        pq.write_table(
-            table,
+        with pq.ParquetWriter(
             sink,
-            row_group_size=row_group_size,
+            table.schema,
             compression="none",
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
-        )
+        ) as writer:
+            writer.write_table(table, row_group_size=row_group_size)
+            if footer:
+                writer.add_key_value_metadata(dict(footer))
         buffer = sink.getvalue()
         self.write_bytes(path, buffer)
         return int(buffer.size)
@@ -285,7 +299,12 @@ class Storage:
         if self.is_local:
             return Path(self.path(path))
         with self._naming(f"copy to {folder}", path):
-            pafs.copy_files(self.path(path), str(folder), source_filesystem=self.filesystem)
+            pafs.copy_files(
+                self.path(path),
+                str(folder),
+                source_filesystem=self.filesystem,
+                destination_filesystem=pafs.LocalFileSystem(),
+            )
         return folder
 
     def upload(self, folder: Path, path: str) -> None:

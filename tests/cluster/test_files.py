@@ -167,9 +167,10 @@ def test_pods_have_shared_memory_secrets_by_name_and_no_root() -> None:
 
 
 def test_versions_of_ray_agree() -> None:
-    (image,) = re.findall(r"ARG RAY_VERSION=(\S+)", (CLUSTER / "Dockerfile").read_text())
+    (image,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     (cluster,) = documents(CLUSTER / "kubernetes/ray_cluster.yaml")
     assert cluster["spec"]["rayVersion"] == image
+    assert f'"ray[default]=={image}"' in (CLUSTER / "README.md").read_text()
 
 
 def test_jobs_of_kubernetes_stop_like_others() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ def _rank(rank: int, world_size: int, folder: Path, function: Callable[..., Any]
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     # A file as meeting place: no port that another test could take first.
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    # Ranks that miss each other in a collective fail, instead of waiting for half an hour.
+    patience = timedelta(minutes=3)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size, timeout=patience)
     try:
         torch.save(function(*arguments), folder / f"rank{rank}.pt")
     finally:

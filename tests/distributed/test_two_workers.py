@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hbi_models.configs import MergingConfig
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import all_gather_with_gradient, gather_objects, mean_over_ranks, rank, world_size
 from pipelines.train.loop import LoopSettings, NonFiniteLossError, Task, TrainingLoop
@@ -115,8 +116,9 @@ def retrieval(folder: Path) -> RetrievalTask:
 
 
 def video_qa(folder: Path) -> VideoQATask:
-    # Each rank draws its own dropout.
-    return video_qa_task(Storage(str(folder)), video_qa_config(folder, dropout=0.0))
+    # Dropout and noise are drawn for the rows of the whole batch, whoever works on them.
+    merging = MergingConfig(text_rates=(0.5, 0.5), video_rates=(0.5, 0.5), heads=4, tie_break_noise=1e-3)
+    return video_qa_task(Storage(str(folder)), video_qa_config(folder, dropout=0.3, merging=merging))
 
 
 def everything(folder: Path) -> dict[str, Any]:

@@ -15,16 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines.search.features import FeatureStore
 from pipelines.stages.stage import Graph, Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.train.batches import load_ahead
 from pipelines.video.frame_store import FrameStore, LostFramesError, decode_images
 from pipelines.workspace.artifact import ARTIFACT
 from pipelines.workspace.errors import DamagedFileError, StorageError
-from pipelines.workspace.records import FRAMES, INDEX_FILE
+from pipelines.workspace.records import FEATURES, FRAMES, INDEX_FILE, LABELS
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 from tests.faults.flaky_s3 import FlakyS3
+from tests.tiny_estimator import estimator_task, write_labels
 
 pytestmark = pytest.mark.fault
 
@@ -156,6 +158,95 @@ def test_damage_that_training_finds_names_the_shard_and_how_it_is_mended(pool: S
         store.encoded(1)
 
 
+def written_before_directories(pool: ShardPool, name: str, *keys: str) -> None:
+    """A shard as they were once: without a directory, its rows in the order in which they were made."""
+    pool.storage.write_table(name, pa.Table.from_pylist(rows(*keys), schema=FRAMES), row_group_size=1)
+
+
+def test_a_shard_that_was_made_again_in_another_order_gives_every_video_its_own_frames(pool: ShardPool) -> None:
+    index = pool.index(["video_id"])
+    name = shard_of(pool, "a").name
+    for keys in ("abc", "cba"):
+        # What an index says that was made of an older shard, with its rows in another order.
+        written_before_directories(pool, name, *keys)
+        stale = pool.index(["video_id"]).sort_by("video_id")
+        pool.storage.delete(name)
+        pool.commit(rows(*"bca"))
+        store = FrameStore(pool.storage, stale)
+        assert [store.encoded(video) for video in range(3)] == [[jpeg(ord(key))] for key in "abc"]
+    assert pool.index(["video_id"]) == index
+
+
+def test_frames_of_another_video_are_refused_where_a_shard_has_no_directory(pool: ShardPool) -> None:
+    index = pool.index(["video_id"]).sort_by("video_id")
+    path = shard_of(pool, "a")
+    written_before_directories(pool, path.name, "c", "b", "a")
+    store = FrameStore(pool.storage, index)
+    with pytest.raises(LostFramesError, match=r"its row 0 is of the key c, and its index says a.*set aside\. Run the"):
+        store.encoded(0)
+    assert pool.lost(index) == [path.name], "so that the plan of the next run sees it"
+    pool.commit(rows("a", "b", "c"))
+    assert FrameStore(pool.storage, index).encoded(0) == [jpeg(ord("a"))]
+
+
+def test_labels_belong_to_their_pair_whatever_the_order_of_their_rows(tmp_path: Path) -> None:
+    write_labels(tmp_path, shards=1)
+    storage, pool = Storage(str(tmp_path)), ShardPool(Storage(str(tmp_path / "labels")), LABELS)
+    expected = estimator_task(tmp_path)._tables["train"]
+    (name,) = pool.storage.files()
+    table = pool.storage.read_table(name)
+    pool.storage.write_table(name, table.take(list(reversed(range(len(table))))))
+    found = estimator_task(tmp_path)._tables["train"]
+    assert found.video_ids == expected.video_ids and (found.interaction == expected.interaction).all()
+    pool.storage.write_table(name, table.slice(1))
+    with pytest.raises(DamagedFileError, match=rf"{name} does not hold 1 of the .* labels .*set aside\. Run the same"):
+        estimator_task(tmp_path)._tables["train"]
+    assert pool.lost(storage.read_table(f"labels-index/{INDEX_FILE}")) == [name]
+
+
+def test_features_of_another_video_are_refused(tmp_path: Path) -> None:
+    pool = ShardPool(Storage(str(tmp_path)), FEATURES)
+    pool.commit([features("a", 1.0), features("b", 2.0)])
+    index = pool.index()
+    assert [clip.end_s for clip in FeatureStore(pool.storage, index, [1]).clips([1, 0])] == [2.0, 1.0]
+    (name,) = pool.storage.files()
+    shard = pa.Table.from_pylist([features("b", 2.0), features("a", 1.0)], schema=FEATURES)
+    pool.storage.write_table(name, shard, row_group_size=1)
+    with pytest.raises(
+        DamagedFileError, match=r"its row 0 is of the key b, and its index says a; run jobs\.index again"
+    ):
+        FeatureStore(pool.storage, index, [1]).clips([0])
+    assert pool.lost(index) == [name], "so that jobs.index finds work to do"
+
+
+def features(key: str, end_s: float) -> dict[str, Any]:
+    numbers = np.ones(4, np.float16)
+    return {
+        "video_id": key,
+        "key": key,
+        "coarse": numbers,
+        "tokens": [1],
+        "features": numbers,
+        "logits": np.ones(1, np.float32),
+        "time_s": [0.0],
+        "end_s": end_s,
+    }
+
+
+def test_a_look_at_a_pool_costs_one_request_for_each_shard(s3: FlakyS3, bucket: Storage) -> None:
+    pool = ShardPool(bucket, FRAMES)
+    for keys in ("abcdefgh", "ijklmnop", "qrst"):
+        pool.commit(rows(*keys))
+    s3.requests.clear()
+    index = pool.index(["error_reason", "error_message", "decoder", "time_s"])
+    assert len(index) == 20
+    assert [request.method for request in s3.requests] == ["GET"] * 4, "the list, and a footer of each"
+    written_before_directories(pool, index.column("shard")[0].as_py(), *index.column("key").to_pylist()[:4])
+    s3.requests.clear()
+    assert len(pool.index()) >= 16
+    assert len(s3.requests) > 4, "an older one is read row by row"
+
+
 def test_an_open_shard_that_is_replaced_by_a_shorter_one_is_noticed(pool: ShardPool) -> None:
     store = FrameStore(pool.storage, pool.index(["video_id"]).sort_by("video_id"))
     assert store.encoded(0)
@@ -222,7 +313,7 @@ def two_stages(workspace: Path, ran: list[str]) -> Graph:
                 settings={},
                 inputs=(),
                 run=decode,
-                lost=lambda artifact: pool.lost_words(artifact.storage),
+                lost=lambda artifact: pool.describe_loss(artifact.storage),
             ),
             Stage(name="retrieval", version=1, settings={}, inputs=("frames",), run=train),
         ],

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.settings import read_recipe, recipe_parser
-from pipelines.datasets.manifest import build_manifest
+from pipelines.datasets.manifest import Manifest, build_manifest
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.stage import Graph, Stage
@@ -86,7 +86,15 @@ def manifest_of(copies: Path, dataset: Any) -> Any:
         max_missing_fraction=1,
         validation_videos=1,
     )
-    return build_manifest(config)
+    return checked(build_manifest(config))
+
+
+def checked(manifest: Manifest) -> Manifest:
+    """The manifest, in which no text is empty, or the word for a value that is missing."""
+    for row in manifest.table.to_pylist():
+        for text in (*row["captions"], *(text for question in row["questions"] for text in question.values())):
+            assert text.strip() and text != "None", row
+    return manifest
 
 
 @pytest.mark.parametrize(("dataset", "name"), PUBLISHED)
@@ -144,7 +152,7 @@ def test_the_users_own_files(tmp_path: Path, kind: str, suffix: str) -> None:
     @given(strategy)
     def try_to_read(new: bytes) -> None:
         path.write_bytes(new)
-        refuses_clearly(lambda: build_manifest(config), path.name)
+        refuses_clearly(lambda: checked(build_manifest(config)), path.name)
 
     try_to_read()
 

@@ -68,7 +68,10 @@ def listening(pids: set[int]) -> dict[str, str]:
     return found
 
 
-def test_a_local_ray_listens_on_loopback_alone_and_to_those_who_know_its_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", [{}, {"RAY_ADDRESS": ""}], ids=["no address", "an empty address"])
+def test_a_local_ray_listens_on_loopback_alone_and_to_those_who_know_its_token(
+    tmp_path: Path, variable: dict[str, str]
+) -> None:
     home = {"HOME": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER],
@@ -76,7 +79,7 @@ def test_a_local_ray_listens_on_loopback_alone_and_to_those_who_know_its_token(t
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**without_ray(), **home},
+        env={**without_ray(), **home, **variable},
     ) as driver:
         assert driver.stdout is not None and driver.stdin is not None
         address, token = json.loads(driver.stdout.readline())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 
 import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
+from hbi_models.metric_names import ANSWER_METRICS, RANK_METRICS
 from hbi_models.metrics import (
     AnswerMetrics,
     RetrievalMetrics,
@@ -198,3 +200,8 @@ def test_accuracies_have_intervals_like_recalls() -> None:
     expected = AnswerMetrics.from_ranks(ranks).as_dict()
     assert intervals.keys() == expected.keys()
     assert all(intervals[name].low < value < intervals[name].high for name, value in expected.items())
+
+
+def test_the_names_of_metrics_are_those_that_light_modules_know() -> None:
+    assert tuple(item.name for item in fields(RetrievalMetrics)) == RANK_METRICS
+    assert tuple(item.name for item in fields(AnswerMetrics)) == ANSWER_METRICS

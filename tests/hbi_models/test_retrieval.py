@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,18 @@ def test_levels_that_do_not_count_may_be_left_out(tmp_path: Path) -> None:
         torch.testing.assert_close(model.similarity(*few, rates), model.similarity(*whole, rates), rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"got 1 levels, but their rates are \(0\.4, 0\.4, 0\.2\)"):
         model.similarity(whole[0][:1], whole[1][:1], (0.4, 0.4, 0.2))
+
+
+def test_a_pair_whose_logits_are_no_numbers_has_no_target_and_leaves_the_others_theirs(tmp_path: Path) -> None:
+    model = make_model(tmp_path, game=GameConfig(teacher="exact", estimator_channels=4))
+    texts, videos = random_batches([5, 3, 4], [4, 2, 6])
+    levels = model.encode_text(texts), model.encode_video(videos)
+    expected = model.relate(*levels).interactions[0].target
+    logits = levels[0][0].logits.clone()
+    logits[1, 2] = torch.nan
+    # What stands at padding counts for nothing.
+    logits[2, 4] = torch.nan
+    broken = replace(levels[0][0], logits=logits)
+    found = model.relate((broken, *levels[0][1:]), levels[1]).interactions[0].target
+    assert found[1].isnan().all()
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=0, atol=0)

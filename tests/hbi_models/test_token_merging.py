@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hbi_models.axes import TokenFeatures
 from hbi_models.configs import MergingConfig, Quirks
+from hbi_models.draws import BatchDraws
 from hbi_models.token_merging import TokenMerge, cluster_tokens, count_clusters, merge_tokens
 from tests.hbi_models.tiny_model import DIM, length_mask
 
@@ -180,15 +181,15 @@ def test_gradients_reach_every_parameter_and_the_tokens() -> None:
 
 def clusters_with_noise(merge: TokenMerge, tokens: Tensor, seed: int) -> Tensor:
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
-    return merge.cluster(tokens, mask, torch.Generator().manual_seed(seed))
+    return merge.cluster(tokens, mask, BatchDraws(seed, batch_size=len(tokens)))
 
 
-def test_noise_breaks_ties_by_the_given_generator_in_training_only() -> None:
+def test_noise_breaks_ties_by_the_given_draws_in_training_only() -> None:
     merge, tokens = merge_module(3, tie_break_noise=1e-3), torch.eye(DIM)[None, :8]
     first = clusters_with_noise(merge, tokens, seed=1)
     assert torch.equal(first, clusters_with_noise(merge, tokens, seed=1))
     assert not torch.equal(first, clusters_with_noise(merge, tokens, seed=2))
-    with pytest.raises(ValueError, match="no generator to draw it"):
+    with pytest.raises(ValueError, match="no draws to take it from"):
         merge.cluster(tokens, torch.ones(1, 8, dtype=torch.bool))
     merge.eval()
     assert torch.equal(clusters_with_noise(merge, tokens, seed=1), clusters_with_noise(merge, tokens, seed=2))

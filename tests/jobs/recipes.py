@@ -15,7 +15,20 @@ from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import run_plan
 from pipelines.stages.stage import Graph, Outcome
+from tests.mlflow_database import copy_database
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, MAX_WORDS, write_architecture
+
+IN_PLACE = {stage: {"workers": 0} for stage in ("estimator", "retrieval", "video_qa")}
+"""Trainings in the process of the run: a group of workers takes half a minute to start."""
+
+RESOURCES: dict[str, Any] = {
+    "local_cpus": 4,
+    "local_object_store_gb": 0.15,
+    "labels": {"max_actors": 1},
+    "evaluation": {"max_actors": 1},
+    "qa_evaluation": {"max_actors": 1},
+    **IN_PLACE,
+}
 
 
 def write_recipe(folder: Path, **sections: Any) -> Path:
@@ -45,20 +58,15 @@ def write_recipe(folder: Path, **sections: Any) -> Path:
             "optimizer": {"lr": 1e-3, "clip_lr_factor": 1.0},
         },
         "evaluation": {"bootstrap_samples": 50},
-        "resources": {
-            "local_cpus": 4,
-            "local_object_store_gb": 0.15,
-            "labels": {"max_actors": 1},
-            "estimator": {"workers": 2},
-            "retrieval": {"workers": 2},
-            "evaluation": {"max_actors": 1},
-        },
+        "resources": RESOURCES,
         "report": {"enabled": False},
         "tracking": {"every_steps": 1},
         **sections,
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(document))
+    if "://" not in document["workspace"]:
+        copy_database(Path(document["workspace"]))
     return path
 
 

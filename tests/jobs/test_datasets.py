@@ -222,7 +222,6 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             **copy.data,
         },
         frames={"fps": 1, "max_frames": MAX_FRAMES, "short_side_px": IMAGE_PX, "videos_per_shard": 6},
-        resources={"labels": {"max_actors": 1}, "evaluation": {"max_actors": 1}},
         tracking={"log_model": False},
     )
     outcomes = run(read(path), until_stage="labels")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.frames import frames_pool
-from pipelines.stages.labels import labels_pool
+from pipelines.stages.frames import FramesStage, frames_pool
+from pipelines.stages.labels import LabelsStage, labels_pool
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.runs import leftovers
 from pipelines.workspace.shards import ShardPool
@@ -22,7 +22,7 @@ from tests.jobs.recipes import actions, command, read, run, write_recipe
 
 pytestmark = pytest.mark.slow
 
-VIDEOS, NEW_VIDEOS, SHARD = 240, 5, 4
+VIDEOS, NEW_VIDEOS, SHARD = 60, 5, 4
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ClipsFile:
 
 @pytest.fixture(scope="module")
 def recipe_file(data: ClipsFile) -> Path:
-    return write_recipe(data.file.parent, data={**data.settings, "validation_videos": 20})
+    return write_recipe(data.file.parent, data={**data.settings, "validation_videos": 5})
 
 
 def pool_of(recipe: Recipe) -> ShardPool:
@@ -44,9 +44,9 @@ def pool_of(recipe: Recipe) -> ShardPool:
 def test_a_killed_run_goes_on_at_the_video(recipe_file: Path, ray_local: Any) -> None:
     recipe = read(recipe_file)
     pool = pool_of(recipe)
-    kill_when(command(recipe_file, "--until_stage", "frames"), lambda: len(shards(pool)) >= 6)
+    kill_when(command(recipe_file, "--until_stage", "frames"), lambda: len(shards(pool)) >= 3)
     before = shards(pool)
-    assert 6 <= len(before) < VIDEOS // SHARD, "the driver was killed in the middle"
+    assert 3 <= len(before) < VIDEOS // SHARD, "the driver was killed in the middle"
 
     outcomes = run(recipe, until_stage="frames")
     assert actions(outcomes) == {"manifest": "skipped", "frames": "done"}
@@ -140,6 +140,26 @@ def test_new_captions_label_their_videos_again_and_decode_none_and_less_videos_d
     assert outcomes["frames"].artifact.counts["rows"] == 18
     left = {pair: row for pair, row in rows.items() if "00003" not in row["video_id"]}
     assert label_rows(read(path)) == left
+
+
+def test_raising_the_version_of_a_stage_makes_its_rows_again_and_what_is_made_of_them(
+    small: tuple[ClipsFile, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = small
+    recipe = read(path)
+    old = [pool_of(recipe), labels_pool(Storage(recipe.workspace), recipe)]
+    before = [shards(pool) for pool in old]
+    monkeypatch.setattr(LabelsStage, "version", 2)
+    outcomes = run(recipe, until_stage="labels")
+    assert actions(outcomes) == {"manifest": "skipped", "frames": "skipped", "labels": "done"}
+    assert outcomes["labels"].step.reason == "the stage's code changed (version 1 → 2)"
+    assert outcomes["labels"].artifact.counts["work/rows"] == 18, "two of the videos are tested with"
+    monkeypatch.setattr(FramesStage, "version", 2)
+    outcomes = run(recipe, until_stage="labels")
+    assert outcomes["frames"].artifact.counts["work/rows"] == 20
+    assert outcomes["labels"].artifact.counts["work/rows"] == 18, "labels of other frames"
+    assert [shards(pool) for pool in old] == before
+    assert set(actions(run(recipe, until_stage="labels")).values()) == {"skipped"}
 
 
 def test_forced_work_is_done_beside_the_old_which_others_go_on_reading(small: tuple[ClipsFile, Path]) -> None:

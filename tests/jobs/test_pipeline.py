@@ -40,7 +40,7 @@ from pipelines.train.retrieval import RetrievalTask
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.storage import Storage
 from tests.jobs.killing import has_checkpoint, kill_when
-from tests.jobs.recipes import actions, command, read, run, run_command, write_recipe
+from tests.jobs.recipes import RESOURCES, actions, command, read, run, run_command, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +82,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "duration_s": 2.0,
             },
         },
+        # Two processes each, as on a cluster; the other files train in place.
+        resources={**RESOURCES, "estimator": {"workers": 2}, "retrieval": {"workers": 2}},
     )
     run = Run(path, read(path), run_command(command(path), timeout_s=400))
     assert run.done.returncode == 0, run.done.stderr[-5000:]

@@ -27,7 +27,6 @@ def test_a_run_ends_with_a_page_that_mlflow_holds(tmp_path: Path, ray_local: Any
     path = write_recipe(
         tmp_path,
         data={"validation_videos": 0, "shapes": shapes},
-        resources={"local_cpus": 4, "local_object_store_gb": 0.15, "evaluation": {"max_actors": 1}},
         report={"queries": 2, "figures": 1},
         tracking={"log_model": False},
     )

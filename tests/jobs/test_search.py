@@ -19,6 +19,8 @@ from pipelines.models.weights import load_model
 from pipelines.resources.sharded_work import Work
 from pipelines.search.index_folder import CURRENT, features_pool
 from pipelines.search.searcher import Searcher
+from pipelines.stages.frames import FramesStage
+from pipelines.stages.index import IndexStage
 from pipelines.video.frame_store import FrameStore
 from pipelines.workspace.records import ERRORS_FILE, FEATURES, INDEX_FILE
 from pipelines.workspace.storage import Storage
@@ -143,6 +145,21 @@ def test_an_interrupted_index_goes_on_where_it_was(
     assert len(Searcher(str(copy.index))) == VIDEOS
 
 
+def test_raising_the_version_of_a_stage_makes_its_rows_again(
+    copy: Made, ray_local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build_index(copy.model, copy.videos, copy.index) == 0
+    pools = [copy.current]
+    for stage in (IndexStage, FramesStage):
+        monkeypatch.setattr(stage, "version", 2)
+        assert build_index(copy.model, copy.videos, copy.index) == 0
+        assert copy.artifact.read_json("artifact.json")["counts"]["new"] == VIDEOS
+        pools.append(copy.current)
+    assert len({current["features"] for current in pools}) == 3
+    assert len({current["frames"] for current in pools}) == 2
+    assert len(Searcher(str(copy.index))) == VIDEOS
+
+
 def brute_force(made: Made) -> tuple[list[str], torch.Tensor]:
     """Ids and scores [queries, videos] by the model alone, from the stored frames, in single precision."""
     model: RetrievalModel = load_model(Storage(str(made.model)), made.model)
@@ -224,7 +241,7 @@ def test_a_damaged_shard_is_named_and_made_again(made: Made, copy: Made, ray_loc
     shard.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{shard.name}.*damaged"):
         Searcher(str(copy.index)).search(["a circle"], top=VIDEOS)
-    shard.unlink()
+    assert not shard.exists(), "it is set aside"
     with pytest.raises(FileNotFoundError, match=r"run jobs\.index again"):
         Searcher(str(copy.index)).search(["a circle"], top=VIDEOS)
     assert build_index(copy.model, copy.videos, copy.index) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hbi_models.configs import require
 from jobs.settings import read_recipe, recipe_parser, run_job, set_up_logging
 from pipelines.recipe.data import ShapesConfig
 from pipelines.recipe.recipe import Recipe
@@ -151,6 +152,23 @@ def test_errors_become_exit_codes(error: BaseException, code: int) -> None:
     assert stopped.value.code == code
 
 
+BUG = "import jobs.settings, numpy as np; jobs.settings.run_job(lambda: np.zeros(3).reshape(2))"
+MISTAKE = "import jobs.settings, hbi_models.configs as c; jobs.settings.run_job(lambda: c.require(False, 'fps is 0'))"
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "is_shown"),
+    [(BUG, [], True), (MISTAKE, [], False), (MISTAKE, ["--debug"], True)],
+    ids=["raised by a library", "a mistake of the user", "asked for"],
+)
+def test_where_an_error_was_raised_is_shown_unless_it_is_the_users(
+    code: str, options: list[str], is_shown: bool
+) -> None:
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert ("Traceback" in done.stderr) == is_shown
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     def fail() -> int:
         raise KeyError("bug")
@@ -192,7 +210,8 @@ def test_where_a_mistake_was_found_is_told_in_the_file_alone(
     assert path is not None
 
     def refuse() -> int:
-        raise ValueError("frames.fps is 0")
+        require(False, "frames.fps is 0")
+        return 0
 
     with pytest.raises(SystemExit):
         run_job(refuse)

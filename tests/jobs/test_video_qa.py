@@ -49,13 +49,6 @@ VIDEO_QA: dict[str, Any] = {
     "batch_size": 8,
     "optimizer": {"lr": 1e-3, "clip_lr_factor": 1.0},
 }
-RESOURCES = {
-    "local_cpus": 4,
-    "local_object_store_gb": 0.15,
-    "labels": {"max_actors": 1},
-    "evaluation": {"max_actors": 1},
-    "qa_evaluation": {"max_actors": 1},
-}
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
         },
         video_qa={**VIDEO_QA, "from_retrieval": True, "answers": {"size": 8}},
         qa_evaluation={"bootstrap_samples": 50},
-        resources=RESOURCES,
         tracking={"every_steps": 1, "log_model": False},
     )
     options = ["--model.game.teacher", "exact"]
@@ -383,7 +375,6 @@ def questions_alone(finished: Run, ray_local: Any, tmp_path_factory: pytest.Temp
         data={"dataset": "msrvtt_qa", "annotations": str(folder), "videos": shapes.path("videos")},
         video_qa=VIDEO_QA,
         qa_evaluation={"bootstrap_samples": 10},
-        resources=RESOURCES,
         tracking={"log_model": False},
     )
     recipe = read(path)

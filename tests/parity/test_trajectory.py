@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hbi_models.axes import TextBatch, VideoBatch
 from hbi_models.configs import LossConfig, OptimizerConfig
-from hbi_models.losses import retrieval_loss
+from hbi_models.losses import TrainingLoss, retrieval_loss
 from hbi_models.optimizer import clamp_logit_scale_, make_optimizer
 from hbi_models.published_weights import our_name, retrieval_prefixes
 from hbi_models.retrieval import RetrievalModel
 from tests.parity.conftest import Golden
 from tests.parity.published_model import batches, published_model
 
-# What two runs of the published code with different kernels suggest (README of the data).
-EARLY_STEPS, EARLY_RTOL, LATE_RTOL = 8, 1e-4, 5e-3
-# Measured: about one run in three takes the branches of the golden one.
-ATTEMPTS = 12
+RTOL = 2e-4
+"""The recorded run is one of float32; ours, of float64, is within 1e-4 of all of its numbers."""
+
+NEAR_ZERO = 5e-7
+"""Inputs of a ReLU this small have the sign of their rounding in float32."""
+
+ROUNDING = 2e-5
+"""A recorded norm of the gradients is this far from ours, as a ratio, where both took the same sides."""
+
+MOST_NEAR_ZERO = 3
+"""Of one step; 2³ ways to round them."""
 
 
 def training_batch(golden: Golden, step: int, data_seed: int) -> tuple[TextBatch, VideoBatch]:
@@ -38,7 +47,61 @@ def training_batch(golden: Golden, step: int, data_seed: int) -> tuple[TextBatch
         text_lengths=sizes["tlen"],
         video_lengths=sizes["vlen"],
     )
-    return batches(dict(zip(("text_ids", "text_mask", "video", "video_mask"), arrays, strict=True)))
+    texts, videos = batches(dict(zip(("text_ids", "text_mask", "video", "video_mask"), arrays, strict=True)))
+    return texts, VideoBatch(videos.pixels.double(), videos.mask)
+
+
+class Gate(torch.autograd.Function):
+    """A ReLU whose open places are given."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, opened: Tensor) -> Tensor:
+        ctx.save_for_backward(opened)
+        return inputs * opened
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (opened,) = ctx.saved_tensors
+        return gradients[0] * opened, None
+
+
+@dataclass
+class Kinks:
+    """Finds the inputs of ReLUs that are nearly 0, and can take them for numbers of the other sign."""
+
+    near: list[float] = field(default_factory=list)
+    """Of the last pass, in the order of the modules."""
+    turned: tuple[bool, ...] = ()
+    """Which of them have the other sign in the next pass."""
+
+    def watch(self, model: nn.Module) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.ReLU):
+                module.register_forward_hook(self._pass)
+
+    def start(self, turned: tuple[bool, ...] = ()) -> None:
+        self.near, self.turned = [], turned
+
+    def _pass(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        (given,) = inputs
+        opened = given > 0
+        # Padding is exactly 0 in both runs.
+        for place in ((given.abs() < NEAR_ZERO) & (given != 0)).nonzero().tolist():
+            index, number = tuple(place), len(self.near)
+            self.near.append(given[index].item())
+            if number < len(self.turned) and self.turned[number]:
+                opened[index] = ~opened[index]
+        return Gate.apply(given, opened)
+
+
+def gradients_of(
+    model: RetrievalModel, texts: TextBatch, videos: VideoBatch, weights: LossConfig
+) -> tuple[TrainingLoss, float]:
+    """Fills the gradients; returns the loss and the gradients' norm before clipping, to which it clips them."""
+    model.zero_grad()
+    loss = retrieval_loss(model(texts, videos), model.clip.logit_scale, config=weights, quirks=model.config.quirks)
+    loss.total.backward()
+    return loss, nn.utils.clip_grad_norm_(model.parameters(), OptimizerConfig().max_grad_norm).item()
 
 
 def train(golden: Golden, model: RetrievalModel, arrays: Mapping[str, Any]) -> Iterator[dict[str, float]]:
@@ -52,79 +115,50 @@ def train(golden: Golden, model: RetrievalModel, arrays: Mapping[str, Any]) -> I
     )
     weights = LossConfig(kl=float(arrays["kl"]), skl=float(arrays["skl"]))
     optimizer, scheduler = make_optimizer(model, config, total_steps=steps)
+    kinks = Kinks()
+    kinks.watch(model)
     for step in range(steps):
         texts, videos = training_batch(golden, step % int(arrays["distinct_batches"]), int(arrays["data_seed"]))
-        features = model(texts, videos)
-        loss = retrieval_loss(features, model.clip.logit_scale, config=weights, quirks=model.config.quirks)
-        loss.total.backward()
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        kinks.start()
+        loss, grad_norm = gradients_of(model, texts, videos, weights)
+        assert len(kinks.near) <= MOST_NEAR_ZERO, f"step {step} has {len(kinks.near)} inputs of ReLUs near 0"
+        if kinks.near and abs(grad_norm / float(arrays["grad_norm"][step]) - 1) > ROUNDING:
+            # Each way to round them is a reading of the recorded step; which one it took, its gradient tells.
+            norms = {}
+            for turned in product((False, True), repeat=len(kinks.near)):
+                kinks.start(turned)
+                norms[turned] = gradients_of(model, texts, videos, weights)[1]
+            kinks.start(min(norms, key=lambda turned: abs(norms[turned] - float(arrays["grad_norm"][step]))))
+            loss, grad_norm = gradients_of(model, texts, videos, weights)
         optimizer.step()
         scheduler.step()
-        optimizer.zero_grad()
         clamp_logit_scale_(model.clip.logit_scale)
         yield {
             "loss": loss.total.item(),
             "loss_action": loss.parts["action"].item(),
             "loss_event": loss.parts["event"].item(),
-            "grad_norm": grad_norm.item(),
+            "grad_norm": grad_norm,
             "logit_scale": model.clip.logit_scale.item(),
         }
 
 
-def move_last_bits(model: RetrievalModel, seed: int) -> None:
-    """Moves a random half of all weights to the next larger float."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            moved = torch.rand(parameter.shape, generator=generator) < 0.5
-            infinity = torch.tensor(torch.inf)
-            parameter.copy_(torch.where(moved, parameter.nextafter(infinity), parameter))
+def test_training_follows_the_published_losses(golden: Golden, tmp_path: Path) -> None:
+    """In float64, where rounding is a billion times smaller than what the golden file can show.
 
-
-def departure(golden: Golden, model: RetrievalModel, arrays: Mapping[str, Any]) -> str | None:
-    """Trains and evaluates the model; returns where it leaves the published run, if it does."""
+    Training is chaotic where a ReLU changes hands: the published run of float32 met inputs smaller than its
+    rounding (at the seventh step one of 3e-7), and its gradient is that of the side to which it rounded. The
+    same sides are taken here.
+    """
+    arrays: Mapping[str, Any] = golden.arrays("l_trajectory")
+    model = published_model(golden, "ret", int(arrays["weight_seed"]), tmp_path).double()
     for step, record in enumerate(train(golden, model, arrays)):
         expected = {name: float(arrays[name][step]) for name in record}
-        if record != pytest.approx(expected, rel=EARLY_RTOL if step < EARLY_STEPS else LATE_RTOL):
-            return f"at step {step}: {record} instead of {expected}"
+        assert record == pytest.approx(expected, rel=RTOL), f"at step {step}"
     prefixes, state = retrieval_prefixes(), model.state_dict()
-    norms = [state[our_name(name, prefixes)].norm(dtype=torch.float64).item() for name in arrays["param_names"]]
-    if norms != pytest.approx(arrays["param_norms"].tolist(), rel=1e-5):
-        return f"norms of the trained parameters: {norms} instead of {arrays['param_norms']}"
+    norms = [state[our_name(name, prefixes)].norm().item() for name in arrays["param_names"]]
+    assert norms == pytest.approx(arrays["param_norms"].tolist(), rel=1e-5)
     model.eval()
     texts, videos = training_batch(golden, int(arrays["eval_step"]), int(arrays["data_seed"]))
     with torch.no_grad():
         scores = model.similarity(model.encode_text(texts), model.encode_video(videos), (0.5, 0.3, 0.2)).numpy()
-    if scores != pytest.approx(arrays["sim_after"], abs=2e-3):
-        return f"similarities after training: {scores} instead of {arrays['sim_after']}"
-    return None
-
-
-@pytest.fixture
-def single_thread() -> Iterator[None]:
-    """Makes the order of sums, and with it the branches taken, independent of the machine's load."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.mark.usefixtures("single_thread")
-def test_training_follows_the_published_losses(golden: Golden, tmp_path: Path) -> None:
-    """A run whose weights differ from the golden ones by at most their last bit follows the published one.
-
-    Training is chaotic where a maximum, a cluster or a ReLU changes hands: with the golden
-    weights, one input of a ReLU is 4e-7 at the seventh step, its sign differs between one and
-    two threads, and the losses of the two runs then drift apart by more than the tolerance. So
-    a run that leaves the published one gets company that differs from it by rounding alone.
-    """
-    arrays: Mapping[str, Any] = golden.arrays("l_trajectory")
-    departures = []
-    for attempt in range(ATTEMPTS):
-        model = published_model(golden, "ret", int(arrays["weight_seed"]), tmp_path)
-        if attempt:
-            move_last_bits(model, seed=attempt)
-        departures.append(departure(golden, model, arrays))
-        if departures[-1] is None:
-            return
-    raise AssertionError("every attempt left the published run:\n" + "\n".join(map(str, departures)))
+    assert scores == pytest.approx(arrays["sim_after"], abs=1e-4)

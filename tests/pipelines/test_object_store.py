@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.datasets.collection import find_collection
 from pipelines.datasets.manifest import build_manifest, manifest_digest
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.frames import FramesConfig
@@ -17,6 +18,7 @@ from pipelines.stages.settings import checkpoint_digest
 from pipelines.video.decode_process import DecodeProcess
 from pipelines.video.extraction import make_extract_frames
 from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import join_uri, last_name
 from tests.dataset_copies import write_didemo
 
 
@@ -76,6 +78,22 @@ def test_a_captions_file_in_a_bucket_finds_its_videos(bucket: Storage) -> None:
     digest = manifest_digest(config)
     bucket.write_bytes("videos/a b.mp4", b"longer")
     assert manifest_digest(config) != digest
+
+
+@pytest.mark.parametrize("name", ["a#1", "what?", "50%20", "a b&c=d"])
+def test_names_with_any_letters_find_their_video_in_a_bucket(
+    bucket: Storage, write_video: Any, process: DecodeProcess, name: str
+) -> None:
+    place = Storage(join_uri(bucket.uri, name))
+    place.write_bytes(f"{name}.mp4", write_video("a.mp4").read_bytes())
+    place.write_bytes("own.jsonl", json.dumps({"path": f"{name}.mp4", "caption": "one", "split": "test"}).encode())
+    assert name in bucket.folders()
+    config = DataConfig(dataset="captions_file", annotations=join_uri(place.uri, "own.jsonl"))
+    (row,) = build_manifest(config).table.to_pylist()
+    assert last_name(row["uri"]) == f"{name}.mp4"
+    assert make_extract_frames(FramesConfig(short_side_px=32), process=process)(row)["frame_index"] == [0, 10]
+    (listed,) = find_collection(place.uri).table.to_pylist()
+    assert listed["uri"] == row["uri"]
 
 
 def test_ids_that_an_address_must_escape_find_their_video_in_a_bucket(

@@ -9,7 +9,7 @@ from pipelines.datasets.annotations import Question
 from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import Split
 from pipelines.splits import QuestionView, SplitView
-from pipelines.workspace.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
+from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
@@ -59,6 +59,8 @@ def workspace(tmp_path: Path) -> Storage:
             ]
         )
     storage.write_table(f"frames/{INDEX_FILE}", pool.index(["video_id"]))
+    lost = {"video_id": "lost", "uri": "/lost", "stage": "frames", "reason": "missing", "message": "no such file"}
+    storage.write_table(f"frames/{ERRORS_FILE}", pa.Table.from_pylist([lost], schema=ERRORS))
     return storage
 
 
@@ -72,6 +74,31 @@ def test_a_split_holds_its_videos_with_frames_in_the_order_of_the_manifest(works
     assert train.texts_per_video == [2, 3]
     assert len(train) == 2
     assert view(workspace, "test").store.video_ids == ["ant"]
+
+
+def test_a_view_says_what_it_leaves_out(workspace: Storage) -> None:
+    expected = (
+        "1 of 3 videos of train are left out: 1 have no frames (lost; errors.parquet of the stage frames says why)"
+    )
+    assert view(workspace, "train").left_out == question_view(workspace, "train").left_out.replace("of 4", "of 3")
+    assert view(workspace, "train").left_out == expected
+    assert view(workspace, "test").left_out is None
+    manifest = workspace.read_table(f"manifest/{MANIFEST_FILE}").to_pylist()
+    manifest[0]["captions"] = []
+    workspace.write_table(f"manifest/{MANIFEST_FILE}", pa.Table.from_pylist(manifest, schema=MANIFEST))
+    left_out = view(workspace, "train").left_out
+    assert left_out is not None and left_out.startswith("2 of 3 videos") and "1 have no caption (zebra)" in left_out
+
+
+def test_videos_of_which_the_frames_know_nothing_are_refused(workspace: Storage) -> None:
+    """As an artifact is that was made before a stage checked what it committed."""
+    workspace.write_table(f"frames/{ERRORS_FILE}", pa.Table.from_pylist([], schema=ERRORS))
+    for make in (view, question_view):
+        with pytest.raises(
+            ValueError, match=r"1 of \d videos are neither among the frames .*: lost\. .*--force frames"
+        ):
+            make(workspace, "train")
+    assert len(view(workspace, "test")) == 1
 
 
 def test_captions_and_frames_belong_together(workspace: Storage) -> None:

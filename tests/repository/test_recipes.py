@@ -1,10 +1,12 @@
 """Every shipped recipe parses, is documented, and plans."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from jobs import tune
 from jobs.run import main
 from jobs.settings import read_recipe, recipe_parser
 from pipelines.recipe.data import DataConfig
@@ -12,8 +14,8 @@ from pipelines.recipe.recipe import Recipe
 from tests.dataset_copies import write_activitynet, write_didemo, write_msrvtt, write_msrvtt_qa, write_msvd
 
 ROOT = Path(__file__).parents[2]
-# A search is a file over another recipe, with settings of its own.
-RECIPES = sorted(path for path in (ROOT / "jobs/recipes").glob("*.yaml") if not path.stem.startswith("search_"))
+# A tune file is one over another recipe, with settings of its own.
+RECIPES = sorted(path for path in (ROOT / "jobs/recipes").glob("*.yaml") if not path.stem.startswith("tune_"))
 
 
 def recipe_of(path: Path, *overrides: str) -> Recipe:
@@ -140,3 +142,16 @@ def test_the_published_results_stand_in_the_recipe_and_in_the_documents(name: st
         stated = ", ".join(f"{name} {number}" for name, number in zip(names, numbers.split(), strict=False))
         assert f"{direction} {stated}" in header
         assert " / ".join(numbers.split()) in row
+
+
+def test_a_tune_file_plans_and_says_how_it_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = sorted((ROOT / "jobs/recipes").glob("tune_*.yaml"))
+    assert paths
+    for path in paths:
+        header = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+        (recipe,) = re.findall(r"--config (\S+)", header)
+        assert f"--tune jobs/recipes/{path.name}" in header
+        options = ["--config", str(ROOT / recipe), "--tune", str(path), "--workspace", str(tmp_path / "workspace")]
+        assert tune.main([*options, "--plan"]) == 0
+        assert "Stages that all trials share" in capsys.readouterr().out
+    assert not (tmp_path / "workspace").exists()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.datasets.captions_file import read_captions_file
-from pipelines.datasets.line_files import MAX_LINE_CHARS
 from pipelines.datasets.manifest import build_manifest, manifest_digest
+from pipelines.datasets.record_files import MAX_LINE_CHARS
 from pipelines.recipe.data import DataConfig
 
 WriteFile = Callable[..., str]

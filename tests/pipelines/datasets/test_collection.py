@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.datasets.collection import find_collection, folder_of_collection
+from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import last_name
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_a_list_names_videos_and_segments_and_its_missing_ones_are_errors(videos
         ("path,video_id\na.mp4,x\nb.MKV,x\n", "line 3: video_id 'x' means .*a.mp4 on an earlier line"),
         ("path,start_s,end_s\na.mp4,2,1\n", "end_s 1 is not after start_s 2"),
         ("name\na.mp4\n", "it needs one of path and uri"),
-        ("path\ngone.mp4\n", "names no video: .*gone.mp4 are missing"),
+        ("path\ngone.mp4\n", "names no video: no file at .*gone.mp4"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(videos: Path, content: str, message: str) -> None:
@@ -83,11 +87,56 @@ def test_a_list_that_cannot_be_used_is_refused(videos: Path, content: str, messa
 
 
 def test_the_same_manifest_gives_the_same_videos(videos: Path) -> None:
-    import pyarrow.parquet as pq
-
     found = find_collection(str(videos))
     pq.write_table(found.table, videos / "manifest.parquet")
     assert find_collection(str(videos / "manifest.parquet")).table.equals(found.table)
+
+
+def test_a_bad_name_costs_its_video_and_is_named(videos: Path) -> None:
+    (videos / os.fsdecode(b"caf\xe9.mp4")).touch()
+    (videos / os.fsdecode(b"notes\xe9.txt")).touch()
+    (videos / "gone.mp4").symlink_to("nowhere")
+    found = find_collection(str(videos))
+    assert len(found.table) == 4
+    odd, gone = found.errors.sort_by("uri").to_pylist()
+    assert (odd["uri"], odd["reason"]) == (rf"{videos}/caf\udce9.mp4", "missing")
+    assert odd["message"].endswith("its path is not UTF-8 text; rename it")
+    assert gone["message"] == f"cannot use {videos}/gone.mp4: No such file or directory"
+    assert find_collection(f"{videos}/deep/**").errors.num_rows == 0
+    before = found.digest()
+    (videos / "gone.mp4").unlink()
+    assert find_collection(str(videos)).digest() != before
+
+
+@pytest.mark.parametrize("name", ["a#b", "what?", "50%20", "[x]", "a*b"])
+def test_a_folder_that_is_called_like_a_pattern_or_an_address_is_a_folder(
+    videos: Path, tmp_path: Path, name: str
+) -> None:
+    place = tmp_path / name
+    videos.rename(place)
+    assert names(str(place)) == ["a.mp4", "b.MKV", "c.mp4", "d.webm"]
+    assert names(f"{place}/deep/c.mp4") == ["c.mp4"]
+    assert folder_of_collection(str(place)) == str(place)
+    (place / "list #1?.csv").write_text("path\na.mp4\ndeep/c.mp4\n")
+    assert names(f"{place}/list #1?.csv") == ["a.mp4", "c.mp4"]
+    pq.write_table(find_collection(str(place)).table, place / "manifest.parquet")
+    assert names(f"{place}/manifest.parquet") == ["a.mp4", "b.MKV", "c.mp4", "d.webm"]
+
+
+def test_patterns_in_a_bucket_name_keys(s3_bucket: str, tmp_path: Path) -> None:
+    folder = Storage(f"{s3_bucket}/{tmp_path.name}")
+    for name in ("a b1.mp4", "a b2.mp4", "a b22.mp4", "c#1.mp4", "what?.mp4"):
+        folder.write_bytes(name, b"1")
+
+    def found(pattern: str) -> list[str]:
+        uris = find_collection(f"{folder.uri}/{pattern}").table.column("uri").to_pylist()
+        return sorted(map(last_name, uris))
+
+    assert found("a%20b?.mp4") == found("a b?.mp4") == ["a b1.mp4", "a b2.mp4"]
+    assert found("c#*.mp4") == found("c%23*") == ["c#1.mp4"]
+    assert found("what%3F.mp4") == ["what?.mp4"]
+    assert len(found("")) == 5
+    folder.delete("")
 
 
 def test_nothing_there_is_an_error(videos: Path, tmp_path: Path) -> None:

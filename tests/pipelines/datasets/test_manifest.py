@@ -152,9 +152,9 @@ def test_absent_annotation_files_are_named(msrvtt: DataConfig, name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("MSRVTT_data.json", "{", "is not MSR-VTT's sentence file"),
+        ("MSRVTT_data.json", "{", r"MSRVTT_data\.json: .*the published form is"),
         ("MSRVTT_data.json", '{"sentences": [{"caption": "a", "video_id": "../x"}]}', "video_id '../x' is not allowed"),
-        ("MSRVTT_train.9k.csv", "id\nvideo0\n", "lacks a value of video_id"),
+        ("MSRVTT_train.9k.csv", "id\nvideo0\n", "has the columns id; it needs video_id"),
         ("MSRVTT_JSFUSION_test.csv", "video_id,sentence\nvideo7,\n", "lacks a value"),
         ("test.jsonl", '{"question": "what"}\n', "test.jsonl, line 1 lacks answer"),
         ("test.jsonl", "nonsense\n", "test.jsonl, line 1"),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.datasets.annotations import Question
-from pipelines.datasets.line_files import MAX_LINE_CHARS
+from pipelines.datasets.annotations import Question, question_type
 from pipelines.datasets.manifest import build_manifest, manifest_digest
-from pipelines.datasets.questions_file import question_type, read_questions_file
+from pipelines.datasets.questions_file import read_questions_file
+from pipelines.datasets.record_files import MAX_LINE_CHARS
 from pipelines.recipe.data import DataConfig
 
 Record = dict[str, Any]

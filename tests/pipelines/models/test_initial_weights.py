@@ -86,3 +86,9 @@ def test_a_published_retrieval_model_has_no_answers(tmp_path: Path) -> None:
     assert checkpoint_kind(str(tmp_path / "model.bin"), tmp_path) == "retrieval"
     with pytest.raises(ValueError, match=r"model\.bin holds a published model without answers"):
         load_video_qa_checkpoint(str(tmp_path / "model.bin"), VideoQAConfig(encoder=config), tmp_path)
+
+
+def test_a_clip_of_transformers_is_no_checkpoint_to_start_from(tmp_path: Path) -> None:
+    torch.save({"text_model.encoder.layers.0.layer_norm1.weight": torch.ones(2)}, tmp_path / "clip.bin")
+    with pytest.raises(ValueError, match=r"transformers' CLIPModel; name it in model\.clip\.pretrained"):
+        initialise_from(str(tmp_path / "clip.bin"), make_model(tiny_config(tmp_path), 0), tmp_path)

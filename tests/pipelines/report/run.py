@@ -42,14 +42,14 @@ def report_recipe(folder: Path) -> Recipe:
 
 
 def finished_run(recipe: Recipe) -> dict[str, Artifact]:
-    """What the report of the recipe reads: a broken video, queries good and bad, wrong answers, a search."""
+    """What the report of the recipe reads: a broken video, queries good and bad, wrong answers, a tuning."""
     workspace = Storage(recipe.workspace)
     ids = [f"video{number}" for number in range(VIDEOS)]
     _write_data(workspace, recipe, ids)
     _write_training(workspace, recipe)
     _write_evaluations(workspace, ids)
-    workspace.write_json("search/0123/summary.json", {"metric": "validation/score", "stage": "retrieval"})
-    workspace.write_bytes("search/0123/landscape.png", _image("PNG", 0))
+    workspace.write_json("tune/0123/summary.json", {"metric": "validation/score", "stage": "retrieval"})
+    workspace.write_bytes("tune/0123/landscape.png", _image("PNG", 0))
     names = ("manifest", "frames", "retrieval", "evaluation", "qa_evaluation")
     return {name: _artifact(workspace, name) for name in names}
 

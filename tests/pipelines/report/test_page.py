@@ -63,8 +63,8 @@ def test_the_page_shows_what_the_artifacts_hold(page: str) -> None:
     assert "text → video, published" in text and ">48.6<" in text
     for name in ("loss", "entity_nce", "score"):
         assert f'aria-label="{name}"' in text
-    assert "search 0123" in text
-    assert page.count('<figure class="picture">') == 3, "two interactions and a search"
+    assert "tuning 0123" in text
+    assert page.count('<figure class="picture">') == 3, "two interactions and a tuning"
 
 
 def test_queries_come_with_what_they_found(folder: Path, artifacts: dict[str, Artifact]) -> None:

@@ -80,3 +80,32 @@ def test_what_is_asked_for_is_what_ray_sets_aside(ray_local: Any) -> None:
     assigned = ray_local.remote(lambda: ray_local.get_runtime_context().get_assigned_resources())
     given = ray_local.get(assigned.options(**ray_options(2, 0, 0.5)).remote())
     assert given == {"CPU": 2, "memory": 0.5e9}
+
+
+TOO_LARGE = [
+    ("retrieval", {"retrieval": TrainResources(workers=5)}, "5 CPUs at once"),
+    ("frames", {"decode": TaskResources(cpus_per_task=6)}, "6 CPUs at once"),
+    ("labels", {"labels": ActorResources(min_actors=3, cpus_per_actor=2)}, "6 CPUs at once"),
+    ("evaluation", {"evaluation": ActorResources(gpus_per_actor=1)}, "1 GPUs at once"),
+]
+
+
+@pytest.mark.parametrize(("stage", "resources", "words"), TOO_LARGE)
+def test_what_never_fits_is_refused_where_no_node_can_join(
+    stage: str, resources: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.resources.ray_session._fixed", True)
+    section = "decode" if stage == "frames" else stage
+    with pytest.raises(
+        ValueError, match=rf"{stage} takes {words} .*there are [04]; lower what resources.{section} asks"
+    ):
+        allot([stage], ResourcesConfig(**resources))
+
+
+@pytest.mark.parametrize(("stage", "resources", "words"), TOO_LARGE)
+def test_what_does_not_fit_yet_is_waited_for_on_a_cluster(
+    stage: str, resources: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "pipelines.resources.allotment"):
+        allot([stage], ResourcesConfig(**resources))
+    assert any(words in record.getMessage() and "it waits" in record.getMessage() for record in caplog.records)

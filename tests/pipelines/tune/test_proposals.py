@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.tune.journal import Journal, TrialRecord
-from pipelines.tune.proposals import Proposer, importances
-from pipelines.tune.queues import ListedTrials, ProposedTrials
-from pipelines.tune.search import Search
+from pipelines.tune.proposals import ListedTrials, ProposedTrials, Proposer, importances, study_of
 from pipelines.tune.space import parse_space
-from tests.pipelines.tune.searches import BOTH, KL, SKL, record_of, search_of
+from pipelines.tune.tuning import Journal, TrialRecord, Tuning
+from tests.pipelines.tune.tunings import KL, SKL, record_of, tuning_of
 
 
 def value_of(setting: Mapping[str, Any]) -> float:
@@ -22,10 +20,10 @@ def value_of(setting: Mapping[str, Any]) -> float:
     return -abs(math.log(setting[KL] / 0.5)) - 0.1 * abs(math.log(setting.get(SKL, 1)))
 
 
-def run(search: Search, journal: Journal, *, until: int | None = None) -> list[TrialRecord]:
-    """Tries the settings of a search one after another; ``until`` so many have ended."""
-    queue = ProposedTrials(search, journal)
-    while until is None or sum(record.ended for record in journal.of("search")) < until:
+def run(tuning: Tuning, journal: Journal, *, until: int | None = None) -> list[TrialRecord]:
+    """Tries the settings of a tuning one after another; ``until`` so many have ended."""
+    queue = ProposedTrials(tuning, journal)
+    while until is None or sum(record.ended for record in journal.of("trial")) < until:
         record = queue.next()
         if record is None:
             break
@@ -34,18 +32,18 @@ def run(search: Search, journal: Journal, *, until: int | None = None) -> list[T
         ended = journal.put(replace(tried, name=record.name, fingerprint=record.fingerprint))
         queue.reported(ended)
         queue.ended(ended)
-    return journal.of("search")
+    return journal.of("trial")
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return Journal(search_of(tmp_path).storage)
+    return Journal(tuning_of(tmp_path).storage)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Path, sampler: str) -> None:
+def test_a_tuning_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Path, sampler: str) -> None:
     options: dict[str, Any] = {"trials": 9, "sampler": {"name": sampler, "startup_trials": 3}}
-    one, other = (search_of(tmp_path / name, **options) for name in ("one", "other"))
+    one, other = (tuning_of(tmp_path / name, **options) for name in ("one", "other"))
     whole = run(one, Journal(one.storage))
     run(other, Journal(other.storage), until=5)
     parts = run(other, Journal(other.storage))
@@ -55,13 +53,13 @@ def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Pa
 
 
 def test_a_trial_that_was_interrupted_comes_first(tmp_path: Path, journal: Journal) -> None:
-    search = search_of(tmp_path, trials=3)
-    queue = ProposedTrials(search, journal)
+    tuning = tuning_of(tmp_path, trials=3)
+    queue = ProposedTrials(tuning, journal)
     first, second = queue.next(), queue.next()
     assert first is not None and second is not None
     journal.put(replace(first, state="finished", value=1.0))
     journal.put(second)
-    queue = ProposedTrials(search, journal)
+    queue = ProposedTrials(tuning, journal)
     assert queue.next() == second
     third = queue.next()
     assert third is not None and third.name == "trial-002"
@@ -72,8 +70,8 @@ def test_values_lie_in_their_ranges_and_samplers_differ_by_seed(tmp_path: Path) 
     space = parse_space({"a": "loguniform 0.01 1", "b": "int 1 3", "c": {"choice": [[1], "x"], "when": {"b": 2}}})
     settings = []
     for seed in (0, 1):
-        search = replace(search_of(tmp_path, sampler={"name": "random", "seed": seed}), space=space)
-        proposer = Proposer(search.config, search.space)
+        tuning = replace(tuning_of(tmp_path, sampler={"name": "random", "seed": seed}), space=space)
+        proposer = Proposer(tuning.config, tuning.space)
         drawn = [proposer.propose(str(number), number) for number in range(30)]
         settings.append(drawn)
         for setting in drawn:
@@ -90,8 +88,8 @@ def test_values_lie_in_their_ranges_and_samplers_differ_by_seed(tmp_path: Path) 
 def test_the_estimator_learns_where_the_metric_is_good(tmp_path: Path) -> None:
     means = {}
     for sampler in ("random", "tpe"):
-        search = search_of(tmp_path, sampler={"name": sampler})
-        proposer, values = Proposer(search.config, search.space), []
+        tuning = tuning_of(tmp_path, sampler={"name": sampler})
+        proposer, values = Proposer(tuning.config, tuning.space), []
         for number in range(60):
             record = record_of(number, {}, [0.0])
             setting = proposer.propose(record.name, number)
@@ -104,14 +102,14 @@ def test_the_estimator_learns_where_the_metric_is_good(tmp_path: Path) -> None:
 
 def test_a_grid_is_tried_in_full_and_once(tmp_path: Path) -> None:
     space = {KL: "grid 0.5 1 2", SKL: "choice 1 2"}
-    search = search_of(tmp_path, space=space, sampler={"name": "grid"}, trials=99)
-    found = [(record.values[KL], record.values[SKL]) for record in run(search, Journal(search.storage))]
+    tuning = tuning_of(tmp_path, space=space, sampler={"name": "grid"}, trials=99)
+    found = [(record.values[KL], record.values[SKL]) for record in run(tuning, Journal(tuning.storage))]
     assert found == [(kl, skl) for kl in (0.5, 1, 2) for skl in (1, 2)]
 
 
 def test_a_space_of_few_settings_ends_when_all_are_tried(tmp_path: Path) -> None:
-    search = search_of(tmp_path, space={KL: "choice 0.5 1 2"}, trials=99)
-    records = run(search, Journal(search.storage))
+    tuning = tuning_of(tmp_path, space={KL: "choice 0.5 1 2"}, trials=99)
+    records = run(tuning, Journal(tuning.storage))
     assert sorted(record.values[KL] for record in records) == [0.5, 1, 2]
 
 
@@ -122,12 +120,15 @@ def test_a_list_is_done_without_what_was_done_before() -> None:
     assert [queue.next() for _ in range(3)] == [begun, replace(new, state="running"), None]
 
 
-def test_importance_is_the_share_of_the_variance() -> None:
-    space, random = parse_space(BOTH), np.random.default_rng(0)
+def test_the_field_that_decides_has_most_of_the_importance(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
     settings = [{KL: float(kl), SKL: float(skl)} for kl, skl in 10 ** random.uniform(-1.3, 1, size=(60, 2))]
-    shares = importances(space, [(setting, value_of(setting)) for setting in settings])
-    assert list(shares) == [KL, SKL]
-    assert shares[KL] > 0.8
-    assert sum(shares.values()) == pytest.approx(1)
-    assert importances(space, [(setting, 1.0) for setting in settings]) == {}
-    assert importances(space, [(setting, value_of(setting)) for setting in settings[:3]]) == {}
+    for direction, sign in (("max", 1), ("min", -1)):
+        tuning = tuning_of(tmp_path, direction=direction)
+        values = [(setting, sign * value_of(setting)) for setting in settings]
+        shares = importances(study_of(tuning, values))
+        assert list(shares) == [KL, SKL]
+        assert shares[KL] > 0.8
+        assert sum(shares.values()) == pytest.approx(1)
+        assert importances(study_of(tuning, [(setting, 1.0) for setting in settings])) == {}
+        assert importances(study_of(tuning, values[:3])) == {}

@@ -53,12 +53,12 @@ def test_descriptions_are_understood(description: Any, domain: object) -> None:
     ],
 )
 def test_descriptions_that_make_no_sense_are_refused(description: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"search.space.model.loss.kl .*{message}"):
+    with pytest.raises(ValueError, match=rf"tune.space.model.loss.kl .*{message}"):
         parse_space({"model.loss.kl": description})
 
 
 def test_a_space_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"search.space is empty"):
+    with pytest.raises(ValueError, match=r"tune.space is empty"):
         parse_space({})
 
 
@@ -97,7 +97,7 @@ def test_probes_differ_in_one_field_whose_conditions_they_meet() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({"a": {"choice": [1], "when": {"other": 1}}}, "searched when other has a value, and other is not searched"),
+        ({"a": {"choice": [1], "when": {"other": 1}}}, "tuned when other has a value, and other is not tuned"),
         ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "hang on one another"),
     ],
 )
@@ -157,8 +157,8 @@ def test_names_reach_into_sections_that_may_be_absent() -> None:
     ],
 )
 def test_unknown_fields_are_refused_with_those_that_look_like_them(name: str, hint: str) -> None:
-    with pytest.raises(ValueError, match=rf"search.space names {name}.*{hint}"):
-        check_fields([name], list(field_names(Recipe)), "search.space")
+    with pytest.raises(ValueError, match=rf"tune.space names {name}.*{hint}"):
+        check_fields([name], list(field_names(Recipe)), "tune.space")
 
 
 def test_values_go_into_a_copy_of_the_document() -> None:

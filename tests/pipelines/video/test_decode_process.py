@@ -74,7 +74,7 @@ def test_a_hanging_decoder_costs_one_video(write_video: Any) -> None:
 
 _CRASHES_AT_BAD = """
 import os, signal, sys
-from pipelines.data import decode_child
+from pipelines.video import decode_child
 extract = decode_child.extract
 def crash(source, settings):
     if "bad" in source:
@@ -86,7 +86,7 @@ decode_child.main(sys.argv[1:])
 
 _HANGS_AT_BAD = """
 import ctypes, sys
-from pipelines.data import decode_child
+from pipelines.video import decode_child
 extract = decode_child.extract
 def hang(source, settings):
     if "bad" in source:

@@ -35,7 +35,7 @@ def test_rows_follow_the_schema_with_and_without_an_error(process: DecodeProcess
     table = pa.Table.from_pylist(rows, schema=FRAMES)
     table.validate(full=True)
     assert table.column("error_reason").to_pylist() == [None, "missing"]
-    assert table.column("decoder").to_pylist() == ["decord", None]
+    assert table.column("decoder").to_pylist() == ["pyav", None]
 
 
 def test_stored_frames_are_the_decoded_ones_resized_as_clip_does(
@@ -123,7 +123,7 @@ def test_bad_files_become_rows_with_a_reason_and_one_line(
 
 
 @pytest.mark.parametrize("width", [24, 48, 72])
-def test_narrow_frames_that_decord_returns_with_padding_go_to_pyav(
+def test_narrow_frames_are_right_and_refused_where_decord_is_to_read_them(
     process: DecodeProcess, write_video: Any, width: int
 ) -> None:
     path = write_video("narrow.mp4", width=width)

@@ -116,7 +116,8 @@ def test_many_shards_do_not_keep_many_files_open(tmp_path: Path, monkeypatch: py
 
 
 def test_an_empty_split_is_an_empty_store(tmp_path: Path) -> None:
-    index = pa.table({"video_id": pa.array([], pa.string()), "shard": pa.array([], pa.string()), "row": []})
+    nothing = pa.array([], pa.string())
+    index = pa.table({"video_id": nothing, "key": nothing, "shard": nothing, "row": []})
     assert len(FrameStore(Storage(str(tmp_path)), index)) == 0
 
 

@@ -62,9 +62,9 @@ def test_a_segment_is_cut_at_the_end_of_the_video_and_one_behind_it_is_an_error(
     assert rows[60, 70]["error_message"] == "no frame between 60.0 and 70.0 s: the video has 20 frames, 2.00 s"
 
 
-def test_segments_shorter_than_a_frame_are_told_from_reversed_ones(two_seconds: Path, process: DecodeProcess) -> None:
+def test_a_segment_between_two_frames_gives_the_one_that_is_shown(two_seconds: Path, process: DecodeProcess) -> None:
     rows = frames_of("a.mp4,between two frames,train,0.51,0.59\na.mp4,around one,train,0.59,0.61", two_seconds, process)
-    assert rows[0.51, 0.59]["error_reason"] == "no_frames"
+    assert (rows[0.51, 0.59]["frame_index"], rows[0.51, 0.59]["time_s"]) == ([5], [0.5])
     assert rows[0.59, 0.61]["frame_index"] == [6]
     with pytest.raises(ValueError, match=r"line 2: end_s 1 is not after start_s 2\n  line 3: end_s 1 is not after"):
         frames_of("a.mp4,reversed,train,2,1\na.mp4,of no length,train,1,1", two_seconds, process)

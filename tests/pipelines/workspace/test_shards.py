@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from pipelines.recipe.resources import TaskResources
 from pipelines.resources.sharded_work import map_shards
+from pipelines.workspace.errors import DamagedFileError
+from pipelines.workspace.records import FEATURES, FRAMES, LABELS
+from pipelines.workspace.shard_files import OpenShard, directory_entry, directory_of, read_directory
 from pipelines.workspace.shards import ShardPool, generation_of, newest_rows, shard_size, split_shards
 from pipelines.workspace.storage import Storage
 
@@ -139,3 +142,77 @@ def test_an_interrupted_run_goes_on_with_the_same_pieces(count: int, size: int, 
 
 def test_nothing_to_do_needs_no_cluster() -> None:
     assert list(map_shards([], lambda table: table, name="nothing", resources=TaskResources())) == []
+
+
+def test_rows_lie_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    files = []
+    for order in ("abc", "cab"):
+        pool = ShardPool(Storage(str(tmp_path / order)), SCHEMA)
+        pool.commit(rows(*order))
+        assert pool.index().column("key").to_pylist() == ["a", "b", "c"]
+        files.append(pool.storage.read_bytes(*pool.storage.files()))
+    assert files[0] == files[1], "a shard that is made again is the same file"
+
+
+def test_rows_of_one_key_stay_in_their_order(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("key", pa.string(), nullable=False), ("caption_index", pa.int32())])
+    pool = ShardPool(Storage(str(tmp_path)), schema, read_by_row=False)
+    pool.commit([{"key": key, "caption_index": number} for key in "ba" for number in range(3)])
+    index = pool.index(["caption_index"])
+    assert index.column("key").to_pylist() == [*"aaabbb"]
+    assert index.column("caption_index").to_pylist() == [0, 1, 2, 0, 1, 2]
+    (shard,) = pool.storage.files()
+    assert pq.ParquetFile(pool.storage.path(shard)).num_row_groups == 1
+
+
+def without_directory(pool: ShardPool, *keys: str) -> str:
+    """Writes a shard as they were before they had directories, its rows in the given order; its name."""
+    pool.commit(rows(*keys))
+    (name,) = (row["shard"] for row in pool.index().to_pylist() if row["key"] == keys[0])
+    pool.storage.write_table(name, pa.Table.from_pylist(rows(*keys), schema=pool.schema), row_group_size=1)
+    return name
+
+
+def test_a_shard_without_a_directory_is_read_row_by_row(pool: ShardPool) -> None:
+    name = without_directory(pool, "b", "a")
+    assert read_directory(pool.storage, name) is None
+    found = pool.index().to_pylist()
+    assert [(row["key"], row["row"]) for row in found] == [("b", 0), ("a", 1)]
+    shard = OpenShard(pool.storage, name)
+    assert shard.read(["a"], [1], ["frames"]).to_pylist() == [{"frames": [b"a"]}]
+    with pytest.raises(DamagedFileError, match="its row 0 is of the key b, and its index says a"):
+        shard.read(["a"], [0], ["frames"])
+
+
+def test_the_directory_holds_all_but_the_bulk(tmp_path: Path) -> None:
+    for schema, bulk in (
+        (FRAMES, {"frames", "frame_index"}),
+        (LABELS, {"similarity", "word_logits", "frame_logits", "interaction"}),
+        (FEATURES, {"tokens", "features", "logits"}),
+    ):
+        entry = directory_entry(schema.empty_table())
+        table = schema.empty_table()
+        pq.write_table(table.replace_schema_metadata(entry), tmp_path / "shard.parquet")
+        found = directory_of(pq.read_metadata(tmp_path / "shard.parquet"))
+        assert found is not None and set(schema.names) - set(found.column_names) == bulk
+
+
+def test_rows_are_found_by_their_key_wherever_the_index_saw_them(pool: ShardPool) -> None:
+    pool.commit(rows("a", "b", "c"))
+    shard = OpenShard(pool.storage, *pool.storage.files())
+    found = shard.read(["c", "a"], [0, 2], ["frames"]).to_pylist()
+    assert found == [{"frames": [b"c"]}, {"frames": [b"a"]}]
+    with pytest.raises(DamagedFileError, match="no row of the key d"):
+        shard.read(["d"], [0], ["frames"])
+
+
+@pytest.mark.parametrize("place", ["checksum", "content"])
+def test_a_directory_that_was_changed_is_not_believed(pool: ShardPool, place: str) -> None:
+    pool.commit(rows("a", "b"))
+    (name,) = pool.storage.files()
+    content = bytearray(pool.storage.read_bytes(name))
+    start = content.index(b"hbi.directory") + len(b"hbi.directory") + 3
+    content[start + {"checksum": 2, "content": 60}[place]] ^= 1
+    pool.storage.write_bytes(name, bytes(content))
+    assert read_directory(pool.storage, name) is None
+    assert pool.index().column("key").to_pylist() == ["a", "b"], "the columns are whole"

@@ -1,0 +1,123 @@
+"""Whether a data set holds what the stages of a recipe need, asked as soon as there is a manifest.
+
+Videos whose decoding fails are not known yet: the trainings look again at what is left of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.datasets.answers import Vocabulary
+from pipelines.recipe.data import SPLITS, Split
+from pipelines.recipe.recipe import Recipe
+from pipelines.workspace.records import MANIFEST_FILE
+from pipelines.workspace.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The texts of one kind in a manifest, by split: how many, and of how many videos."""
+
+    what: str
+    videos: Mapping[Split, int]
+    texts: Mapping[Split, int]
+
+    def found(self) -> str:
+        """The videos of every split, for messages."""
+        return ", ".join(f"{split} {self.videos[split]:,}" for split in SPLITS)
+
+
+def require_data(
+    recipe: Recipe, stages: Collection[str], manifest: Storage, vocabulary: Vocabulary | None = None
+) -> None:
+    """Refuses data with which one of ``stages`` could not do its work.
+
+    Args:
+        recipe: of the run.
+        stages: names of those that will run.
+        manifest: folder of the manifest artifact.
+        vocabulary: of answers, as soon as it is there.
+
+    Raises:
+        ValueError: a split is empty, or smaller than the batch of a training; the message lists all of it.
+    """
+    table = manifest.read_table(MANIFEST_FILE, columns=["split", "captions", "questions"])
+    problems = list(_problems(recipe, stages, table, vocabulary))
+    if problems:
+        raise ValueError("the data cannot serve this recipe: " + "\n  and ".join(problems))
+
+
+def _problems(recipe: Recipe, stages: Collection[str], table: pa.Table, vocabulary: Vocabulary | None) -> Iterator[str]:
+    captions, questions = _captions(table), _questions(table)
+    if "estimator" in stages and recipe.estimator.epochs:
+        # Labels are made of the captions of training videos, or of all their questions but those tested with.
+        yield from _too_few_pairs(recipe, captions if recipe.data.has_captions else questions)
+    if "retrieval" in stages:
+        yield from _too_few("retrieval.batch_size", recipe.retrieval.batch_size, captions)
+    if "evaluation" in stages:
+        yield from _empty("evaluation.split", recipe.evaluation.split, captions)
+    if "video_qa" in stages:
+        asked = questions if vocabulary is None else _questions(table, vocabulary)
+        yield from _too_few("video_qa.batch_size", recipe.video_qa.batch_size, asked)
+    if "qa_evaluation" in stages:
+        yield from _empty("qa_evaluation.split", recipe.qa_evaluation.split, questions)
+
+
+def _too_few(setting: str, batch_size: int, texts: _Texts) -> Iterator[str]:
+    if (found := texts.videos["train"]) < batch_size:
+        todo = f"set {setting} to {found:,} or less, or add training videos" if found else f"add {texts.what}"
+        yield (
+            f"{setting} is {batch_size:,}, and no video is in a batch twice; the split train has {found:,} videos with "
+            f"{texts.what} (by split: {texts.found()}): {todo}"
+        )
+
+
+def _too_few_pairs(recipe: Recipe, texts: _Texts) -> Iterator[str]:
+    each = recipe.labels.captions_per_video
+    splits: Sequence[Split] = ("train",) if recipe.data.has_captions else ("train", "val")
+    found, videos = (sum(counts[split] for split in splits) for counts in (texts.texts, texts.videos))
+    found = found if each is None else min(found, each * videos)
+    if found < recipe.estimator.batch_size:
+        todo = f"set estimator.batch_size to {found:,} or less, or add training videos" if found else "add some"
+        yield (
+            f"estimator.batch_size is {recipe.estimator.batch_size:,} pairs, and the training videos have {found:,} "
+            f"{texts.what} to make pairs of (videos by split: {texts.found()}): {todo}"
+        )
+
+
+def _empty(setting: str, split: Split, texts: _Texts) -> Iterator[str]:
+    if not texts.videos[split]:
+        yield (
+            f"{setting} is {split}, and no video of that split has {texts.what} (videos by split: {texts.found()}): "
+            f"set {setting} to another split, or give some videos the split {split}"
+        )
+
+
+def _captions(table: pa.Table) -> _Texts:
+    lengths, splits = pc.list_value_length(table.column("captions")), table.column("split")
+    of_split = {split: lengths.filter(pc.equal(splits, split)) for split in SPLITS}
+    return _Texts(
+        "captions",
+        {split: pc.sum(pc.greater(found, 0)).as_py() or 0 for split, found in of_split.items()},
+        {split: pc.sum(found).as_py() or 0 for split, found in of_split.items()},
+    )
+
+
+def _questions(table: pa.Table, vocabulary: Vocabulary | None = None) -> _Texts:
+    """By the splits of the questions, which may differ from those of their videos."""
+    column = table.column("questions")
+    videos, asked = pc.list_parent_indices(column), pc.list_flatten(column)
+    splits = pc.struct_field(asked, "split")
+    if vocabulary is not None:
+        known = pc.is_in(pc.struct_field(asked, "answer"), pa.array(vocabulary.answers, pa.string()))
+        videos, splits = videos.filter(known), splits.filter(known)
+    of_split = {split: videos.filter(pc.equal(splits, split)) for split in SPLITS}
+    return _Texts(
+        "questions" if vocabulary is None else "questions that the vocabulary has an answer to",
+        {split: pc.count_distinct(found).as_py() for split, found in of_split.items()},
+        {split: len(found) for split, found in of_split.items()},
+    )

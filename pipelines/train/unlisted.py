@@ -1,0 +1,74 @@
+"""Checkpoints of a training on Ray Train that Ray's own list does not name.
+
+Ray keeps one list of its checkpoints, and writes it in place. A machine that stops in the middle leaves
+half a list; the checkpoints themselves are whole, since each is written before it is listed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipelines.train.checkpoints import Position, inspect
+from pipelines.train.files import RAY_SNAPSHOT, RAY_TRAIN
+from pipelines.workspace.errors import DamagedFileError
+from pipelines.workspace.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "checkpoint_"
+
+
+@dataclass(frozen=True)
+class Unlisted:
+    """A whole checkpoint, in a folder that Ray made."""
+
+    name: str
+    position: Position
+    score: float
+
+
+def unlisted_checkpoints(output: Storage, listed: Collection[str]) -> list[Unlisted]:
+    """The whole checkpoints of the training in ``output`` whose folders are not ``listed``, the furthest last."""
+    train = output.folder(RAY_TRAIN)
+    found = []
+    for name in train.folders():
+        if name.startswith(_PREFIX) and name not in listed:
+            with TemporaryDirectory() as scratch:
+                try:
+                    found.append(Unlisted(name, *inspect(train.download(name, Path(scratch)))))
+                except DamagedFileError as error:
+                    # The copy of one was interrupted: there is another one before it.
+                    logger.info("left out: %s", error)
+    return sorted(found, key=lambda checkpoint: checkpoint.position.step)
+
+
+def place_to_go_on_from(output: Storage) -> Storage | None:
+    """The furthest whole checkpoint of a training whose list is missing or damaged; a damaged one is removed.
+
+    None where the list is as Ray writes it, or there is no whole checkpoint.
+    """
+    if _list_is_whole(output):
+        return None
+    found = unlisted_checkpoints(output, ())
+    if output.exists(RAY_SNAPSHOT):
+        logger.warning(
+            "%s is damaged, which names the checkpoints of this training; going on %s",
+            output.place(RAY_SNAPSHOT),
+            f"from step {found[-1].position.step:,}, the furthest that is whole" if found else "from the start",
+        )
+        output.delete(RAY_SNAPSHOT)
+    return output.folder(RAY_TRAIN, found[-1].name) if found else None
+
+
+def _list_is_whole(output: Storage) -> bool:
+    """Whether Ray's list is there, and every checkpoint that it names."""
+    try:
+        document = output.read_json(RAY_SNAPSHOT)
+        names = {result["checkpoint_dir_name"] for result in document["checkpoint_results"]}
+    except (FileNotFoundError, DamagedFileError, LookupError, TypeError):
+        return False
+    return names <= set(output.folders(RAY_TRAIN))

@@ -1,0 +1,118 @@
+"""Opening video files that nobody has checked: which formats, which stream, and what errors become."""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+from typing import Any
+
+import av
+import av.error
+
+MAX_PIXELS = 8192 * 8192
+"""Larger frames are refused before they are allocated: 192 MiB in RGB, twice the area of 8K."""
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,mpegvideo,asf,ogg,h264,hevc,gif,nut,ivf"
+"""Formats that may be opened. Playlists (HLS, DASH, concat) are not among them: a file of the data
+set must not make the decoder open other files or addresses."""
+
+_UNDECODABLE_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if av.__version__.startswith("18.") else {}
+"""Titles and comments that are not UTF-8 are no reason to refuse a video. PyAV 18 must be told; 19 takes them as they
+are and knows no such argument."""
+
+_LOG_PREFIX = re.compile(r"^(\[[\d:]+\] )?(/\S+:\d+: )?")
+"""What decord puts before its messages: a time and a path of the machine that built it."""
+
+
+class UnreadableVideoError(Exception):
+    """The video cannot be decoded; the message is one line."""
+
+
+class FrameCountError(Exception):
+    """The stream ended early without an error: it has ``num_frames`` frames, fewer than announced."""
+
+    def __init__(self, num_frames: int) -> None:
+        super().__init__(f"the stream has only {num_frames} frames")
+        self.num_frames = num_frames
+
+
+class WrongTimesError(Exception):
+    """A decoder returned frames that are shown at other times than those asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, without its time stamp and source file, or the error's type."""
+    text = str(getattr(error, "strerror", None) or error).strip()
+    return _LOG_PREFIX.sub("", text.splitlines()[0])[:300] if text else type(error).__name__
+
+
+class reading:  # noqa: N801 - reads as a statement
+    """Turns what libraries raise about a damaged file into ``UnreadableVideoError``."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        passed_on = (UnreadableVideoError, FrameCountError, WrongTimesError, MemoryError)
+        # Under a limit on memory, threads that get no stack report "try again", and libraries fail to load.
+        out_of_memory = isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN)
+        if out_of_memory or isinstance(error, ImportError):
+            raise MemoryError from error
+        # decord's errors derive from Exception alone, so no narrower class covers them.
+        if isinstance(error, Exception) and not isinstance(error, passed_on):
+            raise UnreadableVideoError(first_line(error)) from error
+
+
+def open_container(source: str | bytes) -> Any:
+    """The file at path ``source``, or the file's bytes, opened; every video stream decodes in this thread."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    container = av.open(file, options={"format_whitelist": CONTAINERS}, **_UNDECODABLE_METADATA)
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.thread_count = 1
+            stream.codec_context.thread_type = "NONE"
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return container
+
+
+def format_name(container: Any) -> str:
+    """The first of FFmpeg's names of the format."""
+    return str(container.format.name).partition(",")[0]
+
+
+def moving_streams(container: Any) -> list[Any]:
+    """The streams of moving pictures: neither covers nor previews."""
+    still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    return [stream for stream in container.streams.video if not stream.disposition & still]
+
+
+def video_stream(container: Any) -> Any:
+    """The stream that is decoded: of those the file marks as default the largest, else the largest; then the first.
+
+    Raises:
+        UnreadableVideoError: there is none with a known codec, or its frames are larger than ``MAX_PIXELS``.
+    """
+    streams = moving_streams(container)
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise UnreadableVideoError("the codec of the video is unknown" if streams else "the file has no video stream")
+    stream = max(known, key=lambda stream: (bool(stream.disposition & av.stream.Disposition.default), _pixels(stream)))
+    if _pixels(stream) > MAX_PIXELS:
+        size = f"{stream.codec_context.width}×{stream.codec_context.height}"
+        raise UnreadableVideoError(f"frames of {size} pixels are larger than the limit of {MAX_PIXELS:,} pixels")
+    return stream
+
+
+def frame_pixels(source: str | bytes) -> int:
+    """Pixels of a frame of the stream that is decoded; nothing is decoded.
+
+    Raises:
+        UnreadableVideoError: it is no video, or its frames are larger than ``MAX_PIXELS``.
+    """
+    with reading(), open_container(source) as container:
+        return _pixels(video_stream(container))
+
+
+def _pixels(stream: Any) -> int:
+    return int(stream.codec_context.width * stream.codec_context.height)

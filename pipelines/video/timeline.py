@@ -1,0 +1,234 @@
+"""When a file shows its frames, read from the headers of its packets; nothing is decoded.
+
+Times are presentation times of the file in seconds after the first frame that it can show. Frames before
+the first key frame cannot be decoded, and frames that an edit list cuts off are not shown: neither counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from pipelines.video.containers import UnreadableVideoError, format_name, moving_streams
+from pipelines.video.key_frames import is_clean_start, is_instant_refresh
+
+_SEEKABLE = frozenset({"mov", "matroska", "flv"})
+"""Formats that find a key frame by its time, by the first of their FFmpeg names. What a seek found is checked."""
+
+_MAX_REORDERING = 32
+"""Frames that a picture may be shown later or earlier than it is stored: codecs hold 16 pictures, or 32 fields."""
+
+_MAX_STEP_S = 10.0
+"""Longer steps between packets whose times go back elsewhere are no pause but another clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about a video that a user may want to know; its frames are usable. ``reason`` is one word."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFrame:
+    """A frame from which decoding can start: ``ordinal`` counts packets in the order of the file."""
+
+    pts: int
+    seek_to: int
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What the packets of a stream say.
+
+    Attributes:
+        times_s: when each frame is shown, increasing, from 0.
+        end_s: when the last one ends.
+        begin_s: how long the file has played, sound or frames that cannot be decoded, when the first one is shown.
+        rate: frames per second if it is constant: no frame is more than half a frame away from its place.
+        pts: presentation times in the file's units where each frame has its own; otherwise frames are counted.
+        keys: where seeking can go; empty where the format cannot seek.
+        ordinals: which packet has a presentation time.
+        skips: packets before the first one that can be shown.
+        edited: an edit list hides packets.
+        only_instant: every key frame is an instant refresh, with nothing before it needed after it.
+    """
+
+    container: str
+    codec: str
+    times_s: Sequence[float]
+    end_s: float
+    begin_s: float
+    rate: float | None
+    pts: Sequence[int] | None
+    keys: Sequence[KeyFrame]
+    ordinals: dict[int, int]
+    skips: int
+    edited: bool
+    only_instant: bool
+    notes: tuple[Note, ...]
+
+    @property
+    def fps(self) -> float:
+        """Average frames per second, such that all frames together last until ``end_s``."""
+        count = len(self.times_s)
+        return self.rate if self.rate and self.end_s == count / self.rate else count / self.end_s
+
+    def delayed(self, frames: int) -> Timeline:
+        """Times of frames that are each shown when the packet that comes ``frames`` later does."""
+        if not frames or len(self.times_s) <= frames:
+            return self
+        times, step_s = np.asarray(self.times_s), self.end_s - self.times_s[-1]
+        late = times[-1] + step_s * np.arange(1, frames + 1)
+        return replace(self, times_s=(np.concatenate([times[frames:], late]) - times[frames]).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_key: bool
+    is_hidden: bool
+    """By an edit list."""
+
+
+def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Timeline:
+    """Reads all packets of ``stream``, which ``container`` has just opened.
+
+    Args:
+        container: the open file.
+        stream: the video stream.
+        trust_pts: whether the presentation times, where there are any, are those of the decoded frames.
+
+    Raises:
+        UnreadableVideoError: the file is cut off, or there is nothing to show.
+    """
+    codec, extradata = stream.codec.canonical_name, stream.codec_context.extradata
+    name, packets = format_name(container), list[_Packet]()
+    clean: list[int] = []
+    only_instant = True
+    for packet in container.demux(stream):
+        if packet.size == 0 or packet.is_corrupt:
+            continue
+        if packet.is_keyframe and name in _SEEKABLE:
+            content = bytes(packet) if codec in ("h264", "hevc") else b""
+            if is_clean_start(codec, content, extradata):
+                clean.append(len(packets))
+            only_instant = only_instant and is_instant_refresh(codec, content, extradata)
+        packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+    announced = min(stream.frames, len(stream.index_entries))
+    # An AVI announces slots, and some of them are empty.
+    if len(packets) < announced and name != "avi":
+        raise UnreadableVideoError(f"the file is cut off: it holds {len(packets)} of {announced} frames")
+    first = next((ordinal for ordinal, packet in enumerate(packets) if packet.is_key), 0)
+    shown = [packet for packet in packets[first:] if not packet.is_hidden]
+    notes = _stream_notes(container, stream)
+    if first:
+        notes.append(Note("late_start", f"{first} frames before the first key frame cannot be shown"))
+    if packets and first and (start := packets[first].pts) is not None:
+        shown = [packet for packet in shown if packet.pts is None or packet.pts >= start]
+    if not shown:
+        raise UnreadableVideoError("the video stream has no frames")
+    pts = _presentation_times(shown, name, codec) if trust_pts else None
+    if pts is None:
+        notes.append(Note("counted", "the file has no dependable presentation times: frames are counted as they come"))
+    ticks = pts or _slots(shown, float(stream.time_base))
+    rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    if ticks is None:
+        if not rates:
+            raise UnreadableVideoError("the stream has neither times nor a frame rate")
+        times_s = [number / rates[0] for number in range(len(shown))]
+        last_s = 1 / rates[0]
+    else:
+        # As exact as with fractions, and many times as fast.
+        times_s = [(tick - ticks[0]) * stream.time_base.numerator / stream.time_base.denominator for tick in ticks]
+        last = max(shown, key=lambda packet: packet.pts or 0) if pts else shown[-1]
+        last_s = float(last.duration * stream.time_base)
+    rate = constant_rate(times_s, rates)
+    if rate is None and last_s <= 0:
+        last_s = median(later - earlier for earlier, later in pairwise(times_s))
+    # At a constant rate only a picture that stays for longer, as at the end of a GIF, counts with its own time.
+    end_s = len(times_s) / rate if rate and last_s * rate < 1.5 else times_s[-1] + last_s
+    keys: list[KeyFrame] = []
+    for ordinal in clean if pts else []:
+        packet = packets[ordinal]
+        if packet.pts is not None and (not keys or packet.pts > keys[-1].pts):
+            # MP4 and MOV look for decoding times, the others for presentation times.
+            keys.append(
+                KeyFrame(packet.pts, packet.pts if name != "mov" or packet.dts is None else packet.dts, ordinal)
+            )
+    return Timeline(
+        container=name,
+        codec=codec,
+        times_s=times_s,
+        end_s=end_s,
+        begin_s=_begin_s(container, stream, packets, pts),
+        rate=rate,
+        pts=pts,
+        keys=keys,
+        ordinals={packet.pts: ordinal for ordinal, packet in enumerate(packets) if packet.pts is not None},
+        skips=first,
+        edited=any(packet.is_hidden for packet in packets),
+        only_instant=only_instant,
+        notes=tuple(notes),
+    )
+
+
+def constant_rate(times_s: Sequence[float], rates: Sequence[float]) -> float | None:
+    """The first of ``rates``, or the mean rate, by which no frame is more than half a frame off its place."""
+    places = np.arange(len(times_s))
+    measured = [(len(times_s) - 1) / times_s[-1]] if len(times_s) > 1 else [] if rates else [1.0]
+    times = np.asarray(times_s)
+    return next((rate for rate in [*rates, *measured] if np.abs(times * rate - places).max() <= 0.5), None)
+
+
+def _presentation_times(shown: Sequence[_Packet], container: str, codec: str) -> list[int] | None:
+    """The times in order, if every frame has its own and they are near the order of the file."""
+    if container == "avi" and codec in ("h264", "hevc"):
+        # An AVI holds no presentation times, and FFmpeg makes some up that ignore the order of the pictures.
+        return None
+    found = [packet.pts for packet in shown if packet.pts is not None]
+    if len(set(found)) < len(shown):
+        return None
+    # Where each packet belongs by its time: files that were joined without a common clock go back.
+    places = np.empty(len(found), dtype=np.int64)
+    places[np.argsort(found)] = np.arange(len(found))
+    return sorted(found) if np.abs(places - np.arange(len(found))).max() <= _MAX_REORDERING else None
+
+
+def _slots(shown: Sequence[_Packet], unit_s: float) -> list[int] | None:
+    """Places in time of packets that come in order: their decoding times, mended where these go back."""
+    times = [packet.dts if packet.dts is not None else packet.pts for packet in shown]
+    if any(time is None for time in times):
+        return None
+    steps = np.diff(np.asarray(times, dtype=np.int64))
+    good = steps[steps > 0]
+    if not len(good):
+        return None
+    if np.any(steps <= 0):
+        steps[(steps <= 0) | (steps * unit_s > _MAX_STEP_S)] = int(np.median(good))
+    return [0, *np.cumsum(steps).tolist()]
+
+
+def _begin_s(container: Any, stream: Any, packets: Sequence[_Packet], pts: Sequence[int] | None) -> float:
+    """Seconds from the start of the file's sound or pictures to the first frame that is shown."""
+    if pts is None:
+        return 0.0
+    seen = min(packet.pts for packet in packets if packet.pts is not None and not packet.is_hidden)
+    heard = [sound.start_time * sound.time_base for sound in container.streams.audio if sound.start_time is not None]
+    return float(pts[0] * stream.time_base - min(seen * stream.time_base, *heard, pts[0] * stream.time_base))
+
+
+def _stream_notes(container: Any, stream: Any) -> list[Note]:
+    others = len(moving_streams(container)) - 1
+    if not others:
+        return []
+    return [Note("several_streams", f"the file has {others + 1} video streams; stream {stream.index} is taken")]

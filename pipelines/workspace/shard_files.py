@@ -1,0 +1,110 @@
+"""The file of a shard: its directory in the footer, and rows that are found by their keys.
+
+The footer of a Parquet file can hold texts of the writer's own. A shard's holds its *directory*: a small Parquet
+table, in base64 behind its checksum, with the columns of the shard that are not bulk, a row for each of its rows and in
+their order. So one request to an object store says what a shard holds, whatever the number of its rows; the key
+column alone would cost a request for each row, because every row is a row group of its own.
+
+Shards that were written before there were directories have none. They are read row by row.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from pipelines.workspace.errors import UNREADABLE, DamagedFileError
+from pipelines.workspace.records import is_bulk
+from pipelines.workspace.storage import Storage, read_parquet
+
+_DIRECTORY = "hbi.directory"
+_CHECKSUM_DIGITS = 8
+
+
+def directory_entry(table: pa.Table) -> dict[str, str]:
+    """What goes into the footer of the shard that holds ``table``."""
+    listed = table.select([field.name for field in table.schema if not is_bulk(field)])
+    sink = pa.BufferOutputStream()
+    pq.write_table(listed, sink, compression="zstd", use_dictionary=False, write_statistics=False)
+    content = sink.getvalue().to_pybytes()
+    return {_DIRECTORY: f"{zlib.crc32(content):0{_CHECKSUM_DIGITS}x}{base64.b64encode(content).decode()}"}
+
+
+def directory_of(footer: pq.FileMetaData) -> pa.Table | None:
+    """The directory in the ``footer`` of a shard; None where it has none, or one that has been changed."""
+    entry = (footer.metadata or {}).get(_DIRECTORY.encode())
+    if entry is None:
+        return None
+    try:
+        content = base64.b64decode(entry[_CHECKSUM_DIGITS:], validate=True)
+        if int(entry[:_CHECKSUM_DIGITS], 16) != zlib.crc32(content):
+            return None
+        directory = read_parquet(pa.BufferReader(content))
+    except (*UNREADABLE, binascii.Error):
+        return None
+    return directory if len(directory) == footer.num_rows else None
+
+
+def read_directory(storage: Storage, shard: str, size: int | None = None) -> pa.Table | None:
+    """The directory of a shard of ``size`` bytes; None where there is none that can be used.
+
+    Of an object it takes one request, or two where the footer is larger than 64 KB; one more without the size.
+
+    Raises:
+        FileNotFoundError: the shard is not there.
+    """
+    # A fragment is told the size, which the listing has said; a file would ask for it.
+    fragment = ds.ParquetFileFormat().make_fragment(storage.path(shard), storage.filesystem, file_size=size)
+    try:
+        return directory_of(fragment.metadata)
+    except FileNotFoundError:
+        raise
+    except UNREADABLE:
+        return None
+
+
+class OpenShard:
+    """A shard that is open for reading rows at random.
+
+    Raises:
+        FileNotFoundError: there is no such shard.
+        OSError, ValueError, pyarrow.ArrowException: it is no Parquet file, or cannot be read.
+    """
+
+    def __init__(self, storage: Storage, shard: str) -> None:
+        source = storage.filesystem.open_input_file(storage.path(shard))
+        self._file = pq.ParquetFile(source, page_checksum_verification=True)
+        directory = directory_of(self._file.metadata)
+        self._rows: Mapping[str, int] | None = None
+        if directory is not None:
+            self._rows = {key: row for row, key in enumerate(directory.column("key").to_pylist())}
+
+    def read(self, keys: Sequence[str], rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """The rows of ``keys``, in their order.
+
+        Args:
+            keys: of the wanted rows.
+            rows: where an index has seen them. A shard that is made again may hold them in another order: what
+                counts is the key.
+            columns: which columns.
+
+        Raises:
+            DamagedFileError: the shard does not hold a key, or, where it has no directory, not at its row.
+            OSError, ValueError, pyarrow.ArrowException: it cannot be read.
+        """
+        if self._rows is not None:
+            if absent := [key for key in keys if key not in self._rows]:
+                raise DamagedFileError(f"it has no row of the key {absent[0]}, which its index says to be there")
+            places = [self._rows[key] for key in keys]
+            return self._file.read_row_groups(places, columns=list(columns), use_threads=False)
+        table = self._file.read_row_groups(list(rows), columns=["key", *columns], use_threads=False)
+        for key, row, found in zip(keys, rows, table.column("key").to_pylist(), strict=True):
+            if found != key:
+                raise DamagedFileError(f"its row {row} is of the key {found}, and its index says {key}")
+        return table.select(list(columns))

@@ -1,0 +1,71 @@
+"""Weights that cannot be had or do not fit are found before the first stage starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from hbi_models.configs import ClipConfig
+from hbi_models.retrieval import RetrievalModel
+from pipelines.models.weights import save_model
+from pipelines.recipe.frames import FramesConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.training import RetrievalTrainingConfig
+from pipelines.stages.retrieval import retrieval_stage
+from pipelines.stages.stage import Step
+from pipelines.stages.weights_check import require_weights
+from tests.tiny_retrieval import MAX_FRAMES, retrieval_config
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return Recipe(
+        workspace=str(tmp_path / "workspace"),
+        model=retrieval_config(tmp_path),
+        frames=FramesConfig(max_frames=MAX_FRAMES),
+    )
+
+
+def pending(recipe: Recipe) -> list[Step]:
+    return [Step(retrieval_stage(recipe), "f", "missing", "never run")]
+
+
+def test_weights_that_are_nowhere_are_named_with_what_to_do(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    clip = ClipConfig(architecture="ViT-B-32-quickgelu", pretrained="openai")
+    steps = pending(replace(recipe, model=replace(recipe.model, clip=clip)))
+    with pytest.raises(
+        ValueError, match=r"'openai' of ViT-B-32-quickgelu .* set model.clip.pretrained to a local file"
+    ):
+        require_weights(steps, replace(recipe, model=replace(recipe.model, clip=clip)))
+    require_weights([replace(step, state="done") for step in steps], recipe)
+
+
+def test_a_checkpoint_of_another_model_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = replace(
+        recipe.model,
+        game=replace(recipe.model.game, teacher="none"),
+        merging=replace(recipe.model.merging, heads=4),
+        temporal=replace(recipe.model.temporal, layers=2, init_from_clip_text=False),
+    )
+    torch.save(RetrievalModel(other).state_dict(), tmp_path / "other.bin")
+    training = RetrievalTrainingConfig(init_checkpoint=str(tmp_path / "other.bin"))
+    starting = replace(recipe, retrieval=training)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        require_weights(pending(starting), starting)
+
+
+def test_a_checkpoint_that_fits_is_taken(recipe: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (tmp_path / "model").mkdir()
+    save_model(tmp_path / "model", RetrievalModel(recipe.model), kind="retrieval", config=recipe.model)
+    starting = replace(recipe, retrieval=RetrievalTrainingConfig(init_checkpoint=str(tmp_path / "model")))
+    require_weights(pending(starting), starting)
