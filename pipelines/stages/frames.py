@@ -20,6 +20,9 @@ from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE,
 from pipelines.workspace.shards import ShardPool, shard_size
 from pipelines.workspace.storage import Storage
 
+VERSION = 2
+"""Not of the class alone: who reads the pool has its name, and with it no part in how it is filled."""
+
 
 def frames_stage(recipe: Recipe) -> Stage:
     """Decodes every video of the manifest that is not in the pool yet."""
@@ -33,7 +36,7 @@ def frames_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
 
 def frames_identity(recipe: Recipe) -> Mapping[str, Any]:
     """What a stored frame depends on, besides its video, and the version of the code that made it."""
-    return with_version(frames_settings(recipe), FramesStage.version)
+    return with_version(frames_settings(recipe), VERSION)
 
 
 def frames_settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -45,7 +48,7 @@ class FramesStage(PooledStage):
     """Needs the manifest; writes where the frames of each of its videos lie, and the tables of errors and notes."""
 
     name = "frames"
-    version = 2
+    version = VERSION
     inputs = ("manifest",)
     unit = "frames"
     columns = ("error_reason", "error_message", "decoder", "notes")

@@ -18,6 +18,9 @@ from pipelines.workspace.records import INDEX_FILE, LABELS, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
+VERSION = 1
+"""As that of the frames."""
+
 
 def labels_stage(recipe: Recipe) -> Stage:
     """Labels every (text, video) pair of the training and validation splits."""
@@ -26,9 +29,7 @@ def labels_stage(recipe: Recipe) -> Stage:
 
 def labels_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     """Where label shards lie: one pool per kind of label, model and way of decoding."""
-    identity = with_version(
-        {"labels": _labels_settings(recipe), "frames": frames_identity(recipe)}, LabelsStage.version
-    )
+    identity = with_version({"labels": _labels_settings(recipe), "frames": frames_identity(recipe)}, VERSION)
     # All labels are read at once.
     return ShardPool(workspace.folder("shards", f"labels-{digest(identity)}"), LABELS, read_by_row=False)
 
@@ -41,7 +42,7 @@ class LabelsStage(PooledStage):
     """Needs the manifest and the frames; writes where the labels of each pair lie."""
 
     name = "labels"
-    version = 1
+    version = VERSION
     inputs = ("manifest", "frames")
     unit = "pairs"
     columns = ("video_id", "caption_index")

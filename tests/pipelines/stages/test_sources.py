@@ -296,3 +296,14 @@ def test_the_work_of_a_stage_leads_to_the_files_that_do_it(tmp_path: Path, stage
     made = make_graph(Recipe(workspace=str(tmp_path), tasks=("retrieval", "video_qa"), data=data))
     (work,) = (found.run for found in made.stages if found.name == stage)
     assert set(files) <= set(made.sources.digests(work))
+
+
+def test_who_reads_frames_and_labels_has_no_part_in_how_they_are_made(tmp_path: Path) -> None:
+    from pipelines.graph import make_graph
+    from pipelines.recipe.data import DataConfig, ShapesConfig
+    from pipelines.recipe.recipe import Recipe
+
+    made = make_graph(Recipe(workspace=str(tmp_path), data=DataConfig(shapes=ShapesConfig())))
+    files = {stage.name: set(made.sources.digests(stage.run)) for stage in made.stages}
+    assert {name for name, found in files.items() if "pipelines/video/decoders.py" in found} == {"frames", "report"}
+    assert {name for name, found in files.items() if "pipelines/labels.py" in found} == {"labels"}
