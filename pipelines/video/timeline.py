@@ -215,7 +215,7 @@ def _slots(shown: Sequence[_Packet], unit_s: float) -> list[int] | None:
     if not len(good):
         return None
     if np.any(steps <= 0):
-        steps[(steps <= 0) | (steps * unit_s > _MAX_STEP_S)] = int(np.median(good))
+        steps[(steps <= 0) | (steps > round(_MAX_STEP_S / unit_s))] = int(np.median(good))
     return [0, *np.cumsum(steps).tolist()]
 
 
