@@ -248,7 +248,7 @@ class PyAVDecoder:
         wanted = {pts[index] for index in indices}
         context, last = self._stream.codec_context, -1
         for packet in self._packets:
-            self._ordinal += 1
+            self._ordinal += packet.size > 0
             if self._ordinal <= self.timeline.skips:
                 continue
             if self._skips:

@@ -71,10 +71,12 @@ def sample_times(
             stop = int(np.searchsorted(times, end_s - _TIME_TOLERANCE_S))
         found = []
         if first < stop:
-            count = math.floor((times[stop - 1] - times[first]) * rate + _TIME_TOLERANCE_FRAMES) + 1
-            wanted = times[first] + np.arange(count) / rate
-            places = np.searchsorted(times, wanted + _TIME_TOLERANCE_S, side="right") - 1
-            found = _thin(np.unique(places).tolist(), max_frames)
+            # A frame is shown at a wanted time if a whole number lies between its own place and the next one's.
+            places = (times[first:stop] - times[first]) * rate
+            following = np.ceil(places - _TIME_TOLERANCE_FRAMES)
+            is_last = following[-1] <= places[-1] + _TIME_TOLERANCE_FRAMES
+            chosen = np.append(following[:-1] < following[1:], is_last)
+            found = _thin((first + np.flatnonzero(chosen)).tolist(), max_frames)
     start = max(0.0, start_s or 0.0)
     if found or not times_s or start > shown_s - _TIME_TOLERANCE_S or (end_s is not None and end_s <= start):
         return found

@@ -114,10 +114,11 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
     codec, extradata = stream.codec.canonical_name, stream.codec_context.extradata
     name, packets = format_name(container), list[_Packet]()
     clean: list[int] = []
-    only_instant = True
+    whole, only_instant = 0, True
     for packet in container.demux(stream):
-        if packet.size == 0 or packet.is_corrupt:
+        if packet.size == 0:
             continue
+        whole += not packet.is_corrupt
         if packet.is_keyframe and name in _SEEKABLE:
             content = bytes(packet) if codec in ("h264", "hevc") else b""
             if is_clean_start(codec, content, extradata):
@@ -126,8 +127,8 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
         packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
     announced = min(stream.frames, len(stream.index_entries))
     # An AVI announces slots, and some of them are empty.
-    if len(packets) < announced and name != "avi":
-        raise UnreadableVideoError(f"the file is cut off: it holds {len(packets)} of {announced} frames")
+    if whole < announced and name != "avi":
+        raise UnreadableVideoError(f"the file is cut off: it holds {whole} of {announced} frames")
     first = next((ordinal for ordinal, packet in enumerate(packets) if packet.is_key), 0)
     shown = [packet for packet in packets[first:] if not packet.is_hidden]
     notes = _stream_notes(container, stream)
@@ -214,7 +215,7 @@ def _slots(shown: Sequence[_Packet], unit_s: float) -> list[int] | None:
     if not len(good):
         return None
     if np.any(steps <= 0):
-        steps[(steps <= 0) | (steps * unit_s > _MAX_STEP_S)] = int(np.median(good))
+        steps[(steps <= 0) | (steps > round(_MAX_STEP_S / unit_s))] = int(np.median(good))
     return [0, *np.cumsum(steps).tolist()]
 
 

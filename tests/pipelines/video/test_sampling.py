@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.video.sampling import published_cv2_frames, published_decord_frames, sample_frames
+from pipelines.video.sampling import published_cv2_frames, published_decord_frames, sample_frames, sample_times
 
 
 @given(
@@ -48,3 +51,33 @@ def test_impossible_numbers_are_refused(name: str, value: float) -> None:
     arguments = {"fps": 25.0, "num_frames": 10, "max_frames": 12, "rate": 1.0} | {name: value}
     with pytest.raises(ValueError, match=name):
         sample_frames(**arguments)  # type: ignore[arg-type]
+
+
+@given(
+    steps=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
+    rate=st.sampled_from([0.5, 1.0, 2.0, 8.0]),
+    start_ms=st.none() | st.integers(0, 20_000),
+)
+def test_without_a_constant_rate_frames_are_those_shown_at_the_wanted_times(
+    steps: list[int], rate: float, start_ms: int | None
+) -> None:
+    times_ms = [0, *itertools.accumulate(steps)]
+    frames = sample_times(
+        [time / 1000 for time in times_ms],
+        shown_s=times_ms[-1] / 1000 + 1,
+        constant_fps=None,
+        max_frames=10_000,
+        rate=rate,
+        start_s=None if start_ms is None else start_ms / 1000,
+    )
+    inside = [time for time in times_ms if time >= (start_ms or 0)]
+    if inside:
+        wanted = range(inside[0], times_ms[-1] + 1, round(1000 / rate))
+        assert frames == sorted({bisect_right(times_ms, time) - 1 for time in wanted})
+    else:
+        assert len(frames) == (start_ms is not None and start_ms < times_ms[-1] + 1000)
+
+
+def test_a_clock_that_leaps_costs_no_memory() -> None:
+    times = [0.0, 0.1, 1e12]
+    assert sample_times(times, shown_s=1e12 + 1, constant_fps=None, max_frames=12, rate=1) == [0, 1, 2]

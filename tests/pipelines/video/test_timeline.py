@@ -230,7 +230,7 @@ def test_times_at_a_constant_rate_are_sampled_as_frames_are() -> None:
         # Times in a file are rounded to its unit.
         times = [round(number / fps, 3) for number in range(500)]
         for start_s, end_s in ((None, None), (3.0, 9.5), (2.0, None)):
-            segment = {"start_s": start_s, "end_s": end_s, "rate": 1, "max_frames": 12}
+            segment: dict[str, Any] = {"start_s": start_s, "end_s": end_s, "rate": 1, "max_frames": 12}
             expected = sample_frames(fps=fps, num_frames=500, **segment)
             assert sample_times(times, shown_s=500 / fps, constant_fps=fps, **segment) == expected
 
