@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.configs import RetrievalConfig, VideoQAConfig
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
@@ -156,4 +157,5 @@ def _described(storage: Storage, scratch: Path, kind: str) -> tuple[Path, Mappin
 
 def without_pretraining(config: RetrievalConfig) -> RetrievalConfig:
     """``config`` for a model whose weights come from a checkpoint: CLIP's own are not loaded."""
-    return replace(config, clip=replace(config.clip, pretrained=None))
+    # What CLIP's tag says about pixels holds for the checkpoint, too.
+    return replace(config, clip=replace(with_pixel_statistics(config.clip), pretrained=None))

@@ -14,7 +14,7 @@ from hbi_models.configs import ClipConfig, RetrievalConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_graph
 from pipelines.models.folder import DESCRIPTION
-from pipelines.models.weights import load_model, save_model
+from pipelines.models.weights import load_model, save_model, without_pretraining
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.search.search_model import read_search_model
@@ -54,6 +54,12 @@ def test_a_stored_model_keeps_them_and_an_older_one_has_openais(tmp_path: Path) 
     recipe = Recipe(workspace=str(tmp_path))
     digests = {read_search_model(place.uri, recipe).digest for place in (plain_folder, folder)}
     assert len(digests) == 2
+
+
+def test_a_checkpoint_has_those_of_the_tag_that_it_was_trained_from() -> None:
+    config = RetrievalConfig(clip=ClipConfig(architecture="ViT-L-14", pretrained="laion2b_s32b_b82k"))
+    clip = without_pretraining(config).clip
+    assert (clip.pretrained, clip.pixel_mean, clip.pixel_std) == (None, HALF, HALF)
 
 
 def test_training_sees_them(tmp_path: Path) -> None:
