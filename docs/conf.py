@@ -30,6 +30,7 @@ running
 searching
 tuning
 datasets
+decoding
 results
 closed_form
 architecture
