@@ -103,7 +103,9 @@ def training_data(folder: Storage) -> TrainingData:
     )
 
 
-def retrieval_task(data: Storage, model: RetrievalConfig, captions: Sequence[int], **training: Any) -> RetrievalTask:
+def retrieval_task(
+    data: Storage, model: RetrievalConfig, captions: Sequence[int], *, seed: int = 3, **training: Any
+) -> RetrievalTask:
     """Returns the training of ``model`` on the data that ``write_split_data`` made."""
     config = RetrievalTrainingConfig(
         **{
@@ -117,10 +119,10 @@ def retrieval_task(data: Storage, model: RetrievalConfig, captions: Sequence[int
     return RetrievalTask(
         model_config=model,
         training=config,
-        seed=3,
+        seed=seed,
         data=training_data(data),
         loader_processes=0,
         steps_per_epoch=steps_of_epochs(
-            captions, batch_size=config.batch_size, seed=3, epochs=config.epochs, max_texts=None
+            captions, batch_size=config.batch_size, seed=seed, epochs=config.epochs, max_texts=None
         ),
     )
