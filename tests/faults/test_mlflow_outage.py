@@ -45,7 +45,7 @@ from tests.jobs.recipes import command, read, run_command
 from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.pipelines.conftest import s3_bucket
 from tests.pipelines.tune.tunings import record_of
-from tests.pipelines.tune.tunings import tuning_of as search_of
+from tests.pipelines.tune.tunings import tuning_of
 from tests.tiny_retrieval import retrieval_config
 
 __all__ = ["s3_bucket"]
@@ -311,7 +311,7 @@ def test_what_a_server_missed_of_a_run_at_work_is_left_to_that_run(
 def test_a_search_whose_server_is_down_tells_it_all_when_it_is_back(
     server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    search = search_of(tmp_path, {"tracking.experiment": "search"}, trials=2)
+    search = tuning_of(tmp_path, {"tracking.experiment": "search"}, trials=2)
     records = [record_of(number, {}, [1.0, 2.0]) for number in range(2)]
     output = search.graph.workspace.folder("retrieval", "0" * 16)
     History(output).extend(losses(1, 2, 3))
@@ -331,7 +331,7 @@ def test_a_search_whose_server_is_down_tells_it_all_when_it_is_back(
     assert [SAYS in line for line in warnings(caplog)] == [True]
     assert is_empty(search.graph.workspace)
 
-    # The search goes on: it finds its runs, and tells again nothing that it has told.
+    # The tuning goes on: it finds its runs, and tells again nothing that it has told.
     again = TuningTracker(search)
     assert again.unsettled(records) == []
     for record in records:
@@ -339,13 +339,13 @@ def test_a_search_whose_server_is_down_tells_it_all_when_it_is_back(
     again.finish("FINISHED")
     recorded = runs(server, "search")
     assert {name: run.info.status for name, run in recorded.items()} == dict.fromkeys(
-        ("search retrieval", "trial-000", "trial-001"), "FINISHED"
+        ("tuning retrieval", "trial-000", "trial-001"), "FINISHED"
     )
     for record in records:
         assert curve(server, recorded[record.name], "train/loss") == [(step, 1 / step) for step in range(1, 5)]
         assert curve(server, recorded[record.name], "value") == [(20, 2.0)]
         assert recorded[record.name].data.tags["checkpoint"] == "place"
-    parent = recorded["search retrieval"]
+    parent = recorded["tuning retrieval"]
     assert curve(server, parent, "best/value") == [(2, 2.0)]
     assert artifacts(server, parent) >= {"ranking.txt", "trials.json"}
     table = MlflowClient(server.uri).load_table(parent.info.experiment_id, "trials.json", [parent.info.run_id])

@@ -176,7 +176,7 @@ def all_runs(tuning: Tuning) -> list[Any]:
 def runs_of(tuning: Tuning) -> tuple[Any, dict[str, Any]]:
     """The parent run of a tuning, and its nested runs by the name of the trial."""
     runs = all_runs(tuning)
-    (parent,) = (run for run in runs if run.data.tags.get("search") == tuning.fingerprint)
+    (parent,) = (run for run in runs if run.data.tags.get("tuning") == tuning.fingerprint)
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     trials = {run.data.tags["trial"]: run for run in children if "trial" in run.data.tags}
     assert len(trials) == sum("trial" in run.data.tags for run in children), "a trial has one run"
