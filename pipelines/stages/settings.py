@@ -7,7 +7,7 @@ from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hbi_models.configs import Use, content_named_by, counts_for
+from hbi_models.configs import Use, content_named_by, counts_for, is_absent
 from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, model_folder
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.storage import content_digest
@@ -28,7 +28,9 @@ def counting(section: Any, *uses: Use) -> dict[str, Any]:
 
 
 def _counting(section: Any, uses: Collection[Use]) -> list[Field[Any]]:
-    return [item for item in fields(section) if counts_for(item, uses)]
+    return [
+        item for item in fields(section) if counts_for(item, uses) and not is_absent(item, getattr(section, item.name))
+    ]
 
 
 def _value(value: Any, item: Field[Any], uses: Collection[Use]) -> Any:
