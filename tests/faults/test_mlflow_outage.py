@@ -44,8 +44,7 @@ from tests.jobs.killing import wait_until, workers_at
 from tests.jobs.recipes import command, read, run_command
 from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.pipelines.conftest import s3_bucket
-from tests.pipelines.tune.tunings import record_of
-from tests.pipelines.tune.tunings import tuning_of
+from tests.pipelines.tune.tunings import record_of, tuning_of
 from tests.tiny_retrieval import retrieval_config
 
 __all__ = ["s3_bucket"]

@@ -51,7 +51,9 @@ def label(folder: Path, precision: Precision) -> dict[str, list[Any]]:
     """Labels of three videos, by column."""
     data = write_split_data(folder / "data", {"train": (2, 1, 3)})
     videos = data.read_table(f"frames/{INDEX_FILE}").sort_by("video_id")
-    videos = videos.append_column("texts", pa.array([["a red circle"], ["a small square moves left"], ["blue"]]))
+    videos = videos.append_column("frames_key", videos.column("key")).append_column(
+        "texts", pa.array([["a red circle"], ["a small square moves left"], ["blue"]])
+    )
     pool = ShardPool(data.folder(precision), LABELS)
     settings = LabelSettings(retrieval_config(folder), LabelsConfig(precision=precision), seed=0)
     LabelShard(settings, data.folder("pool"), pool)(videos)

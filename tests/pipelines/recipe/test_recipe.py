@@ -129,7 +129,6 @@ COUNTS: dict[type, tuple[str, ...]] = {
     EvaluationConfig: ("batch_size", "tile", "bootstrap_samples"),
     VideoQATrainingConfig: ("epochs", "batch_size", "max_questions_per_video"),
     QAEvaluationConfig: ("batch_size", "bootstrap_samples"),
-    TrainResources: ("workers",),
     TaskResources: ("max_tasks",),
     ActorResources: ("min_actors", "max_actors"),
     TrackingConfig: ("every_steps",),
