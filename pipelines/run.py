@@ -25,10 +25,9 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
     """Executes ``steps``; where all are done, neither Ray nor, unless it has missed something, MLflow is started.
 
     Raises:
-        ValueError: ``MLFLOW_TRACKING_URI`` names no server or database.
+        FileNotFoundError, ValueError: ``MLFLOW_TRACKING_URI`` names no server or database, the data set does not hold
+            what the stages need, or weights that a stage starts from cannot be had, or do not fit.
         PlacementError: the nodes of the cluster do not see the folders of the run.
-        FileNotFoundError, ValueError: weights that a stage starts from cannot be had, or do not fit.
-        ValueError: the data set does not hold what the stages need.
     """
     require_lasting(graph.workspace)
     tracking_uri(graph.workspace)  # a wrong one is refused before Ray starts
@@ -36,11 +35,11 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
     if all(step.state == "done" for step in steps):
         record_missed(graph.workspace)
         return [_skip(graph, step) for step in steps]
-    require_weights(steps, recipe)
     pending = [step.stage.name for step in steps if step.state != "done"]
     for step in steps:
         if step.state == "done":
             _check_data(graph, step.stage.name, pending, recipe)
+    require_weights(steps, recipe)
     from pipelines.resources.allotment import allot
     from pipelines.resources.ray_session import ray_session
 

@@ -66,8 +66,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _logging() -> None:
-    """Takes away what jobs that ran in this process log to: files and streams that are gone."""
+def _nothing_is_left() -> None:
+    """Takes away what tests before left in this process: the server that MLflow exports, logs that are gone."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     root = logging.getLogger()
     for handler in [*root.handlers]:
         if type(handler) in (logging.StreamHandler, logging.FileHandler):
