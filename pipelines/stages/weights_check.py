@@ -32,10 +32,10 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
 
             logger.info("%s: looks whether %s fits", name, checkpoint)
             load_checkpoint(checkpoint, recipe.model, Path(scratch))
-        if "estimator" in pending and (checkpoint := recipe.estimator.init_checkpoint) is not None:
-            from pipelines.models.estimator import make_estimator
+    if "estimator" in pending and recipe.estimator.init_checkpoint is not None:
+        from pipelines.models.estimator import make_estimator
 
-            make_estimator(recipe.model.game.estimator_channels, checkpoint)
+        make_estimator(recipe.model.game.estimator_channels, recipe.estimator.init_checkpoint)
 
 
 def _starts_from_clip(pending: Mapping[str, Stage], recipe: Recipe) -> bool:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipelines.models.weights import WEIGHTS, read_description, writing
+from pipelines.models.folder import WEIGHTS
+from pipelines.models.weights import read_description, writing
 from pipelines.train.files import SCORE
 from pipelines.train.history import Point, from_record, to_record
 from pipelines.workspace.errors import DamagedFileError

@@ -29,8 +29,7 @@ from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from pipelines.models.folder import DESCRIPTION, MODEL
-from pipelines.models.weights import WEIGHTS
+from pipelines.models.folder import DESCRIPTION, MODEL, WEIGHTS
 from pipelines.progress import Progress
 from pipelines.recipe.resources import TrainResources
 from pipelines.resources.ray_session import worker_gpus

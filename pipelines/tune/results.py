@@ -450,8 +450,8 @@ def _drawn(plot: Callable[..., Axes], study: Study, **options: Any) -> Figure:
         # Of what is experimental in Optuna, and of pictures of few trials.
         warnings.simplefilter("ignore")
         figure = plot(study, **options).figure
+        assert isinstance(figure, Figure)
         pyplot.close(figure)
-    assert isinstance(figure, Figure)
     return figure
 
 
