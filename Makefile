@@ -58,7 +58,7 @@ test: $(VENV)/.installed-dev check
 	$(PYTEST) -m 'not cluster and not slow_fault and not tune'
 
 test-fast: $(VENV)/.installed-dev
-	$(PYTEST) -m 'not ray and not cluster and not slow_fault and not tune and not slow'
+	$(PYTEST) -m 'not ray and not slow and not fault and not cluster and not tune'
 
 test-faults: $(addprefix faults-,$(or $(SLICE),$(FAULTS)))
 

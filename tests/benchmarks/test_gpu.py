@@ -33,6 +33,7 @@ def tiny_sizes(tmp_path: Path) -> gpu.Sizes:
     )
 
 
+@pytest.mark.slow
 def test_every_part_reports(sizes: gpu.Sizes) -> None:
     shown = "\n".join(gpu.report(CPU, sizes))
     for part in ("image tower", "exact labels", "Measured limits", "eager: step", "compiled: step", "MFU", "all pairs"):

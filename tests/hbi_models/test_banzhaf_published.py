@@ -36,6 +36,7 @@ def mean_and_deviation_of_draws(game: Game) -> tuple[Tensor, Tensor]:
     return mean * game.present, (square - mean.square()).clamp(min=0).sqrt() * game.present
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "frames"), [(1, 1), (1, 3), (3, 1), (2, 2), (4, 3)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_labels_are_the_mean_over_all_draws(words: int, frames: int, padded: bool) -> None:
@@ -64,6 +65,7 @@ def test_values_at_padding_have_no_effect() -> None:
     assert (labels[~game.present] == 0).all()
 
 
+@pytest.mark.slow
 def test_sampling_agrees_with_the_expectation_within_its_standard_error() -> None:
     game = weighted(random_game(pairs=64, words=3, frames=2))
     draws = 50

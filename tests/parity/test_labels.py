@@ -37,6 +37,7 @@ def test_expected_labels_equal_the_enumerated_ones(golden: Golden, case: str) ->
     torch.testing.assert_close(single, expected, rtol=1e-6, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_every_single_draw_equals_the_published_one(golden: Golden) -> None:
     arrays = golden.arrays("e_labels_exact")
     parts = game(arrays, torch.float64)
@@ -62,6 +63,7 @@ def test_every_single_draw_equals_the_published_one(golden: Golden) -> None:
         torch.testing.assert_close(values[present], expected[present], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_sampled_labels_lie_within_their_standard_error_of_the_expectation(golden: Golden) -> None:
     arrays = golden.arrays("e_labels_big")
     draws = 20

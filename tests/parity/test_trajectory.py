@@ -142,6 +142,7 @@ def train(golden: Golden, model: RetrievalModel, arrays: Mapping[str, Any]) -> I
         }
 
 
+@pytest.mark.slow
 def test_training_follows_the_published_losses(golden: Golden, tmp_path: Path) -> None:
     """In float64, where rounding is a billion times smaller than what the golden file can show.
 

@@ -43,6 +43,7 @@ def model_without_gradients(built: VideoQAModel) -> Iterator[VideoQAModel]:
     built.zero_grad()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_answers_equal_the_published_ones(arrays: Mapping[str, np.ndarray], model: VideoQAModel) -> None:
     model.eval()
@@ -57,6 +58,7 @@ def test_answers_equal_the_published_ones(arrays: Mapping[str, np.ndarray], mode
         assert_features_equal(logits, arrays[f"{level}_logits"], f"{level} logits")
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_equal_the_published_ones(arrays: Mapping[str, np.ndarray], model: VideoQAModel) -> None:
     answered = model(*batches(arrays), torch.from_numpy(arrays["labels"]))
     loss = video_qa_loss(answered, model.encoder.clip.logit_scale, config=model.config)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from hbi_models.axes import TokenLevel
@@ -31,6 +32,7 @@ SETTINGS = """RetrievalConfig(
 """A small model without weights from elsewhere, in the place of the snippet's."""
 
 
+@pytest.mark.slow
 def test_the_readmes_lines_give_similarity_and_interaction_without_the_pipeline(tmp_path: Path) -> None:
     clips = Storage(str(tmp_path / "clips"))
     write_clips(ShapesConfig(train_videos=1, test_videos=1, image_size_px=32, duration_s=2.0), range(1), clips)

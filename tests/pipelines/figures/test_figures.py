@@ -75,6 +75,7 @@ def test_lines_are_coloured_and_weighted_by_the_interaction() -> None:
     assert sum(dashed) == ((strength >= 0.08) & (values < 0)).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [hierarchy_figure, heat_map_figure])
 def test_the_same_interaction_gives_the_same_files(draw: object) -> None:
     maps = maps_of(14, 6)

@@ -118,6 +118,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 375])
 def test_the_page_works_in_a_browser(browser: Any, page: str, width: int, tmp_path: Path) -> None:
     file = tmp_path / "index.html"

@@ -40,6 +40,7 @@ def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "batch-loader"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 2])
 def test_batches_come_in_order(processes: int) -> None:
     batches = list(load_ahead(Source(), ADDRESSES, processes=processes, pin_memory=False))
@@ -78,6 +79,7 @@ def test_closing_early_stops_the_thread() -> None:
     assert loader_threads() == []
 
 
+@pytest.mark.slow
 def test_closing_early_ends_the_processes() -> None:
     batches = load_ahead(Source(), ADDRESSES, processes=2, pin_memory=False)
     next(batches)

@@ -132,6 +132,7 @@ def test_questions_of_a_video_can_be_limited(data: Storage, tmp_path: Path) -> N
     assert len(set(names)) == len(names) == 8
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(task: VideoQATask, tmp_path: Path) -> None:
     settings = LoopSettings(checkpoint_every_steps=2, log_every_steps=1)
     assert min(task.steps_per_epoch) >= 3

@@ -89,6 +89,7 @@ def pictures(tuning: Tuning, trials: list[TrialRecord], ranking: list[Standing])
     return [png(figure) for figure in drawn]
 
 
+@pytest.mark.slow
 def test_the_same_trials_give_the_same_files(tuning: Tuning) -> None:
     first = pictures(tuning, records(), STANDINGS)
     assert first == pictures(tuning, records(), STANDINGS)
