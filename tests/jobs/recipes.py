@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from jobs.settings import read_recipe, recipe_parser
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import run_plan
+from pipelines.stages.pooled import PooledStage
 from pipelines.stages.stage import Graph, Outcome
 from tests.mlflow_database import copy_database
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, MAX_WORDS, write_architecture
@@ -94,3 +96,11 @@ def command(recipe: Path, *options: str) -> list[str]:
 def run_command(line: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def raise_version(monkeypatch: pytest.MonkeyPatch, stage: type[PooledStage]) -> None:
+    """As an edit of the stage's file raises its version."""
+    version = stage.version + 1
+    monkeypatch.setattr(stage, "version", version)
+    # The names of pools are made from it, without the class.
+    monkeypatch.setattr(f"{stage.__module__}.VERSION", version, raising=False)

@@ -18,7 +18,7 @@ from pipelines.workspace.storage import Storage
 from tests.jobs.clips import ClipsFile
 from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, label_rows, shards, videos_in
 from tests.jobs.killing import kill_when
-from tests.jobs.recipes import actions, command, read, run, write_recipe
+from tests.jobs.recipes import actions, command, raise_version, read, run, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -149,12 +149,12 @@ def test_raising_the_version_of_a_stage_makes_its_rows_again_and_what_is_made_of
     recipe = read(path)
     old = [pool_of(recipe), labels_pool(Storage(recipe.workspace), recipe)]
     before = [shards(pool) for pool in old]
-    monkeypatch.setattr(LabelsStage, "version", 2)
+    raise_version(monkeypatch, LabelsStage)
     outcomes = run(recipe, until_stage="labels")
     assert actions(outcomes) == {"manifest": "skipped", "frames": "skipped", "labels": "done"}
     assert outcomes["labels"].step.reason == "the stage's code changed (version 1 → 2)"
     assert outcomes["labels"].artifact.counts["work/rows"] == 18, "two of the videos are tested with"
-    monkeypatch.setattr(FramesStage, "version", 2)
+    raise_version(monkeypatch, FramesStage)
     outcomes = run(recipe, until_stage="labels")
     assert outcomes["frames"].artifact.counts["work/rows"] == 20
     assert outcomes["labels"].artifact.counts["work/rows"] == 18, "labels of other frames"

@@ -24,6 +24,7 @@ from pipelines.stages.index import IndexStage
 from pipelines.video.frame_store import FrameStore
 from pipelines.workspace.records import ERRORS_FILE, FEATURES, INDEX_FILE
 from pipelines.workspace.storage import Storage
+from tests.jobs.recipes import raise_version
 from tests.search_index import build_index, write_model, write_videos
 
 QUERIES = ["a red circle moves left", "a small blue square grows", "the circle", "two shapes and then a star"]
@@ -151,7 +152,7 @@ def test_raising_the_version_of_a_stage_makes_its_rows_again(
     assert build_index(copy.model, copy.videos, copy.index) == 0
     pools = [copy.current]
     for stage in (IndexStage, FramesStage):
-        monkeypatch.setattr(stage, "version", 2)
+        raise_version(monkeypatch, stage)
         assert build_index(copy.model, copy.videos, copy.index) == 0
         assert copy.artifact.read_json("artifact.json")["counts"]["new"] == VIDEOS
         pools.append(copy.current)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hbi_models.configs import ClipConfig, RetrievalConfig
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.tracking import TrackingConfig
@@ -96,7 +97,8 @@ def test_data_that_cannot_serve_the_recipe_stop_the_run_at_the_manifest(tmp_path
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).touch()
     data = DataConfig(dataset="captions_file", annotations=str(tmp_path / "own.csv"), validation_videos=0)
-    recipe = Recipe(workspace=str(tmp_path / "workspace"), data=data)
+    model = RetrievalConfig(clip=ClipConfig(pretrained=None))
+    recipe = Recipe(workspace=str(tmp_path / "workspace"), data=data, model=model)
 
     def decode(context: StageContext) -> Mapping[str, float]:
         raise AssertionError("nothing may be decoded")
