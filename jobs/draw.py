@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pipelines.figures.reading import load_pair_reader
 
     kinds = checked_kinds(options["show"])
-    # A recipe that says nothing is none.
+    # Where no setting is given, there is no recipe: the model's folder says all.
     reader = load_pair_reader(
         options["checkpoint"], None if recipe == Recipe() else recipe, options["estimator_checkpoint"]
     )

@@ -92,3 +92,18 @@ def test_readme_plan_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     options = ["--config", "jobs/recipes/demo.yaml", "--plan", "--workspace", str(tmp_path)]
     assert import_module("jobs.run").main(options) == 0
     assert "shapes" in capsys.readouterr().out
+
+
+def test_the_map_of_the_rooms_names_every_room() -> None:
+    text = text_of(ROOT / "docs/architecture.md")
+    rooms = [path for path in (ROOT / "pipelines").iterdir() if path.is_dir() and (path / "__init__.py").exists()]
+    assert len(rooms) > 10
+    assert [path.name for path in rooms if f"`{path.name}/`" not in text] == []
+    modules = [path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem != "__init__"]
+    assert [name for name in modules if f"`{name}`" not in text] == []
+
+
+def test_the_tree_of_the_readme_is_the_tree() -> None:
+    listed = re.findall(r"^    (\w+)/ ", text_of(README), re.MULTILINE)
+    present = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    assert {"pipelines", "hbi_models", "jobs"} <= set(listed) <= present
