@@ -19,7 +19,8 @@ from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, retrieval_config
 
 OPTIONS = ["--frames.videos_per_shard", "4", "--indexing.videos_per_shard", "5", "--indexing.batch_size", "3"]
-RESOURCES = ["--resources.index.max_actors", "1", "--frames.max_error_fraction", "0.9"]
+OPTIONS += ["--frames.max_error_fraction", "0.9"]
+IN_PLACE = ["--resources.index.max_actors", "0", "--resources.decode.max_tasks", "0"]
 
 
 def write_model(folder: Path, **settings: Any) -> Path:
@@ -42,6 +43,6 @@ def write_videos(folder: Path, count: int) -> Path:
 
 
 def build_index(model: Path | str, videos: Path | str, index: Path | str, *options: str) -> int:
-    """Runs ``jobs.index``; returns its exit code."""
+    """Runs ``jobs.index`` in this process; returns its exit code."""
     places = ["--checkpoint", str(model), "--videos", str(videos), "--index", str(index)]
-    return index_main([*places, *OPTIONS, *RESOURCES, *options])
+    return index_main([*places, *OPTIONS, *IN_PLACE, *options])

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 
 from pipelines.recipe.resources import ActorResources
-from pipelines.resources.ray_session import actors_that_fit, ray_options
+from pipelines.resources.ray_session import actors_that_fit, ray_options, works_here
 
 
 def start_actors(kind: type, *arguments: Any, resources: ActorResources, most: int) -> list[Any]:
-    """As many actors of a class as fit on the cluster, at least one and no more than ``most``."""
+    """As many actors of a class as fit on the cluster, at least one and no more than ``most``.
+
+    Where the recipe wants 0, the only one is an object of this process, which is called in the same way.
+    """
+    if works_here(resources):
+        return [_Here(kind(*arguments))]
     gpus, fitting = actors_that_fit(resources)
     # A call that dies with its actor is made again on the restarted one.
     options = ray_options(resources.cpus_per_actor, gpus, resources.memory_gb_per_actor)
     actor = ray.remote(**options, max_restarts=3, max_task_retries=3)(kind)
     return [actor.remote(*arguments) for _ in range(max(1, min(fitting, most)))]
+
+
+def stop_actors(actors: Sequence[Any]) -> None:
+    """Ends what :func:`start_actors` started."""
+    for actor in actors:
+        if not isinstance(actor, _Here):
+            ray.kill(actor)
+
+
+class _Here:
+    """An object of this process with the interface of an actor's handle: calls take and return references."""
+
+    def __init__(self, member: Any) -> None:
+        self._member = member
+
+    def __getattr__(self, name: str) -> _Call:
+        return _Call(getattr(self._member, name))
+
+
+class _Call:
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+
+    def remote(self, *arguments: Any) -> ray.ObjectRef[Any]:
+        return ray.put(self._method(*(ray.get(one) if isinstance(one, ray.ObjectRef) else one for one in arguments)))
 
 
 def blocks(count: int, size: int) -> list[range]:

@@ -26,7 +26,7 @@ from hbi_models.configs import RetrievalConfig, require
 from hbi_models.metric_names import DIRECTIONS
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import counted_levels
-from pipelines.evaluate.actors import as_finished, blocks, start_actors
+from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
 from pipelines.evaluate.documents import METRICS_FILE, RANKS_FILE, TOP_VIDEOS_FILE
 from pipelines.models.encoding import Levels, encode_texts, encode_videos
 from pipelines.models.initial_weights import load_checkpoint
@@ -110,8 +110,7 @@ def similarity_matrix(
             rows, columns = text_blocks[tiles[tile][0]], video_blocks[tiles[tile][1]]
             matrix[rows.start : rows.stop, columns.start : columns.stop] = _whole(ray.get(scores[tile]), rows, columns)
             progress.advance()
-    for member in actors:
-        ray.kill(member)
+    stop_actors(actors)
     return matrix
 
 

@@ -28,7 +28,7 @@ from hbi_models.metric_names import ANSWER_METRICS
 from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
 from pipelines.datasets.annotations import OVERALL, Question
 from pipelines.datasets.answers import Vocabulary, most_frequent
-from pipelines.evaluate.actors import as_finished, blocks, start_actors
+from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
 from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE
 from pipelines.models.answering import Answers, answer_questions, concatenate_answers
 from pipelines.models.initial_weights import load_video_qa_checkpoint
@@ -151,8 +151,7 @@ def _answer_all(
         for part in as_finished(calls):
             progress.advance(sum(view.texts_per_video[video] for video in parts[part]))
     answers = concatenate_answers(ray.get(calls))
-    for actor in actors:
-        ray.kill(actor)
+    stop_actors(actors)
     return answers
 
 

@@ -13,14 +13,15 @@ class TaskResources:
     """Machines for one stage of independent tasks without a model."""
 
     max_tasks: int | None = None
-    """Most tasks at once; null = as many as fit on the cluster."""
+    """Most tasks at once; null = as many as fit on the cluster; 0 = none: the process of the command itself does the
+    work, one shard after another, where a debugger reaches it."""
 
     cpus_per_task: float = 1.0
     memory_gb_per_task: float | None = None
     """GB (10⁹ bytes) set aside for one task, so that no more start on a node than it has room for; null = none."""
 
     def __post_init__(self) -> None:
-        require_counts(self, "resources", "max_tasks")
+        require_counts(self, "resources", "max_tasks", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ class ActorResources:
 
     max_actors: int | None = None
     """Null = as many as fit on the nodes that are there when the stage begins, at least one. Name it
-    where nodes are started on demand."""
+    where nodes are started on demand. 0 = none: the process of the command itself does the work, where a debugger
+    reaches it."""
 
     cpus_per_actor: float = 1.0
     gpus_per_actor: float | None = None
@@ -69,9 +71,10 @@ class ActorResources:
     """GB (10⁹ bytes) set aside for one actor; null = none."""
 
     def __post_init__(self) -> None:
-        require_counts(self, "resources", "min_actors", "max_actors")
+        require_counts(self, "resources", "min_actors")
+        require_counts(self, "resources", "max_actors", least=0)
         require(
-            self.max_actors is None or self.min_actors <= self.max_actors,
+            not self.max_actors or self.min_actors <= self.max_actors,
             f"resources: min_actors is {self.min_actors} and max_actors is {self.max_actors}; the least must not be "
             "above the most",
         )

@@ -13,6 +13,7 @@ from pipelines.resources.ray_session import (
     cluster_memory_gb,
     is_fixed,
     worker_gpus,
+    works_here,
 )
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def _require_room(stage: str, resources: Resources) -> None:
 
 def _needs(resources: Resources) -> list[tuple[str, float, float]]:
     """What must be there at once for a stage to work at all: unit, how much of it, how much the cluster has."""
+    if isinstance(resources, (TaskResources, ActorResources)) and works_here(resources):
+        return []
     if isinstance(resources, TaskResources):
         count, cpus, gpus, memory = 1, resources.cpus_per_task, 0.0, resources.memory_gb_per_task
     elif isinstance(resources, ActorResources):
@@ -87,6 +90,8 @@ def resources_of(stage: str, config: ResourcesConfig) -> Resources | None:
 
 def describe(resources: Resources) -> str:
     """``resources`` in numbers on the connected cluster, each with its source."""
+    if isinstance(resources, (TaskResources, ActorResources)) and works_here(resources):
+        return "this process (recipe)"
     if isinstance(resources, TaskResources):
         limit = "as many tasks as fit" if resources.max_tasks is None else f"{resources.max_tasks} tasks (recipe)"
         return f"{limit}, each {resources.cpus_per_task:g} CPUs{_memory(resources.memory_gb_per_task)}"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from pipelines.recipe.resources import ActorResources, ResourcesConfig, TrainResources
+from pipelines.recipe.resources import ActorResources, ResourcesConfig, TaskResources, TrainResources
 from pipelines.resources.ray_leftovers import keep_session_folder, make_session_folder, remove_dead_sessions
 
 logger = logging.getLogger(__name__)
@@ -190,6 +190,11 @@ def ray_options(cpus: float, gpus: float, memory_gb: float | None) -> dict[str, 
     if memory_gb is not None:
         options["memory"] = int(memory_gb * 1e9)
     return options
+
+
+def works_here(resources: TaskResources | ActorResources) -> bool:
+    """Whether the process of the command does the work itself."""
+    return (resources.max_actors if isinstance(resources, ActorResources) else resources.max_tasks) == 0
 
 
 def actors_that_fit(resources: ActorResources) -> tuple[float, int]:

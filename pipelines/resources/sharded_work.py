@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.recipe.resources import ActorResources, TaskResources
 from pipelines.resources.placement import check_new_nodes
-from pipelines.resources.ray_session import actors_that_fit, ray_options
+from pipelines.resources.ray_session import actors_that_fit, ray_options, works_here
 from pipelines.workspace.errors import StorageError
 
 SUMMARY = pa.schema([("rows", pa.int64()), ("errors", pa.int64()), ("units", pa.int64()), ("bytes", pa.int64())])
@@ -54,7 +54,7 @@ def map_shards(
     resources: TaskResources | ActorResources,
     constructor: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Runs ``work`` on every shard with Ray Data and yields its summary rows as they come.
+    """Runs ``work`` on every shard with Ray Data, or in this process, and yields its summary rows as they come.
 
     A row has the ``seconds`` that the work on its shard took, besides what ``work`` returned.
 
@@ -62,7 +62,7 @@ def map_shards(
         shards: one block of rows each; a block is one call of ``work``.
         work: a function (run as tasks) or a class whose instances are callable (an actor pool).
         name: what Ray's dashboard calls the tasks or actors.
-        resources: of a task, or of an actor.
+        resources: of a task, or of an actor; with at most 0 of them, this process does the work.
         constructor: keyword arguments of the class.
 
     Raises:
@@ -72,6 +72,35 @@ def map_shards(
     """
     if not shards:
         return
+    if works_here(resources):
+        yield from _map_here(shards, work, constructor or {})
+        return
+    for row in _map_on_ray(shards, work, name, resources, constructor or {}):
+        check_new_nodes()
+        if "failure" in row:
+            failure = StorageError if row["failure"] == "storage" else ValueError
+            raise failure(row["message"]) from _RemoteError(row["traceback"])
+        yield row
+
+
+def _map_here(
+    shards: Sequence[pa.Table], work: Callable[[pa.Table], pa.Table] | type, constructor: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    try:
+        function: Callable[[pa.Table], pa.Table] = work(**constructor) if isinstance(work, type) else work
+        for shard in shards:
+            yield from _timed(function, shard).to_pylist()
+    except OSError as error:
+        raise StorageError(str(error)) from error
+
+
+def _map_on_ray(
+    shards: Sequence[pa.Table],
+    work: Callable[[pa.Table], pa.Table] | type,
+    name: str,
+    resources: TaskResources | ActorResources,
+    constructor: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
     import ray.data
 
     blocks = ray.data.from_arrow(list(shards))
@@ -79,7 +108,7 @@ def map_shards(
     if isinstance(resources, ActorResources):
         gpus, actors = actors_that_fit(resources)
         options |= ray_options(resources.cpus_per_actor, gpus, resources.memory_gb_per_actor)
-        options["fn_constructor_kwargs"] = {"work": work, "constructor": constructor or {}}
+        options["fn_constructor_kwargs"] = {"work": work, "constructor": constructor}
         options["compute"] = ray.data.ActorPoolStrategy(
             min_size=min(resources.min_actors, len(shards)), max_size=min(actors, len(shards))
         )
@@ -88,12 +117,7 @@ def map_shards(
         options |= ray_options(resources.cpus_per_task, 0, resources.memory_gb_per_task)
         options["compute"] = ray.data.TaskPoolStrategy(size=resources.max_tasks)
         summaries = blocks.map_batches(_reporting_task(work, name), **options)
-    for row in summaries.iter_rows():
-        check_new_nodes()
-        if "failure" in row:
-            failure = StorageError if row["failure"] == "storage" else ValueError
-            raise failure(row["message"]) from _RemoteError(row["traceback"])
-        yield row
+    yield from summaries.iter_rows()
 
 
 class _RemoteError(Exception):
@@ -124,11 +148,15 @@ def _reporting_task(work: Callable[[pa.Table], pa.Table], name: str) -> Callable
 
 def _reporting(work: Callable[[pa.Table], pa.Table], shard: pa.Table) -> pa.Table:
     """The summary of a shard, or what went wrong, as a row: raised here, Ray would bury the message in its own."""
-    started = time.monotonic()
     try:
-        summary = work(shard)
+        return _timed(work, shard)
     except (OSError, ValueError) as error:
         return _failure(error)
+
+
+def _timed(work: Callable[[pa.Table], pa.Table], shard: pa.Table) -> pa.Table:
+    started = time.monotonic()
+    summary = work(shard)
     return summary.append_column("seconds", pa.array([time.monotonic() - started] * len(summary)))
 
 

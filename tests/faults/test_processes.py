@@ -23,7 +23,7 @@ from pipelines.workspace.storage import Storage
 from tests.jobs.clips import ClipsFile
 from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, label_rows, shards
 from tests.jobs.killing import descendants, kill, wait_until, wait_until_gone, worker_at, workers_at
-from tests.jobs.recipes import actions, read, run, write_recipe
+from tests.jobs.recipes import RAY, TASKS_AND_ACTORS, actions, read, run, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Und
         folder,
         data={**data.settings, "validation_videos": 8},
         labels={"videos_per_shard": 3, "batch_size": 3},
+        resources={**RAY, **TASKS_AND_ACTORS},
     )
     recipe = read(path)
     run(recipe, until_stage="labels")

@@ -20,17 +20,19 @@ from pipelines.stages.stage import Graph, Outcome
 from tests.mlflow_database import copy_database
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, MAX_WORDS, write_architecture
 
-IN_PLACE = {stage: {"workers": 0} for stage in ("estimator", "retrieval", "video_qa")}
-"""Trainings in the process of the run: a group of workers takes half a minute to start."""
+RAY: dict[str, Any] = {"local_cpus": 4, "local_object_store_gb": 0.15}
 
-RESOURCES: dict[str, Any] = {
-    "local_cpus": 4,
-    "local_object_store_gb": 0.15,
-    "labels": {"max_actors": 1},
-    "evaluation": {"max_actors": 1},
-    "qa_evaluation": {"max_actors": 1},
-    **IN_PLACE,
+TASKS_AND_ACTORS = {stage: {"max_actors": 1} for stage in ("labels", "evaluation", "qa_evaluation")}
+"""Tasks of Ray Data that decode, and an actor of each kind: each loads PyTorch, which takes ten seconds of a core."""
+
+IN_PLACE: dict[str, Any] = {
+    "decode": {"max_tasks": 0},
+    **{stage: {"max_actors": 0} for stage in TASKS_AND_ACTORS},
+    **{stage: {"workers": 0} for stage in ("estimator", "retrieval", "video_qa")},
 }
+"""All work in the process of the run. A group of training workers takes half a minute to start."""
+
+RESOURCES = {**RAY, **IN_PLACE}
 
 
 def write_recipe(folder: Path, **sections: Any) -> Path:

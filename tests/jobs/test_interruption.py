@@ -18,7 +18,7 @@ from pipelines.workspace.storage import Storage
 from tests.jobs.clips import ClipsFile
 from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, label_rows, shards, videos_in
 from tests.jobs.killing import kill_when
-from tests.jobs.recipes import actions, command, raise_version, read, run, write_recipe
+from tests.jobs.recipes import RESOURCES, actions, command, raise_version, read, run, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ClipsFile:
 
 @pytest.fixture(scope="module")
 def recipe_file(data: ClipsFile) -> Path:
-    return write_recipe(data.file.parent, data={**data.settings, "validation_videos": 5})
+    settings = {**data.settings, "validation_videos": 5}
+    return write_recipe(data.file.parent, data=settings, resources={**RESOURCES, "decode": {}})
 
 
 def pool_of(recipe: Recipe) -> ShardPool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from pipelines.train.retrieval import RetrievalTask
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.storage import Storage
 from tests.jobs.killing import has_checkpoint, kill_when
-from tests.jobs.recipes import RESOURCES, actions, command, read, run, run_command, write_recipe
+from tests.jobs.recipes import RAY, TASKS_AND_ACTORS, actions, command, read, run, run_command, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +81,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "duration_s": 2.0,
             },
         },
-        # Two processes each, as on a cluster; the other files train in place.
-        resources={**RESOURCES, "estimator": {"workers": 2}, "retrieval": {"workers": 2}},
+        # Two processes train retrieval, as on a cluster; the other files do all of their work in place.
+        resources={**RAY, **TASKS_AND_ACTORS, "estimator": {"workers": 0}, "retrieval": {"workers": 2}},
     )
     run = Run(path, read(path), run_command(command(path), timeout_s=400))
     assert run.done.returncode == 0, run.done.stderr[-5000:]
@@ -138,13 +137,11 @@ def test_a_second_run_does_nothing_and_starts_neither_ray_nor_mlflow(finished: R
         "print('LOADED', [name for name in ('ray', 'mlflow', 'torch') if name in sys.modules])\n"
         "sys.exit(code)"
     )
-    started = time.monotonic()
     done = run_command([sys.executable, "-c", code], timeout_s=100)
     assert done.returncode == 0, done.stderr
     assert "Nothing to do: every stage is finished." in done.stdout
     assert "LOADED []" in done.stdout
     assert done.stdout.count(" skipped ") == len(STAGES)
-    assert time.monotonic() - started < 20, "takes about two seconds on a quiet machine"
 
 
 def test_a_plan_runs_nothing(finished: Run) -> None:
@@ -224,12 +221,12 @@ def test_ranks_are_those_of_items_that_are_encoded_and_compared_one_by_one(finis
         assert 1 + surely <= row["rank"] <= possibly
 
 
-def test_other_tiles_batches_and_actors_give_the_same_ranks(finished: Run, ray_local: Any) -> None:
+def test_other_tiles_and_batches_in_this_process_give_the_same_ranks_as_an_actor(finished: Run, ray_local: Any) -> None:
     before = ranks_by_query(finished.artifacts["evaluation"])
     other = replace(
         finished.recipe,
         evaluation=replace(finished.recipe.evaluation, tile=3, batch_size=2),
-        resources=replace(finished.recipe.resources, evaluation=ActorResources(max_actors=2)),
+        resources=replace(finished.recipe.resources, evaluation=ActorResources(max_actors=0)),
     )
     outcomes = run(other, force=["evaluation"])
     assert actions(outcomes) == dict.fromkeys(STAGES[:-1], "skipped") | {"evaluation": "done"}

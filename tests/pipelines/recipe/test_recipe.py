@@ -14,7 +14,7 @@ from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.labels import LabelsConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.resources import ActorResources, ResourcesConfig, TaskResources, TrainResources
+from pipelines.recipe.resources import ActorResources, ResourcesConfig, TrainResources
 from pipelines.recipe.tracking import TrackingConfig
 from pipelines.recipe.training import (
     AnswersConfig,
@@ -129,8 +129,7 @@ COUNTS: dict[type, tuple[str, ...]] = {
     EvaluationConfig: ("batch_size", "tile", "bootstrap_samples"),
     VideoQATrainingConfig: ("epochs", "batch_size", "max_questions_per_video"),
     QAEvaluationConfig: ("batch_size", "bootstrap_samples"),
-    TaskResources: ("max_tasks",),
-    ActorResources: ("min_actors", "max_actors"),
+    ActorResources: ("min_actors",),
     TrackingConfig: ("every_steps",),
 }
 

@@ -24,6 +24,8 @@ def _cluster(ray_local: Any) -> None:
     [
         (TaskResources(), "as many tasks as fit, each 1 CPUs"),
         (TaskResources(max_tasks=3, memory_gb_per_task=2), "3 tasks (recipe), each 1 CPUs, 2 GB (recipe)"),
+        (TaskResources(max_tasks=0), "this process (recipe)"),
+        (ActorResources(max_actors=0), "this process (recipe)"),
         (ActorResources(), "1 to 4 actors (derived), each 1 CPUs, 0 GPUs (derived)"),
         (ActorResources(cpus_per_actor=3), "1 to 1 actors (derived), each 3 CPUs, 0 GPUs (derived)"),
         (

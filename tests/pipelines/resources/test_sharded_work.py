@@ -1,0 +1,61 @@
+"""Work on shards gives the same rows and the same errors on Ray and in the process of the command."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.recipe.resources import ActorResources, TaskResources
+from pipelines.resources.sharded_work import map_shards
+from pipelines.workspace.errors import StorageError
+
+SHARDS = [pa.table({"number": [1, 2]}), pa.table({"number": [3]})]
+PLACES = [TaskResources(), TaskResources(max_tasks=0), ActorResources(max_actors=1), ActorResources(max_actors=0)]
+
+
+def work_of(resources: TaskResources | ActorResources) -> tuple[Any, dict[str, Any] | None]:
+    """Work that raises what its first shard asks for; inside, so that it travels by value."""
+
+    def double(shard: pa.Table) -> pa.Table:
+        numbers = shard.column("number").to_pylist()
+        if 0 in numbers:
+            raise PermissionError(13, "the disk says no")
+        if -1 in numbers:
+            raise ValueError("minus one is no number of videos")
+        return pa.table({"doubled": [sum(numbers) * 2], "process": [os.getpid()]})
+
+    class Double:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+
+        def __call__(self, shard: pa.Table) -> pa.Table:
+            return double(shard)
+
+    return (Double, {"factor": 2}) if isinstance(resources, ActorResources) else (double, None)
+
+
+def mapped(resources: TaskResources | ActorResources, shards: list[pa.Table]) -> list[dict[str, Any]]:
+    work, constructor = work_of(resources)
+    return list(map_shards(shards, work, name="double", resources=resources, constructor=constructor))
+
+
+@pytest.mark.parametrize("resources", PLACES, ids=str)
+def test_every_shard_has_its_summary_wherever_it_is_worked_on(
+    resources: TaskResources | ActorResources, ray_local: Any
+) -> None:
+    rows = mapped(resources, SHARDS)
+    assert sorted(row["doubled"] for row in rows) == [6, 6]
+    assert all(row["seconds"] >= 0 for row in rows)
+    here = resources in (TaskResources(max_tasks=0), ActorResources(max_actors=0))
+    assert {row["process"] == os.getpid() for row in rows} == {here}
+
+
+@pytest.mark.parametrize("resources", PLACES, ids=str)
+def test_errors_of_the_work_are_those_of_the_stage(resources: TaskResources | ActorResources, ray_local: Any) -> None:
+    with pytest.raises(StorageError, match="the disk says no"):
+        mapped(resources, [pa.table({"number": [0]})])
+    with pytest.raises(ValueError, match="minus one is no number of videos"):
+        mapped(resources, [pa.table({"number": [-1]})])
