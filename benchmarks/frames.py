@@ -30,8 +30,9 @@ from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import ResourcesConfig
 from pipelines.resources.ray_session import ray_session
+from pipelines.stages.execution import execute_step
 from pipelines.stages.frames import frames_pool
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.tracker import StageTracker
 from pipelines.video.frame_store import FrameStore, decode_images
 from pipelines.video.sampling import sample_frames
@@ -81,7 +82,7 @@ def rows(folder: Path) -> Iterator[Row]:
 def run_stage(graph: Graph, recipe: Recipe, name: str) -> None:
     """Does the work of a stage, whether it is done or not."""
     for step in graph.plan(until_stage=name, force=[name]):
-        graph.execute(step, tracker=StageTracker(), config=recipe)
+        execute_step(graph, step, tracker=StageTracker(), config=recipe)
 
 
 def decode_all(processes: ProcessPoolExecutor, files: Sequence[Path], config: FramesConfig) -> list[list[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from pipelines.models.folder import MODEL
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.records import MANIFEST_FILE
 

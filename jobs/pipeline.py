@@ -14,8 +14,8 @@ from jobs.settings import read_recipe, recipe_parser, set_up_logging
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import results, run_plan
+from pipelines.stages.plan import CODE_CHANGED, Graph
 from pipelines.stages.report import PAGE, REPORT
-from pipelines.stages.stage import CODE_CHANGED, Graph
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table
 from pipelines.tracking.address import ui_command
 from pipelines.workspace.storage import Storage

@@ -36,11 +36,12 @@ from pipelines.stages.frames import frames_settings, frames_stage
 from pipelines.stages.index import index_stage
 from pipelines.stages.labels import labels_stage
 from pipelines.stages.manifest import manifest_stage
+from pipelines.stages.plan import Graph
 from pipelines.stages.qa_evaluation import qa_evaluation_stage
 from pipelines.stages.report import report_stage
 from pipelines.stages.retrieval import retrieval_stage
 from pipelines.stages.shapes import shapes_stage
-from pipelines.stages.stage import Graph, Stage
+from pipelines.stages.stage import Stage
 from pipelines.stages.video_qa import video_qa_stage
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri

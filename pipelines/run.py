@@ -10,9 +10,10 @@ from pipelines.datasets.requirements import require_data
 from pipelines.progress import format_seconds
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.placement import checked_nodes, require_lasting
+from pipelines.stages.execution import Outcome, execute_step
 from pipelines.stages.places import places_of
+from pipelines.stages.plan import Graph, Step
 from pipelines.stages.report import REPORT
-from pipelines.stages.stage import Graph, Outcome, Step
 from pipelines.stages.weights_check import require_weights
 from pipelines.tracking.address import tracking_uri
 from pipelines.tracking.mlflow_runs import PipelineTracker, record_missed
@@ -86,7 +87,7 @@ def run_step(graph: Graph, step: Step, tracker: PipelineTracker, recipe: Recipe)
     name = step.stage.name
     stage_tracker = tracker.stage(name, step.fingerprint, step.stage.settings, graph.output(name))
     try:
-        outcome = graph.execute(step, tracker=stage_tracker, config=recipe)
+        outcome = execute_step(graph, step, tracker=stage_tracker, config=recipe)
     except BaseException as error:
         stage_tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

@@ -8,7 +8,8 @@ from typing import Any
 from hbi_models.metric_names import ANSWER_METRICS, DIRECTIONS, RANK_METRICS, RECALLS_AT
 from pipelines.evaluate.documents import by_questions
 from pipelines.progress import format_seconds
-from pipelines.stages.stage import Outcome, Step
+from pipelines.stages.execution import Outcome
+from pipelines.stages.plan import Step
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

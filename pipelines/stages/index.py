@@ -26,8 +26,9 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.search.index_folder import CURRENT, VECTORS, features_pool
 from pipelines.search.search_model import SearchModel
 from pipelines.stages.frames import frames_identity, frames_pool, frames_settings
+from pipelines.stages.plan import Graph
 from pipelines.stages.pooled import PooledStage, ShardJob, with_version
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest, plain
 from pipelines.workspace.records import INDEX_FILE, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.workspace.uris import parent_uri
 
 

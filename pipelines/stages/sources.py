@@ -26,6 +26,8 @@ LEFT_OUT = (
     "pipelines.progress",
     "pipelines.recipe",
     "pipelines.resources",
+    "pipelines.stages.execution",
+    "pipelines.stages.plan",
     "pipelines.stages.settings",
     "pipelines.stages.sources",
     "pipelines.stages.stage",

@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.stage import Stage, Step
+from pipelines.stages.plan import Step
+from pipelines.stages.stage import Stage
 
 logger = logging.getLogger(__name__)
 

@@ -27,13 +27,13 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.resources.placement import checked_nodes, require_lasting
 from pipelines.run import run_step
 from pipelines.stages.places import places_of
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.stages.weights_check import require_weights
 from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.train.files import CHECKPOINTS, RAY_TRAIN
 from pipelines.tune.space import describe
 from pipelines.tune.tracking import TrialRun, TuningTracker
-from pipelines.tune.tuning import HOPELESS, POPULATION, Journal, Phase, Report, TrialRecord, Tuning, with_inputs
+from pipelines.tune.tuning import HOPELESS, POPULATION, Journal, Phase, Report, TrialRecord, Tuning
 from pipelines.workspace.records import MANIFEST_FILE
 from pipelines.workspace.storage import Storage
 
@@ -145,7 +145,7 @@ class InputStages:
             if recipe_running == recipe:
                 return True
         graph = make_graph(recipe)
-        names = [stage.name for stage in with_inputs(graph, self._stage)[:-1]]
+        names = [stage.name for stage in graph.with_inputs(self._stage)[:-1]]
         if all(step.state == "done" for step in graph.plan(until_stage=self._stage) if step.stage.name in names):
             return True
         self._running = recipe, self._thread.submit(self.run, graph, names, recipe)

@@ -27,6 +27,7 @@ from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TrainResources
 from pipelines.resources.ray_session import cluster_cpus, cluster_gpus, worker_gpus
+from pipelines.stages.execution import execute_step
 from pipelines.stages.stage import StageContext
 from pipelines.tracker import StageTracker
 from pipelines.train.checkpoint_folder import CheckpointFolder
@@ -369,7 +370,8 @@ def run_trial(config: Mapping[str, Any], *, job: TrialJob) -> None:
         recipe = job.recipe(config)
         total = job.total_reports(recipe)
         graph = make_graph(recipe)
-        graph.execute(
+        execute_step(
+            graph,
             graph.plan(until_stage=job.stage)[-1],
             tracker=TuneTracker(job, total),
             config=recipe,

@@ -20,7 +20,8 @@ from hbi_models.configs import require
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TrainResources
-from pipelines.stages.stage import Graph, Stage
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage
 from pipelines.tables import plan_table, table
 from pipelines.tune.space import (
     Setting,
@@ -148,7 +149,7 @@ class Tuning:
             values=values,
             seed=seed,
             fingerprint=graph.fingerprints[self.config.stage],
-            folders=tuple(graph.folders(with_inputs(graph, self.config.stage))),
+            folders=tuple(graph.folders(graph.with_inputs(self.config.stage))),
         )
 
     @cached_property
@@ -157,7 +158,7 @@ class Tuning:
         found = {}
         for name, recipes in self.probes.items():
             graphs = list(map(make_graph, recipes))
-            stages = {stage.name for graph in graphs for stage in with_inputs(graph, self.config.stage)}
+            stages = {stage.name for graph in graphs for stage in graph.with_inputs(self.config.stage)}
             found[name] = frozenset(
                 stage for stage in stages if len({graph.fingerprints.get(stage) for graph in graphs}) > 1
             )
@@ -167,18 +168,7 @@ class Tuning:
     def shared(self) -> list[Stage]:
         """Stages before the tuned one that all trials share, in order."""
         apart = frozenset().union(*self.readers.values())
-        return [stage for stage in with_inputs(self.graph, self.config.stage)[:-1] if stage.name not in apart]
-
-
-def with_inputs(graph: Graph, name: str) -> list[Stage]:
-    """The stage ``name``, last, after all the stages that it needs, in order."""
-    stages = {stage.name: stage for stage in graph.stages}
-    needed: set[str] = set()
-    waiting = [name]
-    while waiting:
-        needed.add(stage := waiting.pop())
-        waiting += stages[stage].inputs
-    return [stage for stage in graph.stages if stage.name in needed]
+        return [stage for stage in self.graph.with_inputs(self.config.stage)[:-1] if stage.name not in apart]
 
 
 def slug(label: str) -> str:

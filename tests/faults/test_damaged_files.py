@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from pipelines.search.features import FeatureStore
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.execution import execute_step
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.train.batches import load_ahead
 from pipelines.video.frame_store import FrameStore, LostFramesError, decode_images
@@ -324,7 +326,7 @@ def execute(graph: Graph) -> list[tuple[str, str]]:
     """Plans and runs; state and reason of every stage."""
     steps = graph.plan()
     for step in steps:
-        graph.execute(step, tracker=StageTracker(), config={})
+        execute_step(graph, step, tracker=StageTracker(), config={})
     return [(step.state, step.reason) for step in steps]
 
 

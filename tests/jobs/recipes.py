@@ -14,8 +14,9 @@ import yaml
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import run_plan
+from pipelines.stages.execution import Outcome
+from pipelines.stages.plan import Graph
 from pipelines.stages.pooled import PooledStage
-from pipelines.stages.stage import Graph, Outcome
 from tests.mlflow_database import copy_database
 from tests.recipe_options import recipe_with
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, MAX_WORDS, write_architecture

@@ -28,9 +28,9 @@ from pipelines.models.weights import WEIGHTS, load_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import ActorResources
 from pipelines.splits import SplitView
+from pipelines.stages.execution import Outcome
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.labels import labels_pool
-from pipelines.stages.stage import Outcome
 from pipelines.train.files import HISTORY, RAY_SNAPSHOT
 from pipelines.train.history import History
 from pipelines.train.loop import LoopSettings, TrainingLoop
