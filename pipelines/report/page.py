@@ -12,8 +12,9 @@ from pipelines.figures.hierarchy import hierarchy_figure
 from pipelines.figures.reading import PairReader
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.recipe.recipe import Recipe
-from pipelines.report.content import Picture, Reader
+from pipelines.report.content import Picture
 from pipelines.report.pictures import data_uri
+from pipelines.report.reader import Reader
 from pipelines.video.frame_store import decode_images
 
 _DPI = 100
