@@ -21,9 +21,10 @@ from pipelines.datasets.video_files import (
     video_key,
 )
 from pipelines.recipe.data import DataConfig, Split
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS, MANIFEST
-from pipelines.workspace.storage import Storage, content_digest
+from pipelines.workspace.storage import Storage
 
 STAGE = "manifest"
 """Name of the stage in the errors table."""

@@ -9,7 +9,7 @@ from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, kin
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.workspace.artifact import digest, plain
-from pipelines.workspace.storage import content_digest
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.uris import join_uri
 
 

@@ -14,8 +14,9 @@ from pipelines.recipe.data import SPLITS, DataConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Counts
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.records import MANIFEST_FILE
-from pipelines.workspace.storage import Storage, content_digest
+from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri
 
 logger = logging.getLogger(__name__)

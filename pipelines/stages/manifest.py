@@ -11,9 +11,9 @@ from pipelines.recipe.data import DataConfig
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, read_document
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import ERRORS_FILE, MANIFEST_FILE
-from pipelines.workspace.storage import content_digest
 from pipelines.workspace.uris import join_uri, parent_uri
 
 logger = logging.getLogger(__name__)

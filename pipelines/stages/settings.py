@@ -10,7 +10,7 @@ from typing import Any
 from hbi_models.configs import Use, content_named_by, counts_for, is_absent
 from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, model_folder
 from pipelines.workspace.artifact import digest, plain
-from pipelines.workspace.storage import content_digest
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.uris import join_uri
 
 

@@ -20,8 +20,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError
+from pipelines.workspace.parquet import read_parquet
 from pipelines.workspace.records import is_bulk
-from pipelines.workspace.storage import Storage, read_parquet
+from pipelines.workspace.storage import Storage
 
 _DIRECTORY = "hbi.directory"
 _CHECKSUM_DIGITS = 8

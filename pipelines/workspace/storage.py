@@ -9,7 +9,6 @@ minute; what lasts longer is an error that names the place and says what to do.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import uuid
@@ -22,42 +21,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError, reason, remedy
 from pipelines.workspace.file_systems import resolve
+from pipelines.workspace.parquet import read_parquet, to_parquet
 from pipelines.workspace.uris import absolute_uri, join_uri, shown
 
 _TEMPORARY = ".tmp-"
 _SET_ASIDE = ".damaged"
-
-
-_READ_BYTES = 2**22
-_LARGE_BYTES = 2**24
-_digests: dict[tuple[str, int, int | None], str] = {}
-"""Of large files that this process has read, by place, size and time of the last change."""
-
-
-def content_digest(uri: str) -> str:
-    """Hex digest of the contents of the file at ``uri``; a large file that did not change is read once.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the scheme is not one that pyarrow knows.
-    """
-    filesystem, path = resolve(uri)
-    info = filesystem.get_file_info(path)
-    known = (absolute_uri(uri), info.size, info.mtime_ns)
-    if known in _digests:
-        return _digests[known]
-    found = hashlib.sha256()
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        while block := stream.read(_READ_BYTES):
-            found.update(block)
-    # A small one may be written twice between two ticks of the file system's clock.
-    if info.size is not None and info.size >= _LARGE_BYTES:
-        _digests[known] = found.hexdigest()
-    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -266,21 +237,7 @@ class Storage:
 
         ``row_group_size`` 1 makes every row readable at random. ``footer`` holds texts that lie beside the table.
         """
-        sink = pa.BufferOutputStream()
-        # Frames are compressed already; compressing them again costs time and saves nothing. Statistics would
-        # hold the first and the last of a video's small images once more, a half of the file.
-        with pq.ParquetWriter(
-            sink,
-            table.schema,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        ) as writer:
-            writer.write_table(table, row_group_size=row_group_size)
-            if footer:
-                writer.add_key_value_metadata(dict(footer))
-        buffer = sink.getvalue()
+        buffer = to_parquet(table, row_group_size=row_group_size, footer=footer)
         self.write_bytes(path, buffer)
         return int(buffer.size)
 
@@ -312,23 +269,6 @@ class Storage:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 self.write_bytes(f"{path}/{file.relative_to(folder).as_posix()}", file.read_bytes())
-
-
-def read_parquet(source: Any, *, columns: list[str] | None = None) -> pa.Table:
-    """The table in an open Parquet file, in one piece, its pages compared with their checksums.
-
-    ``pyarrow.parquet.read_table`` would scan it as a data set: with tasks, and buffers that stay allocated, for
-    every row group, and a shard has one for each row.
-
-    Raises:
-        ValueError: a column is not there.
-        OSError, pyarrow.ArrowException: it is no Parquet file, or a damaged one.
-    """
-    with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
-        if absent := set(columns or ()) - set(file.schema_arrow.names):
-            raise ValueError(f"it has no column {', '.join(sorted(absent))}")
-        table = file.read(columns=columns, use_threads=False)
-    return (table if columns is None else table.select(columns)).combine_chunks()
 
 
 def _replace_file(place: Path, data: bytes | pa.Buffer) -> None:

@@ -12,7 +12,8 @@ from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import RetrievalTrainingConfig
 from pipelines.stages.settings import checkpoint_digest
-from pipelines.workspace.storage import Storage, content_digest
+from pipelines.workspace.contents import content_digest
+from pipelines.workspace.storage import Storage
 from tests.recipe_options import recipe_with
 
 STAGES = ["shapes", "manifest", "frames", "labels", "estimator", "retrieval", "evaluation"]
