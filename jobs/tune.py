@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from jobs.pipeline import log_folder, start_log
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser, run_job
+from pipelines.recipe.tuning import TuningConfig
 from pipelines.tracking.address import ui_command
 from pipelines.tracking.mlflow_runs import record_missed
-from pipelines.tune.space import TuningConfig
 from pipelines.tune.tuning import BEST_RECIPE, RANKING, Tuning, is_done, make_tuning, plan_of
 
 _FORMER_OPTION = re.compile(r"^--search(?=$|[.=])")

@@ -1,7 +1,7 @@
 """The driver's side of a tuning: runs what its trials share, hands them out, writes down what becomes of them.
 
 Everything that happens to a trial is committed to the journal before Tune goes on, so whatever is
-killed, the same command goes on from there. Ray Tune itself is in :mod:`pipelines.tune.trials`.
+killed, the same command goes on from there. Ray Tune itself is in :mod:`pipelines.tune.ray_tune`.
 
 The stages before the tuned one are run here, each distinct one once, never by a trial: a trial that ran
 them itself would hold the CPUs that they wait for. A trial is handed out when its inputs are done;
@@ -31,9 +31,10 @@ from pipelines.stages.plan import Graph
 from pipelines.stages.weights_check import require_weights
 from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.train.files import CHECKPOINTS, RAY_TRAIN
+from pipelines.tune.journal import HOPELESS, Journal, Phase, Report, TrialRecord
 from pipelines.tune.space import describe
 from pipelines.tune.tracking import TrialRun, TuningTracker
-from pipelines.tune.tuning import HOPELESS, POPULATION, Journal, Phase, Report, TrialRecord, Tuning
+from pipelines.tune.tuning import POPULATION, Tuning
 from pipelines.workspace.records import MANIFEST_FILE
 from pipelines.workspace.storage import Storage
 
@@ -92,9 +93,10 @@ def _require_validation(tuning: Tuning) -> None:
 
 def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> None:
     # They import Ray, whose switches the session sets first, and what draws.
+    from pipelines.tune.pictures import pictures_of
     from pipelines.tune.proposals import ListedTrials, ProposedTrials, final_records, population
+    from pipelines.tune.ray_tune import concurrent_trials, run_population, run_to_the_end, run_with_halving
     from pipelines.tune.results import Results
-    from pipelines.tune.trials import concurrent_trials, run_population, run_to_the_end, run_with_halving
 
     journal, scheduler = Journal(tuning.storage), tuning.config.scheduler.name
 
@@ -119,7 +121,8 @@ def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> 
     finals = ListedTrials(final_records(tuning, journal))
     with Driver(tuning, "final", finals, journal, inputs, tracker, artifact, concurrent_trials(tuning)) as driver:
         run_to_the_end(tuning, driver)
-    Results.of(tuning, journal).write(tracker)
+    results = Results.of(tuning, journal)
+    results.write(tracker, pictures_of(results))
 
 
 class InputStages:

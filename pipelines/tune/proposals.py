@@ -13,8 +13,10 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import Trial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from pipelines.tune.space import Parameter, Range, Setting, Space, TuningConfig, Values
-from pipelines.tune.tuning import Journal, Report, TrialRecord, Tuning, slug
+from pipelines.recipe.tuning import TuningConfig
+from pipelines.tune.journal import Journal, Report, TrialRecord
+from pipelines.tune.space import Parameter, Range, Setting, Space, Values
+from pipelines.tune.tuning import Tuning, slug
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -15,7 +15,8 @@ from typing import Any
 from pipelines.recipe.recipe import Recipe
 from pipelines.tracking.mlflow_runs import MlflowRun, PipelineTracker
 from pipelines.tracking.run_state import Status
-from pipelines.tune.tuning import TrialRecord, Tuning
+from pipelines.tune.journal import TrialRecord
+from pipelines.tune.tuning import Tuning
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.storage import Storage
 

@@ -1,39 +1,28 @@
-"""A tuning of a recipe's settings: who it is, what it refuses, what its trials have done so far, what is left.
+"""A tuning of a recipe's settings: what identifies it, what it refuses, what is left of it to do.
 
-The journal, and nothing that Ray Tune or Optuna write, is what a tuning goes on from: Tune's own
-snapshots come every ten seconds, are not atomic, and hold no scheduler; Optuna's storages need a local
-file, a SQL server or Redis, and a workspace may lie in a bucket. Sampler and scheduler are filled anew
-from the records, so that a driver may be killed at any point. Imports nothing heavy.
+Imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from hbi_models.configs import require
 from pipelines.graph import make_graph
+from pipelines.recipe.fields import check_fields, field_names, flatten, with_values
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TrainResources
+from pipelines.recipe.tuning import TuningConfig
 from pipelines.stages.plan import Graph
 from pipelines.stages.stage import Stage
 from pipelines.tables import plan_table, table
-from pipelines.tune.space import (
-    Setting,
-    Space,
-    TuningConfig,
-    check_fields,
-    describe,
-    field_names,
-    flatten,
-    parse_space,
-    with_values,
-)
+from pipelines.tune.journal import FORMER_FOLDER, TRIALS, Journal, Phase, TrialRecord
+from pipelines.tune.space import Setting, Space, describe, parse_space
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.storage import Storage
 
@@ -42,14 +31,11 @@ MakeRecipe = Callable[[Mapping[str, Any]], Recipe]
 
 FOLDER = "tune"
 """Of the workspace; a folder per tuning."""
-FORMER_FOLDER = "search"
-"""What earlier versions called it; a tuning that began there stays there."""
 
 SUMMARY = "summary.json"
 """Written last: a tuning that has one is done, as far as it was asked for."""
 RANKING = "ranking.txt"
 BEST_RECIPE = "best_recipe.yaml"
-TRIALS = "trials.jsonl"
 POPULATION = "population"
 """Folder that holds a folder per trial of population-based training."""
 
@@ -133,10 +119,7 @@ class Tuning:
         Raises:
             ValueError: the recipe refuses them.
         """
-        try:
-            recipe = self.make_recipe(with_values(plain(self.recipe), values))
-        except ValueError as error:
-            raise ValueError(f"tune.space: {describe(values)} is refused: {error}") from error
+        recipe = _changed(self.recipe, values, self.make_recipe, "tune.space")
         return recipe if seed is None else replace(recipe, seed=seed)
 
     def record(self, name: str, values: Setting, *, phase: Phase, label: str, seed: int) -> TrialRecord:
@@ -176,106 +159,6 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
-Phase = Literal["trial", "final"]
-"""``trial``: one training per setting. ``final``: finalists and baselines, several seeds each."""
-
-TrialState = Literal["running", "finished", "stopped", "failed"]
-"""``stopped``: ended early by the scheduler. ``failed``: it raised, or its process died too often."""
-
-HOPELESS = (ArithmeticError, ValueError, FileNotFoundError)
-"""What would happen again: a trial that raises it has failed. After anything else Tune tries it again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """One validation of a trial."""
-
-    progress: int
-    """Validations since the start of the training, this one included: the scheduler's clock."""
-    epoch: float
-    step: int
-    value: float
-    """The metric that is tuned for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """One training with one setting and one seed."""
-
-    name: str
-    phase: Phase
-    label: str
-    """Which setting: ``trial-003``, or the name of a baseline. Trainings with several seeds share it."""
-    values: Mapping[str, Any]
-    """Values of the fields that differ from the recipe; those at the end where the scheduler changed them."""
-    seed: int
-    fingerprint: str
-    """Of the trained stage; its artifact is the trial's result."""
-    folders: tuple[str, ...] = ()
-    """Folders of the workspace that it needs: those of its stages."""
-    state: TrialState = "running"
-    reports: tuple[Report, ...] = ()
-    value: float | None = None
-    """The metric at the chosen checkpoint of a finished trial, else the last one reported."""
-    reason: str = ""
-    """Why it ended."""
-    seconds: float = 0.0
-    """From its start to its end, in the run of the command in which it ended."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.state != "running"
-
-    def reported(self, report: Report) -> TrialRecord:
-        """The record with one more report; one that is made again after a restart replaces the old one."""
-        kept = tuple(other for other in self.reports if other.progress < report.progress)
-        return replace(self, reports=(*kept, report), value=report.value)
-
-    def value_at(self, progress: int) -> float | None:
-        """The last value reported up to ``progress``."""
-        return next((report.value for report in reversed(self.reports) if report.progress <= progress), None)
-
-
-class Journal:
-    """The records of a tuning, in the order in which the trials were first started."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._records: dict[str, TrialRecord] = {}
-        if storage.exists(TRIALS):
-            for line in storage.read_bytes(TRIALS).decode().splitlines():
-                document = json.loads(line)
-                reports = tuple(Report(**report) for report in document.pop("reports"))
-                if document["phase"] == FORMER_FOLDER:
-                    document["phase"] = "trial"
-                record = TrialRecord(**document | {"reports": reports, "folders": tuple(document["folders"])})
-                self._records[record.name] = record
-
-    def __getitem__(self, name: str) -> TrialRecord:
-        return self._records[name]
-
-    def get(self, name: str) -> TrialRecord | None:
-        """The record of a trial that was started."""
-        return self._records.get(name)
-
-    @property
-    def folders(self) -> set[str]:
-        """Folders of the workspace that the trials need."""
-        return {folder for record in self._records.values() for folder in record.folders}
-
-    def of(self, phase: Phase) -> list[TrialRecord]:
-        """All records of a phase."""
-        return [record for record in self._records.values() if record.phase == phase]
-
-    def put(self, record: TrialRecord) -> TrialRecord:
-        """Commits a record."""
-        self._records[record.name] = record
-        lines = (json.dumps(plain(record)) for record in self._records.values())
-        self._storage.write_bytes(TRIALS, "".join(f"{line}\n" for line in lines).encode())
-        return record
-
-
 def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -> Tuning:
     """The tuning that ``config`` describes over settings of ``recipe``.
 
@@ -298,11 +181,11 @@ def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -
         len({*names} - {""}) == len(names),
         f"tune.baselines are named {', '.join(config.baselines)}; their names must differ in letters or digits",
     )
-    changed = _made(recipe, changes, make_recipe, "tune.recipe")
+    changed = _changed(recipe, changes, make_recipe, "tune.recipe")
     # Trials may run in another folder than the command.
     changed = replace(changed, workspace=Storage(changed.workspace).uri)
     for name, values in config.baselines.items():
-        _made(changed, values, make_recipe, f"tune.baselines.{name}")
+        _changed(changed, values, make_recipe, f"tune.baselines.{name}")
     tuning = Tuning(changed, config, space, make_recipe)
     _check_stage(tuning)
     _check_fields(tuning)
@@ -314,7 +197,7 @@ def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -
     return tuning
 
 
-def _made(recipe: Recipe, values: Setting, make_recipe: MakeRecipe, place: str) -> Recipe:
+def _changed(recipe: Recipe, values: Setting, make_recipe: MakeRecipe, place: str) -> Recipe:
     try:
         return make_recipe(with_values(plain(recipe), values))
     except ValueError as error:
@@ -399,7 +282,7 @@ def is_done(tuning: Tuning) -> bool:
 
 def plan_of(tuning: Tuning) -> str:
     """The space, the stages that all trials share with their states, and the trials that there are."""
-    config, document = tuning.config, plain(tuning.recipe)
+    config, values = tuning.config, flatten(plain(tuning.recipe), tuning.space.fields)
     space = table(
         ["field", "drawn from", "when", "the recipe has", "run once per value"],
         [
@@ -407,7 +290,7 @@ def plan_of(tuning: Tuning) -> str:
                 parameter.field,
                 str(parameter.domain),
                 "; ".join(f"{name} is {' or '.join(map(str, values))}" for name, values in parameter.when.items()),
-                str(_value(document, parameter.field)),
+                str(values.get(parameter.field)),
                 ", ".join(stage.name for stage in tuning.graph.stages if stage.name in tuning.readers[parameter.field]),
             ]
             for parameter in tuning.space.parameters
@@ -436,9 +319,3 @@ def _states(journal: Journal, phase: Phase) -> str:
     names = {"finished": "finished", "stopped": "ended early", "failed": "failed", "running": "to go on with"}
     known = [f"{counts[state]} {name}" for state, name in names.items() if counts[state]]
     return f", of which {', '.join(known)}" if known else ""
-
-
-def _value(document: Any, field: str) -> Any:
-    for part in field.split("."):
-        document = (document or {}).get(part)
-    return document

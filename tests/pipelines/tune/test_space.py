@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.recipe.fields import check_fields, field_names, flatten, with_values
 from pipelines.recipe.recipe import Recipe
-from pipelines.tune.space import Range, Values, check_fields, field_names, flatten, parse_space, with_values
+from pipelines.tune.space import Range, Values, parse_space
 from pipelines.workspace.artifact import plain
 
 
