@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -182,6 +182,8 @@ class PairSource:
 class PairTask(ABC, Generic[Batch]):
     """What the training loop asks of a training on pairs, but for the model, its loss and its validation."""
 
+    kind: ClassVar[str]
+    """What kind of model it trains: the name of its stage and of its sections in a recipe."""
     training: Any
     """Settings of the training, a ``PairTraining``."""
     seed: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,9 +31,9 @@ _VALIDATION_BATCH = 64
 class RetrievalTask(PairTask[PairBatch]):
     """The retrieval model as the training loop wants it."""
 
+    kind = "retrieval"
     model_config: RetrievalConfig
     training: RetrievalTrainingConfig
-    kind: str = field(default="retrieval", init=False)
 
     @property
     def encoder_config(self) -> RetrievalConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,12 +54,12 @@ class QuestionSource:
 class VideoQATask(PairTask[QuestionBatch]):
     """The question answering model as the training loop wants it."""
 
+    kind = "video_qa"
     model_config: VideoQAConfig
     training: VideoQATrainingConfig
     vocabulary: Vocabulary
     init_checkpoint: str | None
     """A question answering or retrieval model to start from."""
-    kind: str = field(default="video_qa", init=False)
 
     @property
     def encoder_config(self) -> RetrievalConfig:
