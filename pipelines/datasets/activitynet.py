@@ -13,49 +13,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.datasets.annotations import Annotations
-from pipelines.datasets.paragraphs import DescribedSplit, Description, paragraph_annotations
-from pipelines.datasets.published_files import locate_by_stem, read_published_json, reading, require_files
+from pipelines.datasets.paragraphs import Description, ParagraphDataset
+from pipelines.datasets.published_files import read_published_json, reading
 from pipelines.datasets.record_files import is_missing
-from pipelines.datasets.video_files import VideoFolder, check_video_id
-from pipelines.recipe.data import Split
+from pipelines.datasets.video_files import check_video_id
 from pipelines.workspace.storage import Storage
 
-SPLIT_FILES: Mapping[Split, tuple[str, str]] = {
-    "train": ("train_ids.json", "train.json"),
-    "test": ("val_ids.json", "val_1.json"),
-}
-"""The list and the annotation file of each split."""
-
-ANNOTATION_FILES = [name for names in SPLIT_FILES.values() for name in names]
-
 _DESCRIPTIONS_FORM = '{"v_…": {"duration": seconds, "timestamps": [[start, end], …], "sentences": […]}, …}'
-
-PUBLISHED_VIDEOS: Mapping[Split, int] = {"train": 10_009, "test": 4_917}
-
-
-def read_activitynet(annotations: Storage, videos: VideoFolder) -> Annotations:
-    """The listed videos, each with all its sentences joined to one caption.
-
-    The segment runs from 0 to the annotated duration, rounded up to whole seconds (published).
-
-    Raises:
-        FileNotFoundError: an annotation file is missing.
-        ValueError: a file does not have its published form, or a video is in both lists.
-    """
-    require_files(annotations, ANNOTATION_FILES, dataset="ActivityNet Captions")
-    splits = [
-        DescribedSplit(
-            split=split,
-            list_name=list_name,
-            listed=_read_ids(annotations, list_name),
-            annotation_name=annotation_name,
-            described=_read_descriptions(annotations, annotation_name),
-            published_videos=PUBLISHED_VIDEOS[split],
-        )
-        for split, (list_name, annotation_name) in SPLIT_FILES.items()
-    ]
-    return paragraph_annotations(splits, locate_by_stem(videos))
 
 
 def _read_ids(annotations: Storage, name: str) -> list[str]:
@@ -77,6 +41,7 @@ def _read_descriptions(annotations: Storage, name: str) -> dict[str, Description
 
 
 def _description(record: Mapping[str, Any]) -> Description:
+    # Whole seconds, as published.
     end_s = math.ceil(record["duration"])
     sentences = ["" if is_missing(sentence) else sentence for sentence in list(record["sentences"])]
     if not isinstance(record["sentences"], list) or not all(isinstance(sentence, str) for sentence in sentences):
@@ -84,3 +49,12 @@ def _description(record: Mapping[str, Any]) -> Description:
     if end_s < 1:
         raise ValueError(f"duration is {record['duration']}; it must be positive")
     return Description(sentences=sentences, spans=list(record["timestamps"]), end_s=float(end_s))
+
+
+ACTIVITYNET = ParagraphDataset(
+    title="ActivityNet Captions",
+    files={"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "val_1.json")},
+    published_videos={"train": [10_009], "test": [4_917]},
+    read_ids=_read_ids,
+    read_descriptions=_read_descriptions,
+)
