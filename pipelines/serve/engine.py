@@ -22,8 +22,8 @@ from pipelines.serve.schemas import (
     Word,
 )
 from pipelines.serve.uploads import FORMATS, Upload, Uploads, looks_like_video
-from pipelines.video.containers import first_line
 from pipelines.video.decode_process import ExtractionError
+from pipelines.video.errors import first_line
 from pipelines.video.extraction import extract_from_bytes
 from pipelines.workspace.uris import shown
 

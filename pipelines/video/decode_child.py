@@ -23,14 +23,9 @@ from typing import Literal
 
 from PIL import Image
 
-from pipelines.video.containers import (
-    FrameCountError,
-    UnreadableVideoError,
-    WrongTimesError,
-    first_line,
-    frame_pixels,
-)
+from pipelines.video.containers import frame_pixels
 from pipelines.video.decoders import Decoder, Frame, PyAVDecoder, open_decoder
+from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError, first_line
 from pipelines.video.messages import Message, receive, send
 from pipelines.video.sampling import sample_times
 from pipelines.video.timeline import Note

@@ -18,15 +18,8 @@ import av.error
 import numpy as np
 from jaxtyping import UInt8
 
-from pipelines.video.containers import (
-    FrameCountError,
-    UnreadableVideoError,
-    WrongTimesError,
-    first_line,
-    open_container,
-    reading,
-    video_stream,
-)
+from pipelines.video.containers import open_container, video_stream
+from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError, first_line, reading
 from pipelines.video.key_frames import holds_no_picture
 from pipelines.video.orientation import UPRIGHT, Matrix, display_matrix, upright
 from pipelines.video.timeline import KeyFrame, Note, Timeline, read_timeline

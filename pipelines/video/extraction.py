@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.recipe.frames import FramesConfig
-from pipelines.video.containers import first_line
 from pipelines.video.decode_child import ExtractedVideo, ExtractSettings
 from pipelines.video.decode_process import DecodeProcess, ExtractionError, Reason
+from pipelines.video.errors import first_line
 from pipelines.workspace.errors import StorageError, is_forbidden, remedy
 from pipelines.workspace.file_systems import resolve
 from pipelines.workspace.uris import is_local, shown

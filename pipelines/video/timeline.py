@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.video.containers import UnreadableVideoError, format_name, moving_streams
+from pipelines.video.containers import format_name, moving_streams
+from pipelines.video.errors import UnreadableVideoError
 from pipelines.video.key_frames import is_clean_start, is_instant_refresh
 
 _SEEKABLE = frozenset({"mov", "matroska", "flv"})
