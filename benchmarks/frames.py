@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.clips import generated_clips, link_videos, real_clips
-from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, ratios
+from benchmarks.rows import ResultsDifferError, Row, Target, in_turns, per_second, ratios
 from hbi_models.configs import RetrievalConfig
 from pipelines.graph import make_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig
@@ -71,8 +71,8 @@ def rows(folder: Path) -> Iterator[Row]:
             yield Row(
                 f"the stage frames, {what}",
                 f"decord in {CORES} processes",
-                videos_per_second(count, theirs),
-                videos_per_second(count, ours),
+                per_second(count, theirs),
+                per_second(count, ours),
                 "videos/s",
                 ratios(theirs, ours),
                 Target("≥", 0.9),
@@ -138,7 +138,3 @@ def _jpeg(picture: Image.Image, config: FramesConfig) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=config.jpeg_quality)
     return buffer.getvalue()
-
-
-def videos_per_second(count: int, seconds: Spread) -> Spread:
-    return Spread(tuple(count / value for value in seconds.values))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hbi_models.metric_names import DIRECTIONS, RANK_METRICS
-from pipelines.evaluate.documents import by_questions
+from pipelines.evaluate.documents import by_questions, with_interval
 from pipelines.report.content import MetricTable
 
 DIRECTION_TITLES = {direction: direction.replace("_to_", " → ") for direction in DIRECTIONS}
@@ -17,7 +17,7 @@ def retrieval_table(metrics: Mapping[str, Any], published: Mapping[str, float]) 
     """Metrics of both directions, with the ``published`` ones below."""
     rows: list[tuple[str, Sequence[str]]] = []
     for direction, title in DIRECTION_TITLES.items():
-        rows.append((title, [_interval(metrics[direction][name]) for name in _METRICS]))
+        rows.append((title, [with_interval(metrics[direction][name]) for name in _METRICS]))
         if known := _published(published, [f"{direction}/{name}" for name in _METRICS]):
             rows.append((f"{title}, published", known))
     note = (
@@ -37,14 +37,14 @@ def answers_table(metrics: Mapping[str, Any], published: Mapping[str, float]) ->
                 kind,
                 [
                     f"{values['questions']:,}",
-                    _interval(values["accuracy"]),
-                    _interval(values["top_5_accuracy"]),
-                    "–" if answerable is None else _interval(answerable["accuracy"]),
+                    with_interval(values["accuracy"]),
+                    with_interval(values["top_5_accuracy"]),
+                    "–" if answerable is None else with_interval(answerable["accuracy"]),
                 ],
             )
         )
     for name, values in metrics["baselines"].items():
-        guesses = [_interval(values[part]) if part in values else "–" for part in ("all", "answerable")]
+        guesses = [with_interval(values[part]) if part in values else "–" for part in ("all", "answerable")]
         rows.append((name.replace("_", " "), ["", guesses[0], "", guesses[1]]))
     if known := _published(published, ["all/accuracy", "answerable/accuracy"]):
         rows.append(("published", ["", known[0], "", known[1]]))
@@ -53,10 +53,6 @@ def answers_table(metrics: Mapping[str, Any], published: Mapping[str, float]) ->
         f"{metrics['vocabulary']:,} answers to choose from. Protocol: {metrics['protocol']}."
     )
     return MetricTable(["questions", "right", "among the best 5", "right, of the answerable"], rows, note)
-
-
-def _interval(metric: Mapping[str, float]) -> str:
-    return f"{metric['value']:.1f} ({metric['low']:.1f}–{metric['high']:.1f})"
 
 
 def _published(published: Mapping[str, float], names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pipelines.stages.sources import Sources, changed_files
 from pipelines.stages.stage import Stage
 from pipelines.workspace.artifact import ARTIFACT, Artifact, digest, left_by_force, plain, read_document
-from pipelines.workspace.errors import DamagedFileError
+from pipelines.workspace.errors import DamagedFileError, examples
 from pipelines.workspace.runs import record_run
 from pipelines.workspace.shards import SHARDS
 from pipelines.workspace.storage import Storage
@@ -224,7 +224,7 @@ class Graph:
             return f"the stage's code changed (version {newest['version']} → {stage.version})"
         changed = _differences(newest["settings"], plain(stage.settings))
         if changed:
-            return "invalidated by " + "; ".join(changed[:3]) + (" …" if len(changed) > 3 else "")
+            return f"invalidated by {examples(changed, separator='; ')}"
         inputs = [name for name in stage.inputs if newest["inputs"].get(name) != self.fingerprints[name]]
         return f"invalidated by a new {' and '.join(inputs)}" if inputs else "settings that were not there before"
 

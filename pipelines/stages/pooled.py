@@ -22,7 +22,7 @@ from pipelines.recipe.resources import ActorResources, TaskResources
 from pipelines.resources.sharded_work import Work, map_shards
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts
-from pipelines.workspace.errors import StorageError
+from pipelines.workspace.errors import StorageError, examples
 from pipelines.workspace.shards import ShardPool, newest_rows, split_shards
 from pipelines.workspace.storage import Storage
 
@@ -167,6 +167,5 @@ def without(wanted: pa.Table, found: pa.Table) -> pa.Table:
 
 
 def _not_there(absent: pa.Table, wanted: pa.Table, pool: ShardPool) -> str:
-    names = ", ".join(absent.column("video_id").slice(0, _NAMED).to_pylist())
-    more = " …" if len(absent) > _NAMED else ""
-    return f"{len(absent):,} of {len(wanted):,} videos are not in {pool.storage.place()} ({names}{more})"
+    names = examples(absent.column("video_id").to_pylist(), limit=_NAMED)
+    return f"{len(absent):,} of {len(wanted):,} videos are not in {pool.storage.place()} ({names})"

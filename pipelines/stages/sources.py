@@ -19,6 +19,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.workspace.errors import examples
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("hbi_models", "pipelines")
 LEFT_OUT = (
@@ -262,5 +264,4 @@ def changed_files(before: Any, now: Mapping[str, str]) -> str | None:
     if not isinstance(before, Mapping):
         return None
     files = sorted(file for file in {*before, *now} if before.get(file) != now.get(file))
-    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
-    return ", ".join(files[:_SHOWN]) + more if files else None
+    return examples(files, limit=_SHOWN) if files else None

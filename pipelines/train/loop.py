@@ -29,6 +29,7 @@ from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, t
 from pipelines.train.files import SCORE as SCORE
 from pipelines.train.history import Point
 from pipelines.train.seeds import step_seed
+from pipelines.workspace.errors import examples
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +126,7 @@ class NonFiniteLossError(ArithmeticError):
 
     def __str__(self) -> str:
         rows = [name for part in self.report["ranks"] for name in part["rows"]]
-        listed = ", ".join(rows[:_NAMED_ROWS]) + (
-            f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
-        )
+        listed = examples(rows, limit=_NAMED_ROWS)
         saved = f" (all of them: {self.report['saved']})" if "saved" in self.report else ""
         good = (
             f"; the last good checkpoint is {self.report['last_checkpoint']}"

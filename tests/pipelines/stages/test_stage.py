@@ -159,7 +159,7 @@ def test_the_plan_says_why(pipeline: Pipeline) -> None:
     assert states(pipeline.graph(settings))["labels"][1] == "invalidated by a new frames"
     settings["frames"] = {"rate": 2, "size": {"height": 1, "width": 1}, "codec": "png", "quality": 1}
     assert states(pipeline.graph(settings))["frames"][1] == (
-        "invalidated by codec jpeg → png; quality 90 → 1; rate 1 → 2 …"
+        "invalidated by codec jpeg → png; quality 90 → 1; rate 1 → 2 and 2 more"
     )
     assert states(pipeline.graph(versions={"labels": 2}))["labels"][1] == "the stage's code changed (version 1 → 2)"
 
