@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcome]:
-    """Executes ``steps``; where all are done, neither Ray nor, unless it has missed something, MLflow is started.
+    """Executes ``steps``. If all are done, Ray is not started, and MLflow only to record what it has missed.
 
     Raises:
         FileNotFoundError, ValueError: ``MLFLOW_TRACKING_URI`` names no server or database, the data set does not hold
@@ -68,7 +68,7 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
 
 
 def _check_data(graph: Graph, finished: str, pending: Sequence[str], recipe: Recipe) -> None:
-    """Looks at what a finished stage says of the data, before another one works on it."""
+    """Checks what a finished stage found in the data before another one works on it."""
     if finished == "manifest":
         require_data(recipe, pending, graph.output("manifest"))
     elif finished == "answers":
@@ -76,7 +76,7 @@ def _check_data(graph: Graph, finished: str, pending: Sequence[str], recipe: Rec
 
 
 def results(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The stages that no other one of the run needs, but for the report about all: what the run was for."""
+    """The final results of a run: stages that no other stage needs, except the report about all of them."""
     needed = {name for outcome in outcomes if outcome.step.stage.name != REPORT for name in outcome.step.stage.inputs}
     return [outcome for outcome in outcomes if outcome.step.stage.name not in needed]
 

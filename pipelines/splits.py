@@ -109,7 +109,7 @@ class QuestionView:
         return self._questions[video]
 
     def texts(self, video: int) -> list[str]:
-        """The same as bare texts."""
+        """The texts of the questions about the video at a position."""
         return [question.question for question in self._questions[video]]
 
 

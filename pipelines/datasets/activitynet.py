@@ -4,7 +4,7 @@ Annotation folder: ``train_ids.json`` and ``val_ids.json`` (lists of ids, which 
 ``train.json`` and ``val_1.json`` (an object from id to ``{"duration", "timestamps", "sentences"}``).
 Videos: ``<id>.<any video suffix>`` somewhere below one folder.
 
-The field tests on val_1; there is no validation split.
+Published results are measured on val_1, so it is the test split; there is no validation split.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParagraphDataset:
-    """A data set whose annotation folder holds two files per split: which videos, and what is said of them."""
+    """A data set whose annotation folder holds two files per split: a list of videos, and their descriptions."""
 
     title: str
     """Its name in sentences."""
@@ -48,7 +48,7 @@ class ParagraphDataset:
     """The ids in a list, each once."""
 
     read_descriptions: Callable[[Storage, str], Mapping[str, Description]]
-    """What an annotation file says of its videos, by id."""
+    """The descriptions in an annotation file, by video id."""
 
     @property
     def annotation_files(self) -> list[str]:
@@ -125,7 +125,7 @@ def _oddities(given: _DescribedSplit) -> list[str]:
 
 
 def _in_order(span: object) -> bool:
-    """Whether ``span`` is a start and an end not before it."""
+    """Whether ``span`` is a start and an end, and the end is not before the start."""
     if not isinstance(span, (list, tuple)) or len(span) != 2:
         return False
     start, end = span

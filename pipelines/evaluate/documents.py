@@ -12,7 +12,7 @@ ANSWERS_FILE = "answers.parquet"
 
 
 def by_questions(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Metrics of question types, those with most questions first; ``overall`` is before all."""
+    """Metrics by question type, those with most questions first; ``overall`` comes before all others."""
     return sorted(metrics.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))
 
 

@@ -10,7 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 
 def flatten(document: Mapping[str, Any], known: Sequence[str], path: str = "") -> dict[str, Any]:
-    """Sections and dotted names of a document as one level of field names; what is a field ends the descent."""
+    """Sections and dotted names of a document as one level of field names; a mapping that is a field's value stays
+    whole."""
     found: dict[str, Any] = {}
     for key, value in document.items():
         name = f"{path}{key}"
@@ -22,7 +23,7 @@ def flatten(document: Mapping[str, Any], known: Sequence[str], path: str = "") -
 
 
 def field_names(kind: type, path: str = "") -> Iterator[str]:
-    """Names of all settings of a configuration class, those of sections that may be absent included."""
+    """Names of all settings of a configuration class, including those of sections that may be null."""
     types = get_type_hints(kind)
     for item in dataclasses.fields(kind):
         sections = [option for option in (types[item.name], *get_args(types[item.name])) if _is_section(option)]
@@ -37,7 +38,7 @@ def _is_section(kind: Any) -> bool:
 
 
 def check_fields(names: Sequence[str], known: Sequence[str], place: str) -> None:
-    """Raises ``ValueError`` for a name that is no field, with those that look like it."""
+    """Raises ``ValueError`` for a name that is not a field; the message suggests similar ones."""
     for name in names:
         if name in known:
             continue

@@ -11,7 +11,7 @@ from pipelines.recipe.checks import require_counts
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """Who proposes the next setting."""
+    """How the next setting is proposed."""
 
     name: Literal["tpe", "random", "grid"] = "tpe"
     """``tpe``: Optuna's tree-structured Parzen estimator, which learns from the trials before;
@@ -29,7 +29,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """Who ends bad trials early."""
+    """How bad trials are ended early."""
 
     name: Literal["asha", "pbt", "none"] = "asha"
     """``asha``: asynchronous successive halving (Li et al., MLSys 2020, arXiv 1810.05934). ``pbt``:
@@ -37,14 +37,15 @@ class SchedulerConfig:
     ones take over weights and settings of good ones. ``none``: every trial is trained to its end."""
 
     reports_per_epoch: int = 1
-    """Validations in an epoch, at each of which a trial may be ended; more than one are for the scheduler
-    alone and change no result."""
+    """Validations per epoch; a trial may be ended at each of them. Only the scheduler sees those before the epoch's
+    end, so they change no result."""
 
     grace_epochs: float = 1.0
     """``asha``: epochs for which no trial is ended."""
 
     reduction_factor: float = 3.0
-    """``asha``: one in so many goes on at each rung; rungs lie at the grace period times its powers."""
+    """``asha``: at each rung one trial in this many continues. Rungs lie at the grace period times the powers of this
+    factor."""
 
     perturbation_epochs: float = 1.0
     """``pbt``: epochs between two exchanges."""
@@ -92,7 +93,7 @@ class TuningConfig:
     """Whether the metric is to be large or small."""
 
     trials: int = 16
-    """Settings to try; more in a later run go on with the same tuning."""
+    """Settings to try. A later run with a larger number continues the same tuning."""
 
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -101,15 +102,15 @@ class TuningConfig:
     """Best settings of the trials that are trained again, with several seeds, for the final ranking."""
 
     seeds: int = 3
-    """Trainings of each finalist and baseline, with the seeds after the recipe's own: that one chose
-    the finalists, and a mean over it would flatter them."""
+    """Trainings of each finalist and baseline, with the seeds after the recipe's own. The finalists were chosen with
+    that one, so a mean that includes it would favour them."""
 
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name → values of fields, for settings that enter the final ranking in any case."""
 
     recipe: dict[str, Any] = field(default_factory=dict)
-    """Fields of the recipe that all trials change, such as fewer epochs; they go before the recipe and
-    the command line."""
+    """Fields of the recipe that all trials change, such as fewer epochs; they override the recipe and the command
+    line."""
 
     concurrent_trials: int | None = None
     """Most trials at once; null = as many as fit on the cluster."""

@@ -27,7 +27,7 @@ class Work:
     units: int = 0
     bytes: int = 0
     seconds: float = 0.0
-    """Of every task's own time: two that ran for a minute beside each other took two minutes."""
+    """Sum over all tasks: two tasks that ran in parallel for a minute took two minutes."""
 
     def add(self, summary: Mapping[str, Any]) -> None:
         """Counts one task."""
@@ -121,7 +121,7 @@ def _map_on_ray(
 
 
 class _RemoteError(Exception):
-    """Where in another process it happened, for the log."""
+    """The traceback from another process, for the log."""
 
 
 class _ReportingActor:
@@ -147,7 +147,7 @@ def _reporting_task(work: Callable[[pa.Table], pa.Table], name: str) -> Callable
 
 
 def _reporting(work: Callable[[pa.Table], pa.Table], shard: pa.Table) -> pa.Table:
-    """The summary of a shard, or what went wrong, as a row: raised here, Ray would bury the message in its own."""
+    """The summary of a shard, or what went wrong, as a row: Ray would hide the message of an exception in its own."""
     try:
         return _timed(work, shard)
     except (OSError, ValueError) as error:

@@ -27,7 +27,8 @@ class SearchModel:
 
 
 def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
-    """Looks at ``checkpoint`` without loading it; where it does not say its configuration or frames, ``recipe`` does.
+    """Examines ``checkpoint`` without loading its weights. ``recipe`` supplies configuration and frames if it lacks
+    them.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.

@@ -1,4 +1,4 @@
-"""A generated data set in MSR-VTT's layout whose truth is known.
+"""A generated data set in MSR-VTT's layout with known ground truth.
 
 Clips show one or two consecutive events ("a red circle moves left then a blue square grows") as
 real H.264 files ``videos/video<N>.mp4``. ``truth.jsonl`` beside the annotation files says which
@@ -65,7 +65,7 @@ def write_annotations(config: ShapesConfig, folder: Storage) -> None:
         for key, script in enumerate(test)
     ]
     folder.write_bytes("MSRVTT_JSFUSION_test.csv", _csv(["key", "vid_key", "video_id", "sentence"], rows))
-    # MSR-VTT-QA has a validation file of its own; a tenth of the training clips plays it here.
+    # MSR-VTT-QA has a validation file of its own; here it holds a tenth of the training clips.
     num_validation = len(train) // 10
     questions = {
         "train": train[num_validation:],

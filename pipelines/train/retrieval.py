@@ -29,7 +29,7 @@ _VALIDATION_BATCH = 64
 
 @dataclass(kw_only=True)
 class RetrievalTask(PairTask[PairBatch]):
-    """The retrieval model as the training loop wants it."""
+    """The training of the retrieval model, for the training loop."""
 
     kind = "retrieval"
     model_config: RetrievalConfig
@@ -85,7 +85,7 @@ class RetrievalTask(PairTask[PairBatch]):
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Retrieval within the validation split, every caption a query; videos are spread over ranks.
 
-        Without a validation split there is nothing to choose by, and the last epoch counts.
+        Without a validation split the last epoch is chosen.
         """
         view = together(lambda: self._validation, device)
         if not len(view):
@@ -94,7 +94,7 @@ class RetrievalTask(PairTask[PairBatch]):
         encode: dict[str, Any] = {"device": device, "batch_size": _VALIDATION_BATCH}
         encode["num_levels"] = counted_levels(core.config.level_rates)
         levels = together(lambda: encode_videos(core, view.store, own, **encode), device)
-        # A rank has nothing to give where there are fewer videos than ranks.
+        # With fewer videos than ranks, some ranks have nothing to contribute.
         parts = [part for part in gather_objects((list(own), levels)) if part[0]]
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()
         videos = tuple(level.map(lambda tensor: tensor[order]) for level in concatenate([part for _, part in parts]))

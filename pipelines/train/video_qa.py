@@ -52,7 +52,7 @@ class QuestionSource:
 
 @dataclass(kw_only=True)
 class VideoQATask(PairTask[QuestionBatch]):
-    """The question answering model as the training loop wants it."""
+    """The training of the question answering model, for the training loop."""
 
     kind = "video_qa"
     model_config: VideoQAConfig
@@ -110,10 +110,9 @@ class VideoQATask(PairTask[QuestionBatch]):
         return {"loss": loss.total, **loss.parts}
 
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
-        """Accuracy over all validation questions, of which those outside the vocabulary are wrong.
+        """Accuracy over all validation questions; those with an answer outside the vocabulary count as wrong.
 
-        Videos are spread over ranks. Without validation questions there is nothing to choose by,
-        and the last epoch counts.
+        Videos are spread over ranks. Without validation questions the last epoch is chosen.
         """
         view = together(lambda: self._validation, device)
         if not len(view):

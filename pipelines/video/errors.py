@@ -1,4 +1,4 @@
-"""What goes wrong with a video, and how messages put it."""
+"""Errors of decoding a video, and their messages."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def content_digest(uri: str) -> str:
     with filesystem.open_input_stream(path, compression=None) as stream:
         while block := stream.read(_READ_BYTES):
             found.update(block)
-    # A small one may be written twice between two ticks of the file system's clock.
+    # Small files are not remembered: one that is rewritten within a tick of the file system's clock keeps its time.
     if info.size is not None and info.size >= _LARGE_BYTES:
         _digests[known] = found.hexdigest()
     return found.hexdigest()

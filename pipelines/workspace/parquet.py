@@ -15,8 +15,8 @@ def to_parquet(table: pa.Table, *, row_group_size: int | None, footer: Mapping[s
     ``row_group_size`` 1 makes every row readable at random. ``footer`` holds texts that lie beside the table.
     """
     sink = pa.BufferOutputStream()
-    # Frames are compressed already; compressing them again costs time and saves nothing. Statistics would
-    # hold the first and the last of a video's small images once more, a half of the file.
+    # Frames are compressed already; compressing them again costs time and saves nothing. Statistics hold the smallest
+    # and the largest value of a column, here two images of a video once more: up to half of the file.
     with pq.ParquetWriter(
         sink,
         table.schema,
@@ -34,8 +34,8 @@ def to_parquet(table: pa.Table, *, row_group_size: int | None, footer: Mapping[s
 def read_parquet(source: Any, *, columns: list[str] | None = None) -> pa.Table:
     """The table in an open Parquet file, in one piece, its pages compared with their checksums.
 
-    ``pyarrow.parquet.read_table`` would scan it as a data set: with tasks, and buffers that stay allocated, for
-    every row group, and a shard has one for each row.
+    ``pyarrow.parquet.read_table`` would scan it as a data set, with a task and buffers that stay allocated for every
+    row group. A shard has a row group for each row.
 
     Raises:
         ValueError: a column is not there.

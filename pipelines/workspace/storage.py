@@ -2,8 +2,8 @@
 
 Endpoints and credentials come from the environment variables of the object store's own
 tools (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, …) and are
-never written anywhere. Trouble of an object store that lasts less than a minute costs that
-minute; what lasts longer is an error that names the place and says what to do.
+never written anywhere. If an object store fails for less than a minute, the run only waits. If it fails for longer, an
+error names the place and says what to do.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Storage:
 
     @contextmanager
     def _naming(self, deed: str, path: str) -> Iterator[None]:
-        """Turns errors of the storage, but for a file that is not there, into ``StorageError``."""
+        """Turns errors of the storage into ``StorageError``, except that a file does not exist."""
         try:
             yield
         except (FileNotFoundError, StorageError):
@@ -106,7 +106,7 @@ class Storage:
         return list(self.sizes(path, suffix=suffix))
 
     def sizes(self, path: str = "", *, suffix: str = "") -> dict[str, int]:
-        """The same with the bytes of each."""
+        """The same files with their sizes in bytes."""
         files = {
             info.base_name: int(info.size)
             for info in self._listing(path)
@@ -134,12 +134,12 @@ class Storage:
             StorageError: it could not be read.
         """
         target = self.path(path)
-        # A file, not a stream: of an object it is fetched in one request.
+        # Opened as a file and not as a stream, because an object is then read in one request.
         with self._naming("read", path), self.filesystem.open_input_file(target) as file:
             try:
                 return bytes(file.read())
             except OSError as error:
-                # S3 says an internal failure of an object that is deleted after it was opened.
+                # S3 reports an internal failure if the object is deleted after it was opened.
                 if self.exists(path):
                     raise
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.place(path)) from error
@@ -156,7 +156,7 @@ class Storage:
                 _replace_file(Path(target), data)
             else:
                 if self.filesystem.type_name == "gcs":
-                    # Where a folder was not made, it is in no listing and cannot be removed.
+                    # Only folders that were created are listed and can be removed.
                     self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
                 # One upload of a complete buffer: object stores show an object when it is complete.
                 with self.filesystem.open_output_stream(target, compression=None) as stream:
@@ -195,7 +195,7 @@ class Storage:
         except FileNotFoundError:
             raise
         except UNREADABLE as error:
-            # The file, or the way to it? What goes wrong with all of its bytes at hand is the file's fault.
+            # Is the file damaged, or did reading fail? If its complete bytes cannot be parsed, it is damaged.
             self.require_whole_table(path)
             if isinstance(error, OSError):
                 raise self._named(error, "read", path) from error
@@ -215,7 +215,7 @@ class Storage:
             raise DamagedFileError(_damaged(self.place(path), "a whole Parquet file", error)) from error
 
     def set_aside(self, path: str) -> str:
-        """Renames the file at ``path``, so that it counts no more and can still be looked at; the new name."""
+        """Renames the file at ``path``, so that it is no longer used but can be inspected; returns the new name."""
         aside = f"{path}{_SET_ASIDE}"
         with self._naming("rename", path):
             self.filesystem.move(self.path(path), self.path(aside))
