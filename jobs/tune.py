@@ -1,8 +1,8 @@
 """Tunes settings of a recipe: ``python -m jobs.tune --config RECIPE --tune FILE``.
 
-The tune file names fields of the recipe and how they are drawn, the metric, who proposes settings
-and who ends bad trials early, and baselines; ``--help`` explains each. The same command goes on with
-a tuning that was interrupted.
+The tune file names fields of the recipe and how they are drawn, the metric, the sampler that proposes settings, the
+scheduler that ends bad trials early, and baselines; ``--help`` explains each. The same command continues a tuning that
+was interrupted.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Content:
 
     title: str
     summary: Sequence[tuple[str, str, str]]
-    """Name, value and more about it."""
+    """Name, value and a remark."""
     settings: str
     """The recipe as YAML."""
     versions: Mapping[str, str]
@@ -111,5 +111,5 @@ class Content:
     interactions: Sequence[Picture]
     answers: MetricTable | None
     mistakes: Sequence[tuple[str, int, Sequence[Mistake]]]
-    """Type, how many there are, and some of them."""
+    """Type of the question, number of mistakes, and some of them."""
     tunings: Sequence[Picture]

@@ -1,6 +1,6 @@
 """What the page says about the data set: sizes of the splits, lengths, frequent words.
 
-Each function takes the rows of the manifest; ``seen`` holds what decoding found out about their files, by ``video_id``.
+Each function takes the rows of the manifest; ``seen`` holds what decoding found in their files, by ``video_id``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 100_000
 
 
 def splits(manifest: pa.Table) -> list[SplitRow]:
-    """How much there is in each split that holds anything."""
+    """The numbers of videos, captions and questions of each split that is not empty."""
     rows = []
     asked = pc.list_flatten(manifest.column("questions")).to_pylist()
     questions = Counter(question["split"] for question in asked)

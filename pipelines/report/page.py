@@ -23,7 +23,7 @@ _DPI = 100
 def make_page(reader: Reader, recipe: Recipe) -> str:
     """The page about what ``reader`` reads, as HTML that needs no other file and no network."""
     content = reader.content(_interactions(recipe, reader))
-    # Captions, paths and messages are anybody's text, and must not become a part of the page.
+    # Captions, paths and messages may hold any text, and must not become HTML.
     environment = Environment(
         loader=PackageLoader("pipelines.report", "templates"),
         autoescape=True,

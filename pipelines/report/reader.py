@@ -59,7 +59,7 @@ class Reader:
         self._seen = seen.take(mine.column("place")).append_column("video_id", mine.column("video_id"))
 
     def content(self, interactions: Sequence[Picture]) -> Content:
-        """All of the page; the figures of the interaction are the caller's."""
+        """Everything on the page; the caller draws the figures of the interaction."""
         artifacts, recipe = list(self._artifacts.values()), self._recipe
         errors = [row for artifact in artifacts for row in _errors(artifact)]
         best, worst = self.queries
@@ -93,7 +93,7 @@ class Reader:
         if artifact is None:
             return [], []
         rows = artifact.storage.read_table(TOP_VIDEOS_FILE).to_pylist()
-        # Of equally ranked ones, how far the first is ahead of the next.
+        # Queries of equal rank are ordered by how far the first video is ahead of the second.
         rows.sort(key=lambda row: (row["rank"], -_lead(row), row["video_id"], row["caption_index"]))
         best = [row for row in _first_of_each_video(rows, most) if row["rank"] == 1]
         worst = [row for row in _first_of_each_video(rows[::-1], most) if row["rank"] > 1]
@@ -152,7 +152,7 @@ class Reader:
             return []
         answers = artifact.storage.read_table(ANSWERS_FILE)
         wrong = answers.filter(pc.invert(answers.column("correct"))).to_pylist()
-        # The surest ones first: they are the most telling.
+        # Mistakes with the highest probability first: they tell most about the model.
         wrong.sort(key=lambda row: (-row["top_probabilities"][0], row["video_id"], row["question"]))
         of_kind: dict[str, list[Mapping[str, Any]]] = {}
         for row in wrong:
@@ -174,7 +174,7 @@ class Reader:
 
 
 def _first_of_each_video(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
-    """A video with many captions is shown once."""
+    """The first row of each video, so that a video with many captions is shown once."""
     first: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         first.setdefault(row["video_id"], row)

@@ -27,13 +27,13 @@ def answers_stage(recipe: Recipe) -> Stage:
 
     Raises:
         FileNotFoundError: the data set's questions, or the file of the vocabulary, are not there.
-        ValueError: the data can have no questions.
+        ValueError: the data cannot have questions.
     """
     recipe.require_questions()
     data, answers = recipe.data, recipe.video_qa.answers
     if data.questions is None and data.shapes is None:
         _require_question_files(data)
-    # The user's own questions come without a vocabulary, and the user may ask for a size of it.
+    # There is no published vocabulary for the user's own questions or for a size that the user asks for.
     takes_own = answers.file is None and answers.size is None and data.questions is None
     generated = takes_own and data.shapes is not None
     file = _own_file(data) if takes_own and not generated else answers.file

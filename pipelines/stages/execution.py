@@ -36,8 +36,8 @@ def execute_step(
 ) -> Outcome:
     """Runs ``step`` unless it is done, and commits its artifact.
 
-    Where another run works on the same stage it waits for that run, and then takes what it made.
-    In a trial of a tuning, ``trial`` is handed to the stage.
+    If another run works on the same stage, it waits for that run and then uses its result. In a trial of a tuning,
+    ``trial`` is passed to the stage.
 
     Raises:
         RuntimeError: an input is missing, or another process took the stage over.
@@ -57,7 +57,7 @@ def _run(
     graph: Graph, step: Step, lock: Lock, *, tracker: StageTracker, config: Any, trial: TrialHost | None
 ) -> Outcome:
     stage, output = step.stage, graph.output(step.stage.name)
-    # The same command again goes on where an interrupted one was, also where it asks for everything anew.
+    # A repeated command continues an interrupted run, even with --force: work that the force has redone is not redone.
     anew = step.state in ANEW and not (step.state == "forced" and left_by_force(output))
     if anew:
         discard(output)
@@ -70,7 +70,7 @@ def _run(
         if artifact is None:
             raise RuntimeError(f"stage {stage.name!r} needs {name!r}, which is not finished; run {name!r} first")
         inputs[name] = artifact
-    # A pool keeps its rows where an input runs again.
+    # If only an input runs again, a pool keeps its rows, and with them the record of the code that made them.
     sources = _begin(graph, stage, anew=anew and (asked or stage.writes is None))
     started = time.monotonic()
     context = StageContext(graph.workspace, output, step.fingerprint, inputs, tracker, forced=asked, trial=trial)
@@ -95,7 +95,7 @@ def _run(
 
 
 def _begin(graph: Graph, stage: Stage, *, anew: bool) -> Any:
-    """Writes down which code begins the work; says so where other code began what is gone on with."""
+    """Records which code begins the work; warns if the work to be continued was begun by other code."""
     now = graph.sources.digests(stage.run)
     began = None if anew else graph.began_with(stage)
     if began is None:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def manifest_stage(data: DataConfig) -> Stage:
-    """Reads a data set into the manifest; refuses what cannot be used before any work starts."""
+    """Reads a data set into the manifest; refuses unusable data before any work starts."""
     generated = data.shapes is not None
 
     def run(context: StageContext) -> Counts:
@@ -75,7 +75,7 @@ def manifest_stage(data: DataConfig) -> Stage:
 
 
 def _moved(artifact: Artifact) -> str | None:
-    """Says that generated videos are looked for where the workspace was before, if that is so."""
+    """Says so if the manifest of generated videos still names the former place of the workspace."""
     try:
         table = artifact.storage.read_table(MANIFEST_FILE, columns=["uri"])
     except FileNotFoundError:
@@ -88,9 +88,9 @@ def _moved(artifact: Artifact) -> str | None:
 
 
 def _take_to_new_place(context: StageContext) -> Counts | None:
-    """Rewrites the addresses in a finished manifest whose workspace was moved, and nothing else; None = none is there.
+    """Rewrites only the addresses in the finished manifest of a workspace that was moved; None if there is no manifest.
 
-    The keys stay as they are: frames and labels are found by them.
+    The keys stay, because frames and labels are found by them.
     """
     shapes = context.inputs["shapes"].storage
     try:
@@ -99,7 +99,7 @@ def _take_to_new_place(context: StageContext) -> Counts | None:
     except (FileNotFoundError, DamagedFileError):
         return None
     for name, table in tables.items():
-        # The last two parts: the folder of the videos, and a file's name, which no address has to escape.
+        # The last two parts are the folder of the videos and the name of a file; neither needs escaping.
         uris = [join_uri(shapes.uri, *uri.split("/")[-2:]) for uri in table.column("uri").to_pylist()]
         place = table.schema.get_field_index("uri")
         table = table.set_column(place, table.schema.field(place), pa.array(uris, pa.string()))

@@ -1,10 +1,10 @@
 """Stages that depend on each other: their fingerprints, and a plan of what a run has to do.
 
 A stage is identified by content: its fingerprint is a digest of its name, its version, its
-settings and the fingerprints of its inputs. All fingerprints are known before anything runs, so
-a plan is free. Code is not part of it: an artifact says which source files made it, and a plan which of them are
-others now. A finished stage has an ``artifact.json`` in ``<workspace>/<stage>/<fingerprint>``,
-written last; a stage without one is run, and goes on where an interrupted run left it.
+settings and the fingerprints of its inputs. All fingerprints are known before anything runs, so a plan costs nothing.
+Code is not part of the fingerprint: an artifact records digests of the source files that made it, and a plan names
+those that have changed. A finished stage has an ``artifact.json`` in ``<workspace>/<stage>/<fingerprint>``, written
+last. A stage without one is run, and continues what an interrupted run left.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipelines.workspace.shards import SHARDS
 from pipelines.workspace.storage import Storage
 
 State = Literal["done", "partial", "missing", "forced", "changed", "outdated", "damaged"]
-"""``forced``: asked for. ``changed``: made by other code, and to be made again for that. ``outdated``: done, but an
-input runs again. ``damaged``: done, but a part is lost; it is made again as it was, so what depends on it stays
-valid."""
+"""``forced``: the user asked for it. ``changed``: made by other code, and made again for that reason. ``outdated``:
+done, but an input runs again. ``damaged``: done, but a part is lost; the same is made again, so the stages that depend
+on it stay valid."""
 
 CODE_CHANGED = "code changed since"
 
 SOURCES = "code/sources.json"
-"""Where a stage's work lies: digests of the source files that began it."""
+"""File beside a stage's work: digests of the source files that began it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Graph:
     def record(self, recipe: Any, *, beside: Iterable[str] = ()) -> str:
         """Writes down that ``recipe`` is run in the workspace; returns the id of the record.
 
-        It keeps what the stages make, and the folders ``beside`` that.
+        The record keeps the results of the stages and the folders ``beside`` them from being removed.
         """
         return record_run(
             self.workspace,
@@ -89,7 +89,7 @@ class Graph:
         )
 
     def lock_name(self, stage: Stage) -> str:
-        """What a run holds while it works on ``stage``."""
+        """Name of the lock that a run holds while it works on ``stage``."""
         return stage.writes or f"{stage.name}-{self.fingerprints[stage.name]}"
 
     def artifact(self, name: str) -> Artifact | None:
@@ -187,7 +187,7 @@ class Graph:
         return Step(stage, fingerprint, "missing", self._why_missing(stage))
 
     def _left(self, stage: Stage) -> str | None:
-        """What an interrupted run left, in words; None = nothing, or it cannot be told yet."""
+        """What an interrupted run left, in words; None = nothing, or not known before the inputs are finished."""
         inputs = {name: found for name in stage.inputs if (found := self.intact(name)) is not None}
         return stage.partial(inputs, self.output(stage.name)) if len(inputs) == len(stage.inputs) else None
 
@@ -196,7 +196,7 @@ class Graph:
         return self.output(stage.name) if stage.writes is None else self.workspace.folder(SHARDS, stage.writes)
 
     def began_with(self, stage: Stage) -> Any:
-        """Digests of the source files by which the kept part of the stage's work was begun; None = not known."""
+        """Digests of the source files that began the unfinished work of a stage; None = not known."""
         with suppress(FileNotFoundError, DamagedFileError):
             return self.place_of_work(stage).read_json(SOURCES)
         return None
@@ -217,7 +217,7 @@ class Graph:
                 others.append(read_document(output))
         if not others:
             return "never run"
-        # An evaluation of a checkpoint from elsewhere says nothing about one of the recipe's own model.
+        # Compare only artifacts with the same kinds of inputs: an evaluation of a given checkpoint has others.
         alike = [document for document in others if set(document["inputs"]) == set(stage.inputs)]
         newest = max(alike or others, key=lambda document: str(document["finished_at"]))
         if newest["version"] != stage.version:

@@ -1,4 +1,4 @@
-"""The stage ``report``: one page about the run, complete in itself."""
+"""The stage ``report``: one page about the run, in a file that needs no others."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ class StageContext:
     inputs: Mapping[str, Artifact]
     tracker: StageTracker
     forced: bool = False
-    """Do all of the work again, also what could be reused."""
+    """Do all of the work again, including work that could be reused."""
     trial: TrialHost | None = None
-    """Set where the stage trains as one of the trials of a tuning."""
+    """Set if the stage trains as one of the trials of a tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +34,20 @@ class Stage:
 
     name: str
     version: int
-    """Raised when the code changes what the stage writes for the same settings."""
+    """Raised when a change of the code changes what the stage writes for the same settings."""
     settings: Mapping[str, Any]
-    """All that the result depends on, besides the inputs; nothing that it does not."""
+    """All that the result depends on besides the inputs, and nothing else."""
     inputs: tuple[str, ...]
     run: Callable[[StageContext], Counts]
     """Does the work in ``context.output`` and returns counts; safe to run again at any point."""
     partial: Callable[[Mapping[str, Artifact], Storage], str | None] = lambda inputs, output: None
     """Says how much an interrupted run left, e.g. ``812 of 1,000 videos``; None = nothing."""
     lost: Callable[[Artifact], str | None] = lambda artifact: None
-    """Says what of a finished artifact is gone, e.g. ``2 shards are missing``; None = nothing."""
+    """Says what is missing of a finished artifact, e.g. ``2 shards are missing``; None = nothing."""
     metrics: tuple[str, ...] = ()
-    """Validation metrics that a training reports after every epoch; a tuning may look at these."""
+    """Validation metrics that a training reports after every epoch; a tuning can use these."""
     reads: Mapping[str, str] = field(default_factory=dict)
-    """What it reads besides its inputs and what the recipe names: places by what they are."""
+    """Files and folders that it reads besides its inputs and those that the recipe names: places by their meaning."""
     writes: str | None = None
     """Name of what it writes outside its own folder. Stages of several runs that write the same thing,
     or have the same fingerprint, take turns."""

@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def progress_of_training(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
-    """How far an interrupted training came; it goes on from its last checkpoint before that step."""
+    """How far an interrupted training came; it resumes from its last checkpoint before that step."""
     points = History(output).points
     if points:
         return f"stopped at step {points[-1][0]:,}"
-    # A run that is stopped in its first second has its first points on their way still.
+    # If a run is stopped in its first second, its first points may not have reached the history.
     return "stopped after its first checkpoint" if output.exists(RAY_SNAPSHOT) else None
 
 
@@ -99,7 +99,7 @@ def train_on_pairs(
         data: where the training finds it, and what it is validated with.
         max_texts: texts of a video used per epoch; None = all.
         complete: writes into the model's folder what this kind of model needs besides its weights.
-        settings: what this kind of task takes beyond what all take.
+        settings: arguments of this kind of task in addition to the common ones.
 
     Returns:
         The last validation metrics.

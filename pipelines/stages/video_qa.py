@@ -70,7 +70,7 @@ def video_qa_stage(recipe: Recipe) -> Stage:
 
 
 def _start(recipe: Recipe, context: StageContext) -> str | None:
-    """The checkpoint from which question answering starts; says what of it is used."""
+    """The checkpoint from which question answering starts; logs which part of it is used."""
     from pipelines.models.initial_weights import checkpoint_kind
 
     checkpoint = recipe.video_qa.init_checkpoint

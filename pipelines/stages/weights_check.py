@@ -1,4 +1,4 @@
-"""Whether the weights that a run needs can be had and fit: asked before its first stage starts."""
+"""Checks, before the first stage of a run starts, that the weights it needs exist and fit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
-    """Reads the weights that the steps which are not done start from, and fits them to their models.
+    """Loads the initial weights of all unfinished steps into their models.
 
-    A video that is decoded for hours in vain costs more than a model that is loaded twice.
+    Loading a model twice costs less than hours of decoding before the mistake is noticed.
 
     Raises:
         FileNotFoundError, ValueError: some cannot be had, or do not fit; the message says which and what to do.
@@ -52,7 +52,7 @@ def _starts_from_clip(pending: Mapping[str, Stage], recipe: Recipe) -> bool:
 
 
 def _retrieval_checkpoints(pending: Mapping[str, Stage], recipe: Recipe) -> list[tuple[str, str]]:
-    """Stages that start from a retrieval model from elsewhere, with its place."""
+    """Stages that start from a given retrieval model, with its place."""
     found = []
     if "retrieval" in pending and recipe.retrieval.init_checkpoint is not None:
         found.append(("retrieval", recipe.retrieval.init_checkpoint))

@@ -1,9 +1,9 @@
 """The journal of a tuning: what its trials have done so far.
 
-The journal, and nothing that Ray Tune or Optuna write, is what a tuning goes on from: Tune's own
-snapshots come every ten seconds, are not atomic, and hold no scheduler; Optuna's storages need a local
-file, a SQL server or Redis, and a workspace may lie in a bucket. Sampler and scheduler are filled anew
-from the records, so that a driver may be killed at any point. Imports nothing heavy.
+A tuning continues from its journal, and not from what Ray Tune or Optuna write. Tune's own snapshots come every ten
+seconds, are not atomic, and hold no scheduler. Optuna's storages need a local file, a SQL server or Redis, while a
+workspace may lie in a bucket. Sampler and scheduler are restored from the records, so that a driver may be killed at
+any point. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pipelines.workspace.storage import Storage
 TRIALS = "trials.jsonl"
 
 FORMER_FOLDER = "search"
-"""What earlier versions called the folder of tunings, and their trials; a tuning that began there stays there."""
+"""Name of the folder of tunings, and of their phase of trials, in earlier versions; a tuning that began there stays
+there."""
 
 Phase = Literal["trial", "final"]
 """``trial``: one training per setting. ``final``: finalists and baselines, several seeds each."""
@@ -28,7 +29,7 @@ TrialState = Literal["running", "finished", "stopped", "failed"]
 """``stopped``: ended early by the scheduler. ``failed``: it raised, or its process died too often."""
 
 HOPELESS = (ArithmeticError, ValueError, FileNotFoundError)
-"""What would happen again: a trial that raises it has failed. After anything else Tune tries it again."""
+"""Errors that a repetition would raise again: the trial has failed. After any other error Tune tries again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,10 @@ class TrialRecord:
     label: str
     """Which setting: ``trial-003``, or the name of a baseline. Trainings with several seeds share it."""
     values: Mapping[str, Any]
-    """Values of the fields that differ from the recipe; those at the end where the scheduler changed them."""
+    """Values of the fields that differ from the recipe; the last ones if the scheduler changed them."""
     seed: int
     fingerprint: str
-    """Of the trained stage; its artifact is the trial's result."""
+    """Fingerprint of the trained stage, whose artifact is the trial's result."""
     folders: tuple[str, ...] = ()
     """Folders of the workspace that it needs: those of its stages."""
     state: TrialState = "running"
@@ -65,15 +66,15 @@ class TrialRecord:
     reason: str = ""
     """Why it ended."""
     seconds: float = 0.0
-    """From its start to its end, in the run of the command in which it ended."""
+    """From its start to its end, within the command in which it ended."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the trial is over."""
         return self.state != "running"
 
     def reported(self, report: Report) -> TrialRecord:
-        """The record with one more report; one that is made again after a restart replaces the old one."""
+        """The record with one more report; a report that is repeated after a restart replaces the old one."""
         kept = tuple(other for other in self.reports if other.progress < report.progress)
         return replace(self, reports=(*kept, report), value=report.value)
 

@@ -1,9 +1,9 @@
 """The pictures of a tuning.
 
-Of the pictures, Optuna draws the parallel coordinates, the history and the importance. The landscape is ours: Optuna's
-contour shows finished trials only, has no place for a baseline of 0 on a logarithmic axis, and needs SciPy. Values are
-shown in Matplotlib's viridis, kinds in two of Okabe and Ito's colours, which people with any colour vision tell
-apart; what a colour says, a marker says, too. The same trials give the same file.
+Optuna draws the parallel coordinates, the history and the importance. The landscape is ours: Optuna's contour shows
+only finished trials, cannot place a baseline of 0 on a logarithmic axis, and needs SciPy. Values are shown in
+Matplotlib's viridis, kinds in two of Okabe and Ito's colours, which people with any colour vision can tell apart.
+Markers show the kinds, too. The same trials give the same file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class _Point:
 
 
 def landscape(tuning: Tuning, records: Sequence[TrialRecord], ranking: Sequence[Standing]) -> Figure:
-    """The metric over the map's one or two fields: where all trials can be compared, and at the end."""
+    """The metric over the one or two fields of the map: at the last validation that all trials reached, and at the
+    end."""
     scales = [Scale(tuning.space[name]) for name in map_fields(tuning)]
     seen = [record for record in records if record.reports]
     finished = _points([record for record in seen if record.state == "finished"], None)
@@ -83,7 +84,7 @@ def landscape(tuning: Tuning, records: Sequence[TrialRecord], ranking: Sequence[
 
 
 def _points(records: Sequence[TrialRecord], progress: int | None) -> list[_Point]:
-    """The trials at their end, or after so many validations."""
+    """The trials at their end, or after ``progress`` validations."""
     values = [(record, record.value if progress is None else record.value_at(progress)) for record in records]
     return [_Point(record.values, value, record.state) for record, value in values if value is not None]
 
@@ -122,7 +123,7 @@ def _over_two(
 
 
 def _fill_between(axes: Axes, scales: Sequence[Scale], points: Sequence[_Point], norm: Normalize) -> None:
-    """Colours the area between the points by linear interpolation; outside of them nothing is known."""
+    """Colours the area between the points by linear interpolation; the area outside of them stays white."""
     places = {tuple(scale.place(point.setting) for scale in scales): point.value for point in points}
     known = np.array([[*place, value] for place, value in places.items() if np.isfinite(place).all()])
     if len(known) < _LEAST_TO_INTERPOLATE or np.ptp(known[:, :2], axis=0).min() == 0:
@@ -155,7 +156,7 @@ def _over_one(
 
 
 def _groups(points: Sequence[_Point]) -> Iterator[tuple[dict[str, Any], list[_Point]]]:
-    """Points that look alike, and how they look."""
+    """Points with the same marker, and its style."""
     for state, marker, label in (("finished", "o", "trained to the end"), ("stopped", "v", "ended early")):
         group = [point for point in points if point.state == state]
         if group:
@@ -163,7 +164,7 @@ def _groups(points: Sequence[_Point]) -> Iterator[tuple[dict[str, Any], list[_Po
 
 
 def _ranks(standings: Sequence[Standing]) -> Iterator[tuple[dict[str, Any], list[Standing]]]:
-    """Standings that look alike, and how they look."""
+    """Standings with the same marker, and its style."""
     for is_baseline, marker, label in ((True, "s", "baseline, mean"), (False, "D", "finalist, mean")):
         group = [standing for standing in standings if standing.is_baseline == is_baseline]
         if group:
@@ -171,7 +172,7 @@ def _ranks(standings: Sequence[Standing]) -> Iterator[tuple[dict[str, Any], list
 
 
 def _number(axes: Axes, places: Sequence[tuple[float, float]], standings: Sequence[Standing]) -> None:
-    """Writes into each mark its place in the ranking, which the legend explains: names would overlap."""
+    """Writes its place in the ranking into each mark; the legend gives the names, which would overlap."""
     outline = [withStroke(linewidth=2.5, foreground="black")]
     for number, (place, standing) in enumerate(zip(places, standings, strict=True), start=1):
         if not any(map(math.isnan, place)):
@@ -205,7 +206,7 @@ def history(tuning: Tuning, records: Sequence[TrialRecord]) -> Figure:
 
 
 def importance_bars(tuning: Tuning, study: Study) -> Figure:
-    """How much each field decides."""
+    """How important each field is."""
     if not importances(study):
         figure = Figure(dpi=_DPI)
         figure.suptitle("too few trials, or all of them alike")
@@ -214,11 +215,11 @@ def importance_bars(tuning: Tuning, study: Study) -> Figure:
 
 
 def _drawn(plot: Callable[..., Axes], study: Study, **options: Any) -> Figure:
-    """A picture that Optuna draws through pyplot: without a window, and without leaving its style behind."""
+    """A picture that Optuna draws with pyplot, without opening a window or changing the global style."""
     if get_backend(auto_select=False) is None:
         use("agg")
     with pyplot.rc_context({"figure.dpi": _DPI, "figure.constrained_layout.use": True}), warnings.catch_warnings():
-        # Of what is experimental in Optuna, and of pictures of few trials.
+        # Optuna warns of experimental functions, and of pictures of few trials.
         warnings.simplefilter("ignore")
         figure = plot(study, **options).figure
         assert isinstance(figure, Figure)
@@ -228,7 +229,7 @@ def _drawn(plot: Callable[..., Axes], study: Study, **options: Any) -> Figure:
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the values of a field lie on an axis: numbers by size or by logarithm, others side by side."""
+    """The axis of a field: numbers on a linear or logarithmic scale, other values side by side."""
 
     parameter: Parameter
 
@@ -245,7 +246,7 @@ class Scale:
         if not isinstance(domain, Range):
             return float(domain.values.index(value)) if value in domain.values else math.nan
         if domain.log:
-            # A logarithmic axis has no zero: it is drawn a little below the range.
+            # A logarithmic axis has no zero, so zero is drawn a little below the range.
             return math.log10(value) if value > 0 else self.zero
         return float(value)
 
@@ -257,7 +258,7 @@ class Scale:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Places of the ends."""
+        """Places of the ends of the range."""
         domain = self.parameter.domain
         if not isinstance(domain, Range):
             return 0.0, max(len(domain.values) - 1.0, 1.0)

@@ -1,4 +1,4 @@
-"""The trials under Ray Tune: who trains where, and who ends bad ones.
+"""Running the trials with Ray Tune: resources, schedulers that end bad trials, and the exchange with the driver.
 
 What each does in its own process is in :mod:`pipelines.tune.trials`.
 """
@@ -29,24 +29,24 @@ from pipelines.tune.tuning import POPULATION, Tuning
 logger = logging.getLogger(__name__)
 
 PROGRESS, VALUE = "progress", "value"
-"""What a scheduler reads in a report: its clock, and the metric."""
+"""Keys of a report that schedulers read: their clock, and the metric."""
 
 _ENVIRONMENT = {
-    # Tune's own result files; the journal, the histories and MLflow hold the same.
+    # No result files of Tune's own: the journal, the histories and MLflow hold the same.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # An interrupt shall interrupt; Tune would return as if all were done.
+    # After Ctrl-C Tune would return as if all trials were done.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Relative paths of a recipe mean the same in a trial as in the command.
+    # So that relative paths of a recipe mean the same in a trial as in the command.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # The driver says what happens.
+    # The driver logs what happens.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # A worker group inside a trial waits until a trial that was ended has given its CPUs back.
+    # A worker group inside a trial may have to wait until an ended trial has freed its CPUs.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
 }
 
 _TUNE = "tune"
-"""Folder of the tuning for what Tune writes on the way; nobody reads it afterwards."""
+"""Folder of the tuning for Tune's own files, which are not used afterwards."""
 
 
 def run_to_the_end(tuning: Tuning, driver: Driver) -> None:
@@ -56,17 +56,18 @@ def run_to_the_end(tuning: Tuning, driver: Driver) -> None:
 
 
 def run_with_halving(tuning: Tuning, driver: Driver, journal: Journal) -> None:
-    """Runs the driver's trials under successive halving, which knows the trials of earlier rounds and runs."""
+    """Runs the driver's trials under successive halving, including what is known of trials from earlier rounds and
+    runs."""
     share = f"1/{tuning.config.scheduler.reduction_factor:g}"
     while driver.prepare():
         _fit(tuning, driver, Halving(tuning, journal), f"asha: below the best {share} of those that came as far")
 
 
 class Halving(ASHAScheduler):  # type: ignore[misc]
-    """Successive halving that goes on where the journal ends.
+    """Successive halving that is restored from the journal.
 
-    Tune gives a trial that is resumed another id. It is known by its name here, so the score with which it
-    came to a rung before is the one that counts there, and none of later validations takes a second place.
+    Tune gives a resumed trial a new id. Here trials are identified by name, so a resumed trial keeps the score with
+    which it first came to a rung, and is not counted there twice.
     """
 
     def __init__(self, tuning: Tuning, journal: Journal) -> None:
@@ -101,7 +102,7 @@ class Halving(ASHAScheduler):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _NamedTrial:
-    """A trial as far as a scheduler asks, under our name."""
+    """What a scheduler needs to know of a trial, with our name as its id."""
 
     trial_id: str
 
@@ -122,7 +123,7 @@ def run_population(tuning: Tuning, driver: Driver) -> None:
         custom_explore_fn=lambda changed: {**changed, "values": _within(tuning.space, changed["values"])},
         log_config=False,
     )
-    # Population-based training takes no searcher; its trials are known beforehand.
+    # Population-based training cannot use a searcher, and its trials are known beforehand.
     space = {
         "name": tune.grid_search(list(members)),
         "values": tune.sample_from(lambda spec: dict(members[spec.config.name]["values"])),
@@ -132,9 +133,9 @@ def run_population(tuning: Tuning, driver: Driver) -> None:
 
 
 def concurrent_trials(tuning: Tuning) -> int | None:
-    """Most trials at once; None where Tune counts, because a trial holds the resources of its one worker.
+    """Most trials at once; None = Tune limits them, because each trial holds the resources of its one worker.
 
-    A trial with a worker group holds none, and too many of them would wait for one another's.
+    A trial with a worker group holds no resources itself, so too many trials would wait for each other.
     """
     resources, wanted = tuning.resources, tuning.config.concurrent_trials
     if resources.workers <= 1:
@@ -163,7 +164,7 @@ def _fit(
 ) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # It misses Tune's own result files.
+    # It warns that Tune's result files are missing, which are turned off.
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
     job, alone = TrialJob.of(tuning), population is None
     members = tuning.storage.folder(POPULATION)
@@ -183,7 +184,7 @@ def _fit(
             search_alg=DriverSearcher(driver, tuning.config.direction) if alone else None,
             scheduler=scheduler,
             num_samples=-1 if alone else 1,
-            # One that waits to be used again keeps its CPUs from the stages that the next trial needs.
+            # An actor that waits for reuse would hold the CPUs that the stages of the next trial need.
             reuse_actors=False,
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
@@ -192,10 +193,10 @@ def _fit(
             name="round",
             storage_path=storage.path(),
             storage_filesystem=storage.filesystem,
-            # Of lost processes: what a trial raises itself is not tried again.
+            # This counts lost processes; errors that a trial raises itself are not retried.
             failure_config=FailureConfig(max_failures=tuning.resources.max_failures),
             callbacks=[DriverCallback(driver, stopped_by)],
-            # A scheduler has no say in what came to its end.
+            # A trial that reports its end is over, whatever the scheduler decides.
             stop=lambda trial_id, result: result["state"] != "running",
             verbose=0,
         ),
@@ -205,7 +206,7 @@ def _fit(
 
 def _trial_resources(resources: TrainResources) -> dict[str, float] | PlacementGroupFactory:
     if resources.workers > 1:
-        # Its workers ask for their own. Tune wants to know of something that a trial holds: a byte.
+        # Its workers request their own resources. Tune requires that a trial holds something, so it holds one byte.
         return PlacementGroupFactory([{"memory": 1}])
     return {"CPU": resources.cpus_per_worker, "GPU": worker_gpus(resources)}
 
@@ -225,7 +226,7 @@ def _mutations(space: Space) -> dict[str, Any]:
 
 
 def _within(space: Space, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """A mutated setting inside the space: factors of 0.8 and 1.2 may leave it."""
+    """A mutated setting, moved back into the space, which the factors of 0.8 and 1.2 may leave."""
     return {
         field: domain.tidy(value) if isinstance(domain := space[field].domain, Range) else value
         for field, value in setting.items()
@@ -233,7 +234,7 @@ def _within(space: Space, setting: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class DriverSearcher(Searcher):  # type: ignore[misc]
-    """Tune asks the driver for trials through this; it keeps nothing itself."""
+    """Through this Tune asks the driver for trials; it has no state of its own."""
 
     def __init__(self, driver: Driver, mode: str) -> None:
         super().__init__(metric=VALUE, mode=mode)
@@ -248,18 +249,18 @@ class DriverSearcher(Searcher):  # type: ignore[misc]
         return None if record is None else configuration(record)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The callback says more."""
+        """Nothing to do; the callback reports more."""
 
     def save(self, checkpoint_path: str) -> None:
-        # Tune wants a file; the journal has all.
+        # Tune requires a file; the journal holds everything.
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """The journal has all."""
+        """Nothing to do; the journal holds everything."""
 
 
 class DriverCallback(Callback):  # type: ignore[misc]
-    """Tune tells the driver through this what happens to its trials."""
+    """Through this Tune tells the driver what happens to its trials."""
 
     def __init__(self, driver: Driver, stopped_by: str) -> None:
         self._driver, self._stopped_by = driver, stopped_by
@@ -289,5 +290,5 @@ class DriverCallback(Callback):  # type: ignore[misc]
 
 
 def name_of(trial: Trial) -> str:
-    """Tune's name of a trial: ours. It keeps it when it takes over the configuration of another."""
+    """Our name of one of Tune's trials. A trial keeps it when it takes over the configuration of another."""
     return str(trial.config["name"])

@@ -1,4 +1,4 @@
-"""What a tuning ends in: a ranking, tables, and a recipe that is ready to run."""
+"""The results of a tuning: a ranking, tables, and a recipe that is ready to run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Standing:
     mean: float
     low: float | None
     high: float | None
-    """Bounds of the mean's 95% t-interval over seeds; there are none for one seed."""
+    """Bounds of the mean's 95% t-interval over seeds; None for one seed."""
     is_baseline: bool
 
 
@@ -69,7 +69,7 @@ def standings(tuning: Tuning, records: Sequence[TrialRecord]) -> list[Standing]:
     most = max(len(standing.scores) for standing in found)
     if not most:
         raise ValueError(f"every training of the final ranking failed, the first: {records[0].reason}")
-    # A mean over fewer seeds is not ranked above one over all.
+    # A mean over fewer seeds is never ranked above a mean over all.
     return sorted(found, key=lambda one: (len(one.scores) < most, -sign * one.mean if one.scores else 0.0))
 
 
@@ -107,7 +107,7 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that a tuning has to say whose trials have ended."""
+    """All results of a tuning whose trials have ended."""
 
     tuning: Tuning
     trials: Sequence[TrialRecord]
@@ -115,7 +115,7 @@ class Results:
 
     @classmethod
     def of(cls, tuning: Tuning, journal: Journal) -> Results:
-        """The results as the journal has them.
+        """The results according to the journal.
 
         Raises:
             ValueError: no trial was trained to its end.
@@ -135,12 +135,12 @@ class Results:
 
     @cached_property
     def importance(self) -> Mapping[str, float]:
-        """How much each field decides where all trials can be compared."""
+        """How important each field is, at the last validation that all trials reached."""
         return importances(self.compared)
 
     @cached_property
     def compared(self) -> Study:
-        """The trials where all of them can be compared: after as many validations as the shortest had."""
+        """All trials at the last validation that each of them reached."""
         seen = [record for record in self.trials if record.reports]
         early = common_progress(seen)
         values = [(record.values, record.value_at(early)) for record in seen]
@@ -171,7 +171,7 @@ class Results:
         }
 
     def best_recipe(self) -> str:
-        """The winner's recipe as YAML, with where it comes from above it."""
+        """The winner's recipe as YAML, with a header that says where it comes from."""
         config, best, winner = self.tuning.config, self.ranking[0], self.winner
         spread = "" if best.low is None else f" (95% t-interval {best.low:.4g} to {best.high:.4g})"
         scores = ", ".join(f"{score:.6g}" for score in best.scores)
@@ -243,7 +243,7 @@ class Results:
 
 
 def common_progress(records: Sequence[TrialRecord]) -> int:
-    """How far every trial came that was validated: there all of them can be compared."""
+    """The last validation that all trials reached, not counting those without any: there they can be compared."""
     return min((record.reports[-1].progress for record in records if record.reports), default=0)
 
 

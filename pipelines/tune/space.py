@@ -1,7 +1,7 @@
 """The space of a tuning: which values a field of the recipe may have, and the settings that follow.
 
-A setting is a mapping from field names (``model.loss.kl``) to values. Fields that hang on others
-(``when``) are in a setting only where their condition holds.
+A setting is a mapping from field names (``model.loss.kl``) to values. A field with a condition on others (``when``) is
+in a setting only if the condition holds.
 
 Imports nothing heavy.
 """
@@ -22,7 +22,7 @@ Setting = Mapping[str, Any]
 _RANGES = ("uniform", "loguniform", "int")
 _LISTS = ("choice", "grid")
 _DIGITS = 4
-"""Significant digits of a drawn number: more are noise in every table and recipe."""
+"""Significant digits of a drawn number; more would only be noise in tables and recipes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Values:
-    """A list of values; with ``every`` they are all to be tried."""
+    """A list of values; with ``every`` all of them are tried."""
 
     values: tuple[Any, ...]
     every: bool = False
@@ -81,7 +81,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """All parameters; each follows those that it hangs on."""
+    """All parameters; each comes after those that its condition names."""
 
     parameters: tuple[Parameter, ...]
 
@@ -147,7 +147,7 @@ def parse_space(document: Mapping[str, Any]) -> Space:
     """The space that a tune file describes.
 
     Raises:
-        ValueError: there is nothing to tuning, or a description cannot be understood or met.
+        ValueError: there is nothing to tune, or a description is not valid or cannot be met.
     """
     require(bool(document), "tune.space is empty; name fields to tune, such as model.loss.kl: loguniform 0.05 10")
     given = {field: _parse_parameter(field, description) for field, description in document.items()}

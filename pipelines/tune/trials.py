@@ -1,9 +1,9 @@
 """What a trial does in its own process: an ordinary run of an ordinary stage that reports to Ray Tune.
 
-Its artifact lies where ``jobs.run`` looks for it, an interrupted one goes on from the stage's own checkpoints, and its
-curves are the stage's history. What a trial of population-based training ends with was made by several settings, so it
-is no stage's artifact: it lies in the folder of the tuning, and the settings that the best ones ended with go into the
-final ranking, where each is trained from the start.
+Its artifact lies where ``jobs.run`` looks for it, an interrupted trial resumes from the stage's own checkpoints, and
+its curves are the stage's history. The result of a trial of population-based training was made with several settings,
+so it is not the artifact of a stage and lies in the folder of the tuning. The last settings of the best trials go into
+the final ranking, where each is trained from the start.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipelines.workspace.storage import Storage
 
 
 def configuration(record: TrialRecord) -> dict[str, Any]:
-    """What Tune hands to the function of a trial."""
+    """The configuration that Tune passes to the function of a trial."""
     return {"name": record.name, "values": dict(record.values), "seed": record.seed}
 
 
@@ -72,7 +72,7 @@ class TrialJob:
 
 
 class TuneTracker(StageTracker):
-    """Tells Tune of every validation but the last, which is told when the stage is committed."""
+    """Reports every validation to Tune except the last, which is reported when the stage is committed."""
 
     def __init__(self, job: TrialJob, total_reports: int) -> None:
         self._job, self._total = job, total_reports
@@ -85,7 +85,7 @@ class TuneTracker(StageTracker):
                     self.tell(report)
 
     def tell(self, report: Report) -> None:
-        """Reports; where Tune ends the trial, this call does not return."""
+        """Reports to Tune; if Tune ends the trial, this call does not return."""
         tune.report({**plain(report), "state": "running"})
 
 
@@ -107,14 +107,14 @@ def run_trial(config: Mapping[str, Any], *, job: TrialJob) -> None:
     except HOPELESS as error:
         tell_failure(error)
         return
-    # Nobody goes on with a training that is committed, and its checkpoints are several times its model.
+    # A committed training is never resumed, and its checkpoints are several times as large as its model.
     for folder in (CHECKPOINTS, RAY_TRAIN):
         output.delete(folder)
     tune.report({**plain(chosen), "progress": total, "state": "finished"})
 
 
 def tell_failure(error: Exception) -> None:
-    """Reports that trying again would not help; a scheduler passes over the value."""
+    """Reports an error that a repetition would not solve; schedulers ignore the value."""
     nothing = Report(progress=0, epoch=0.0, step=0, value=math.nan)
     tune.report({**plain(nothing), "state": "failed", "reason": f"{type(error).__name__}: {error}"})
 
@@ -137,7 +137,7 @@ def chosen_report(job: TrialJob, output: Storage) -> Report:
 
 
 class _SharedCheckpoints(CheckpointFolder):
-    """Checkpoints that Tune may give to another trial, and in whose place it may give another's."""
+    """Checkpoints that Tune may give to another trial, or replace with those of another trial."""
 
     reported: Path
     """The checkpoint that the next report goes with."""
@@ -164,7 +164,8 @@ class _SharingTracker(TuneTracker):
 
 
 def run_member(config: Mapping[str, Any], *, job: TrialJob, folder: Storage) -> None:
-    """The function that Tune runs: trains on with ``values``, from where this trial or a better one stood."""
+    """The function that Tune runs: continues to train with ``values``, from the checkpoint of this or a better
+    trial."""
     recipe = job.recipe(config)
     total = job.total_reports(recipe)
     graph = make_graph(recipe)

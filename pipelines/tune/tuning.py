@@ -33,22 +33,22 @@ FOLDER = "tune"
 """Of the workspace; a folder per tuning."""
 
 SUMMARY = "summary.json"
-"""Written last: a tuning that has one is done, as far as it was asked for."""
+"""Written last: a tuning with a summary is done, as far as the summary says."""
 RANKING = "ranking.txt"
 BEST_RECIPE = "best_recipe.yaml"
 POPULATION = "population"
 """Folder that holds a folder per trial of population-based training."""
 
 _OUTSIDE = ("workspace", "seed", "evaluation", "resources", "tracking")
-"""Sections in which nothing is tuned: seeds have their own setting, the others change no trained model."""
+"""Sections that cannot be tuned: seeds have their own setting, the others do not change the trained model."""
 
 _LIVE = ("loss", "augmentation")
-"""Sections whose values a training reads anew in every step, so that they may change on the way."""
+"""Sections whose values a training reads in every step, so that they may change during a training."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search over settings of ``recipe``; :func:`make_tuning` makes one that makes sense."""
+    """A search over settings of ``recipe``; :func:`make_tuning` makes and checks one."""
 
     recipe: Recipe
     """With the changes that the tune file makes for all trials."""
@@ -63,10 +63,10 @@ class Tuning:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this tuning from others.
+        """The identity of this tuning.
 
-        How many trials, finalists, seeds and baselines there are has no part in it: a later run with
-        more of them goes on with the same tuning.
+        The numbers of trials, finalists, seeds and baselines are not part of it: a later run with more of them
+        continues the same tuning.
         """
         config = self.config
         return digest(
@@ -182,7 +182,7 @@ def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -
         f"tune.baselines are named {', '.join(config.baselines)}; their names must differ in letters or digits",
     )
     changed = _changed(recipe, changes, make_recipe, "tune.recipe")
-    # Trials may run in another folder than the command.
+    # An absolute path, because trials may run in another folder than the command.
     changed = replace(changed, workspace=Storage(changed.workspace).uri)
     for name, values in config.baselines.items():
         _changed(changed, values, make_recipe, f"tune.baselines.{name}")
@@ -270,18 +270,18 @@ def _check_population(tuning: Tuning) -> None:
 
 
 def asked_for(tuning: Tuning) -> str:
-    """A digest of how far the tuning is to go: the summary of a shorter one says nothing about it."""
+    """A digest of the extent of the tuning: the summary of a shorter one is not enough."""
     config = tuning.config
     return digest([config.trials, config.finalists, config.seeds, config.baselines, config.map])
 
 
 def is_done(tuning: Tuning) -> bool:
-    """Whether there is a summary of all that is asked for."""
+    """Whether there is a summary of everything that the configuration asks for."""
     return tuning.storage.exists(SUMMARY) and tuning.storage.read_json(SUMMARY)["asked_for"] == asked_for(tuning)
 
 
 def plan_of(tuning: Tuning) -> str:
-    """The space, the stages that all trials share with their states, and the trials that there are."""
+    """The space, the stages that all trials share with their states, and the trials so far."""
     config, values = tuning.config, flatten(plain(tuning.recipe), tuning.space.fields)
     space = table(
         ["field", "drawn from", "when", "the recipe has", "run once per value"],
@@ -303,7 +303,7 @@ def plan_of(tuning: Tuning) -> str:
     trained = (config.finalists + len(config.baselines)) * config.seeds
     return "\n\n".join(
         [
-            f"Search {tuning.fingerprint} in {tuning.storage.uri}: the {best} {config.metric} of {config.stage}, "
+            f"Tuning {tuning.fingerprint} in {tuning.storage.uri}: the {best} {config.metric} of {config.stage}, "
             f"sampler {config.sampler.name}, scheduler {config.scheduler.name}",
             space,
             f"Stages that all trials share\n\n{plan_table(steps)}",
