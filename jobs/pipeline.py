@@ -102,8 +102,8 @@ def execute(
     print(f"Workspace {graph.workspace.uri}\n\n{plan_table(steps)}\n", flush=True)
     if any(step.state in ("done", "partial") and CODE_CHANGED in step.reason for step in steps):
         print(
-            "Their results stay as they are: --rerun_changed makes again what other code has made, --force one stage "
-            "of it.\n",
+            "Their results are kept. --rerun_changed runs the stages whose code has changed again; --force runs one "
+            "stage again.\n",
             flush=True,
         )
     if plan_only:

@@ -51,7 +51,7 @@ def read_recipe(parser: ArgumentParser, arguments: Sequence[str] | None) -> tupl
     try:
         parsed = parser.parse_args(arguments)
     except (UnicodeDecodeError, RecursionError) as error:
-        parser.error(f"the recipe is no YAML text in UTF-8: {error}")
+        parser.error(f"the recipe is not a YAML text in UTF-8: {error}")
     for misfit in _misfits(Recipe, parsed):
         parser.error(misfit)
     values = parser.instantiate(parsed)

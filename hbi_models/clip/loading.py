@@ -219,7 +219,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         content = _read_file(path)
     # A damaged pickle is a program with wrong instructions, so it may raise any error.
     except Exception as error:
-        raise ValueError(f"{path} is no checkpoint of tensors alone, and nothing else is unpickled: {error}") from error
+        raise ValueError(
+            f"{path} is not a checkpoint that holds only tensors, and nothing else is unpickled: {error}"
+        ) from error
     content = _state_dict_in(content, path)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(

@@ -68,7 +68,7 @@ class _Reader(pickle._Unpickler):
             return dict
         if module.split(".")[0] == "__torch__":
             return type(name, (_Module,), {"kind": f"{module}.{name}"})
-        raise pickle.UnpicklingError(f"it names {f'{module}.{name}'[:80]!r}, which is no part of a model's weights")
+        raise pickle.UnpicklingError(f"it names {f'{module}.{name}'[:80]!r}, which is not part of a model's weights")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, _ = pid
@@ -91,7 +91,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             return dict(_tensors(_Reader(archive, root).load(), declared))
     # A damaged pickle is a program with wrong instructions, so it may raise any error.
     except Exception as error:
-        raise ValueError(f"{path} is no TorchScript archive of a model: {error or type(error).__name__}") from error
+        raise ValueError(f"{path} is not a TorchScript archive of a model: {error or type(error).__name__}") from error
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -26,7 +26,7 @@ def _read_ids(annotations: Storage, name: str) -> list[str]:
     with reading(annotations, name, form='["v_…", …]'):
         ids = read_published_json(annotations, name)
         if not isinstance(ids, list) or not all(isinstance(video_id, str) for video_id in ids):
-            raise ValueError("it is no list of texts")
+            raise ValueError("it is not a list of texts")
     return [check_video_id(video_id, name) for video_id in dict.fromkeys(ids)]
 
 
@@ -45,7 +45,7 @@ def _description(record: Mapping[str, Any]) -> Description:
     end_s = math.ceil(record["duration"])
     sentences = ["" if is_missing(sentence) else sentence for sentence in list(record["sentences"])]
     if not isinstance(record["sentences"], list) or not all(isinstance(sentence, str) for sentence in sentences):
-        raise ValueError("sentences is no list of texts")
+        raise ValueError("sentences is not a list of texts")
     if end_s < 1:
         raise ValueError(f"duration is {record['duration']}; it must be positive")
     return Description(sentences=sentences, spans=list(record["timestamps"]), end_s=float(end_s))

@@ -74,7 +74,7 @@ def read_vocabulary(uri: str) -> Vocabulary:
     try:
         return Vocabulary(_ordered(read_json_file(uri)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{uri} is no answer vocabulary: {error}") from error
+        raise ValueError(f"{uri} is not an answer vocabulary: {error}") from error
 
 
 def _ordered(document: Any) -> Sequence[str]:

@@ -237,7 +237,7 @@ def _manifest_rows(folder: Storage, name: str, columns: Sequence[str]) -> Iterat
     table = folder.read_table(name, columns=columns)
     wanted = pa.schema([MANIFEST.field(column) for column in columns])
     if table.schema.types != wanted.types:
-        raise ValueError(f"{folder.place(name)} is no manifest of this project: its columns have other types")
+        raise ValueError(f"{folder.place(name)} is not a manifest of this project: its columns have other types")
     yield from table.to_pylist()
 
 

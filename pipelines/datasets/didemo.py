@@ -39,7 +39,7 @@ def _read_descriptions(annotations: Storage, name: str) -> dict[str, Description
         with reading(annotations, f"{name}, entry {number}", form=_DESCRIPTIONS_FORM):
             sentence, video = record["description"], record["video"]
             if not isinstance(video, str) or not (isinstance(sentence, str) or is_missing(sentence)):
-                raise ValueError("video or description is no text")
+                raise ValueError("video or description is not a text")
             moment = {"description": "" if is_missing(sentence) else sentence, "times": list(record["times"])}
             moments.setdefault(video_stem(video), []).append(moment)
     return {

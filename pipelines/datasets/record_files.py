@@ -169,7 +169,10 @@ def _bounded_lines(text: io.TextIOWrapper, place: str) -> Iterator[str]:
     while line := text.readline(MAX_LINE_CHARS + 1):
         number += 1
         if len(line) > MAX_LINE_CHARS:
-            raise ValueError(f"{place}, line {number} has more than {MAX_LINE_CHARS:,} characters; it is no sentence")
+            raise ValueError(
+                f"{place}, line {number} has more than {MAX_LINE_CHARS:,} characters; no caption or question "
+                "is that long"
+            )
         yield line
 
 

@@ -248,7 +248,7 @@ def _find_local(uri: str) -> VideoFile | str:
             raise StorageError(f"cannot look at {uri}: {reason(error)}. {remedy(error)}") from error
         return reason(error)
     if not stat.S_ISREG(found.st_mode):
-        return "it is no file"
+        return "it is not a file"
     return VideoFile(uri, found.st_size, found.st_mtime_ns)
 
 

@@ -135,7 +135,7 @@ def require_ranked(matrix: torch.Tensor, captions: Sequence[str], video_ids: Seq
     caption, video = unranked.nonzero()[0].tolist()
     raise ValueError(
         f"{int(unranked.any(dim=1).sum()):,} of {len(captions):,} captions and {int(unranked.any(dim=0).sum()):,} of "
-        f"{len(video_ids):,} videos cannot be ranked: their similarities are no numbers, the first that of "
+        f"{len(video_ids):,} videos cannot be ranked: their similarities are not numbers, the first that of "
         f"{captions[caption]!r} and {video_ids[video]}. Look for a training that diverged: {checkpoint}"
     )
 

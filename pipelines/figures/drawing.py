@@ -24,7 +24,8 @@ def checked_kinds(names: Sequence[str]) -> list[Kind]:
     """
     unknown = sorted(set(names) - set(KINDS))
     if unknown or not names:
-        raise ValueError(f"{', '.join(unknown) or 'nothing'} cannot be shown; choose among {', '.join(KINDS)}")
+        what = f"{', '.join(unknown)} cannot be shown" if unknown else "there is nothing to show"
+        raise ValueError(f"{what}; choose among {', '.join(KINDS)}")
     return [kind for kind in KINDS if kind in names]
 
 

@@ -45,7 +45,7 @@ def check_fields(names: Sequence[str], known: Sequence[str], place: str) -> None
         last = name.rsplit(".", 1)[-1]
         alike = difflib.get_close_matches(name, known, n=3) or [other for other in known if other.endswith(f".{last}")]
         hint = f"; did you mean {' or '.join(alike[:3])}?" if alike else ""
-        raise ValueError(f"{place} names {name}, which is no field of a recipe{hint} (--print_config shows all)")
+        raise ValueError(f"{place} names {name}, which is not a field of a recipe{hint} (--print_config shows all)")
 
 
 def with_values(document: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

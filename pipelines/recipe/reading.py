@@ -32,7 +32,7 @@ def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str | N
     except ValidationError as error:
         problems = [_problem(detail) for detail in error.errors(include_url=False)]
     except (TypeError, ValueError, RecursionError) as error:
-        problems = [f"the settings are no JSON document: {error}"]
+        problems = [f"the settings are not a JSON document: {error}"]
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(f"{'' if place is None else f'{place} cannot be used: '}{'; '.join(problems[:_SHOWN])}{more}")

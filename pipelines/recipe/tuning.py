@@ -77,7 +77,7 @@ class TuningConfig:
     """Field of the recipe → how its values are drawn, as text or as a mapping:
 
     * ``loguniform 0.05 10``, ``uniform 0 1``, ``int 1 8``: both ends included;
-    * ``choice 1 2 3``, or ``{choice: [[1, 0, 0], [1, 1, 1]]}`` for values that are no single words;
+    * ``choice 1 2 3``, or ``{choice: [[1, 0, 0], [1, 1, 1]]}`` for values that are not single words;
     * ``grid 1 2 3``: the same, where every value is to be tried, with the sampler ``grid``;
     * a mapping may add ``when: {other.field: value or [values]}``: then the field is tuned only in
       trials whose other field has that value, and keeps the recipe's value in the rest."""

@@ -82,7 +82,7 @@ class FirstPass:
         try:
             return cls(faiss.deserialize_index(np.frombuffer(content, np.uint8)))
         except RuntimeError as error:
-            raise DamagedFileError(f"{place} is no index of vectors, or is damaged: {error}") from error
+            raise DamagedFileError(f"{place} is not an index of vectors, or is damaged: {error}") from error
 
     def to_bytes(self) -> bytes:
         """A file that Faiss reads."""

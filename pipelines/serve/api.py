@@ -150,7 +150,7 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
             **_PROBLEMS,
             409: {"model": Problem, "description": "The clip cannot be used."},
             413: {"model": Problem, "description": "The clip is too large."},
-            415: {"model": Problem, "description": "It is no video."},
+            415: {"model": Problem, "description": "It is not a video."},
         },
         openapi_extra={
             "requestBody": {

@@ -126,7 +126,7 @@ class Engine:
     def upload(self, content: bytes) -> VideoResponse:
         """Takes a clip in; raises ``UnusableVideoError``."""
         if not looks_like_video(content):
-            raise UnusableVideoError(f"this is no video: the file does not begin as {FORMATS} do")
+            raise UnusableVideoError(f"this is not a video: the file does not begin like {FORMATS}")
         try:
             video = extract_from_bytes(content, self._searcher.frames)
             questioned = extract_from_bytes(content, self._answerer.frames).images if self._answerer is not None else []

@@ -64,7 +64,9 @@ def answers_stage(recipe: Recipe) -> Stage:
         for split in SPLITS:
             if total := counts.get(f"{split}_questions"):
                 known = counts[f"{split}_answerable"]
-                logger.info("answers: the vocabulary has those of %s of %s %s questions", f"{known:,}", total, split)
+                logger.info(
+                    "answers: the vocabulary has the answers of %s of %s %s questions", f"{known:,}", total, split
+                )
         return {"rows": len(vocabulary), "errors": 0, **counts}
 
     inputs = ("shapes", "manifest") if generated else ("manifest",)

@@ -153,6 +153,6 @@ def _refuse_many(errors: pa.Table, total: int, max_fraction: float) -> None:
         examples = "; ".join(f"{row['video_id']}: {row['reason']}, {row['message']}" for row in first)
         raise ValueError(
             f"{len(errors):,} of {total:,} videos could not be decoded ({examples}); frames.max_error_fraction allows "
-            f"{max_fraction:.1%}. Mend the files, or raise frames.max_error_fraction, and run the same command again: "
-            "the frames of the others are kept"
+            f"{max_fraction:.1%}. Repair the files, or raise frames.max_error_fraction, and run the same command "
+            "again: the frames of the others are kept"
         )

@@ -34,7 +34,9 @@ def video_qa_stage(recipe: Recipe) -> Stage:
         kept = sum(view.texts_per_video)
         if kept < asked:
             logger.info(
-                "video_qa: %s of %s training questions have another answer, and are left out", asked - kept, asked
+                "video_qa: %s of %s training questions have an answer outside the vocabulary, and are left out",
+                asked - kept,
+                asked,
             )
         metrics = train_on_pairs(
             recipe,

@@ -31,7 +31,7 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
         for name, checkpoint in _retrieval_checkpoints(pending, recipe):
             from pipelines.models.initial_weights import load_checkpoint
 
-            logger.info("%s: looks whether %s fits", name, checkpoint)
+            logger.info("%s: checking that %s fits", name, checkpoint)
             load_checkpoint(checkpoint, recipe.model, Path(scratch))
     if "estimator" in pending and recipe.estimator.init_checkpoint is not None:
         from pipelines.models.estimator import make_estimator

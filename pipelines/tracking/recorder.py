@@ -197,7 +197,7 @@ class MlflowRecorder:
             try:
                 path.write_bytes(self._workspace.read_bytes(file))
             except FileNotFoundError:
-                logger.warning("%s is gone: its run in MLflow is without it", self._workspace.place(file))
+                logger.warning("%s does not exist any more, so its run in MLflow lacks it", self._workspace.place(file))
                 return
             self._client.log_artifact(run_id, str(path))
 
@@ -212,7 +212,7 @@ class MlflowRecorder:
                 return False
             self._client.delete_logged_model(logged.model_id)
         if not self._workspace.exists(folder):
-            logger.warning("%s is gone: its run in MLflow is without it", self._workspace.place(folder))
+            logger.warning("%s does not exist any more, so its run in MLflow lacks it", self._workspace.place(folder))
             return False
         model, signature = served_model(self._workspace.folder(folder))
         with _long_timeout(), mlflow.start_run(run_id=run_id):

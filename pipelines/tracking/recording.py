@@ -200,8 +200,8 @@ def record_left(workspace: Storage, server: str, recorder: MlflowRecorder) -> No
     """
     if workspace.folders(_FORMER_FOLDER):
         logger.warning(
-            "%s holds calls to an MLflow server that an older version of this program kept; they are not made any "
-            "more: remove the folder",
+            "%s holds calls to an MLflow server that an older version of this program kept, and that this version "
+            "does not send: remove the folder",
             workspace.place(_FORMER_FOLDER),
         )
     for name in workspace.folders(UNRECORDED):
@@ -230,7 +230,7 @@ def record_left(workspace: Storage, server: str, recorder: MlflowRecorder) -> No
                 raise
             except (StorageError, ValueError, LookupError, TypeError, AttributeError) as error:
                 logger.warning(
-                    "what %s says of runs cannot be recorded: %s. Remove the folder to give it up", notes.place(), error
+                    "the runs in %s cannot be recorded: %s. Remove the folder to give them up", notes.place(), error
                 )
                 continue
             notes.delete("")

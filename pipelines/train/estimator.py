@@ -142,7 +142,7 @@ class EstimatorTask:
             if places.null_count:
                 raise DamagedFileError(
                     f"{self.labels.place(shard)} does not hold {places.null_count:,} of the {len(wanted):,} labels "
-                    "that its index says to be there"
+                    "that its index lists"
                 )
         except DamagedFileError as error:
             ShardPool(self.labels, LABELS).set_aside(shard, error)

@@ -28,7 +28,9 @@ def from_record(record: Any) -> Point:
     metrics = dict(record) if isinstance(record, Mapping) else {}
     step = metrics.pop("step", None)
     if type(step) is not int or not all(type(value) in (int, float) for value in metrics.values()):
-        raise ValueError(f"{record!r:.80} is no point of a curve; a whole step and metrics that are numbers are needed")
+        raise ValueError(
+            f"{record!r:.80} is not a point of a curve; a whole step and metrics that are numbers are needed"
+        )
     return step, metrics
 
 
@@ -42,7 +44,7 @@ class History:
             self._add(map(from_record, self._log.records()))
         except ValueError as error:
             raise DamagedFileError(
-                f"{storage.place(HISTORY)} is damaged, or something else wrote it: {error}"
+                f"{storage.place(HISTORY)} is damaged, or another program wrote it: {error}"
             ) from error
 
     @property

@@ -167,7 +167,7 @@ def _unplaced(parameter: Parameter, given: Mapping[str, Parameter]) -> str:
             f"tune.space.{parameter.field} is tuned when {unknown[0]} has a value, and {unknown[0]} is not "
             "tuned; leave the condition out, or tune that field, too"
         )
-    return f"tune.space: the conditions of {', '.join(sorted(given))} hang on one another; remove one of them"
+    return f"tune.space: the conditions of {', '.join(sorted(given))} depend on one another; remove one of them"
 
 
 def _parse_parameter(field: str, description: Any) -> Parameter:
@@ -217,7 +217,7 @@ def _parse_range(field: str, kind: str, arguments: Sequence[Any]) -> Range:
 
 
 def _parse_list(field: str, kind: str, values: Sequence[Any]) -> Values:
-    require(len(values) > 0, f"tune.space.{field} is a {kind} of nothing; list its values")
+    require(len(values) > 0, f"tune.space.{field} is a {kind} without values; list them")
     distinct = [value for place, value in enumerate(values) if value not in values[:place]]
     require(len(distinct) == len(values), f"tune.space.{field} lists a value twice: {' '.join(map(str, values))}")
     return Values(tuple(values), every=kind == "grid")

@@ -258,7 +258,7 @@ def _check_population(tuning: Tuning) -> None:
         require(
             not set(_LIVE).isdisjoint(parameter.field.split(".")) and not parameter.when,
             f"tune.scheduler is pbt, which changes settings on the way, and {parameter.field} is fixed when a "
-            f"training starts, or hangs on another field; tune fields of {' and '.join(_LIVE)} sections without "
+            f"training starts, or depends on another field; tune fields of {' and '.join(_LIVE)} sections without "
             "conditions, or choose asha or none",
         )
     require(
@@ -316,6 +316,6 @@ def plan_of(tuning: Tuning) -> str:
 
 def _states(journal: Journal, phase: Phase) -> str:
     counts: Counter[str] = Counter(record.state for record in journal.of(phase))
-    names = {"finished": "finished", "stopped": "ended early", "failed": "failed", "running": "to go on with"}
+    names = {"finished": "finished", "stopped": "ended early", "failed": "failed", "running": "to be continued"}
     known = [f"{counts[state]} {name}" for state, name in names.items() if counts[state]]
     return f", of which {', '.join(known)}" if known else ""

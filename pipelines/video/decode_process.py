@@ -167,7 +167,7 @@ def _checked_video(reply: Message) -> ExtractedVideo:
     if video.decoder not in ("decord", "pyav"):
         raise ValueError("the decoder is unknown")
     if video.notes is not None and not isinstance(video.notes, str):
-        raise TypeError("the notes are no text")
+        raise TypeError("the notes are not a text")
     return video
 
 

@@ -97,7 +97,7 @@ def decord_doubt(timeline: Timeline, orientation: Matrix = UPRIGHT) -> str | Non
         "frames have no presentation times": timeline.pts is None,
         "an edit list hides frames": timeline.edited,
         "the file begins before its first key frame": timeline.skips > 0,
-        "a key frame is no instant refresh": not timeline.only_instant,
+        "a key frame is not an instant refresh": not timeline.only_instant,
         "the picture is mirrored": a * d - b * c < 0,
         "a picture outside of MP4 and MOV is turned": orientation != UPRIGHT and timeline.container != "mov",
         "there are several video streams": any(note.reason == "several_streams" for note in timeline.notes),

@@ -68,7 +68,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     uri = absolute_uri(uri)
     if is_local(uri):
         if "\0" in uri:
-            raise ValueError(f"{uri[:80]!r} holds a null character, which no path does")
+            raise ValueError(f"{uri[:80]!r} holds a null character, which is not allowed in a path")
         if not is_text(uri):
             raise ValueError(f"{printable(uri)} is not UTF-8 text, which tables and pages need; rename it")
         return _local(), uri

@@ -83,7 +83,7 @@ class LineLog:
             return [json.loads(line) for line in self._lines(number)]
         except (ValueError, RecursionError) as error:
             raise DamagedFileError(
-                f"{self._storage.place(self._file(number))} is damaged, or something else wrote it: {error}"
+                f"{self._storage.place(self._file(number))} is damaged, or another program wrote it: {error}"
             ) from error
 
     def _lines(self, number: int) -> list[str]:

@@ -118,7 +118,7 @@ def held(workspace: Storage, name: str) -> Iterator[Lock]:
             break
         workspace.delete(path)
         if time.monotonic() - reminded >= _REMIND_S:
-            logger.info("waiting for %s: %s is at it", name, others[0].owner)
+            logger.info("waiting for %s, which is held by %s", name, others[0].owner)
             reminded = time.monotonic()
         # A random wait: two processes that saw each other's claims would otherwise collide again.
         time.sleep(poll_s * random.uniform(0.5, 1.5))

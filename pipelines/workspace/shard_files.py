@@ -101,11 +101,11 @@ class OpenShard:
         """
         if self._rows is not None:
             if absent := [key for key in keys if key not in self._rows]:
-                raise DamagedFileError(f"it has no row of the key {absent[0]}, which its index says to be there")
+                raise DamagedFileError(f"it has no row with the key {absent[0]}, although its index lists it")
             places = [self._rows[key] for key in keys]
             return self._file.read_row_groups(places, columns=list(columns), use_threads=False)
         table = self._file.read_row_groups(list(rows), columns=["key", *columns], use_threads=False)
         for key, row, found in zip(keys, rows, table.column("key").to_pylist(), strict=True):
             if found != key:
-                raise DamagedFileError(f"its row {row} is of the key {found}, and its index says {key}")
+                raise DamagedFileError(f"its row {row} has the key {found}, and its index says {key}")
         return table.select(list(columns))

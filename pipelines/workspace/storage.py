@@ -286,4 +286,4 @@ def _replace_file(place: Path, data: bytes | pa.Buffer) -> None:
 
 
 def _damaged(place: str, wanted: str, error: Exception) -> str:
-    return f"{place} is not {wanted}: {reason(error)}; it is damaged, or something else wrote it"
+    return f"{place} is not {wanted}: {reason(error)}; it is damaged, or another program wrote it"

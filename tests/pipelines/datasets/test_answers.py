@@ -66,8 +66,8 @@ def test_a_vocabulary_is_read_in_the_order_of_its_classes(tmp_path: Path, docume
         ('["a"]', "a vocabulary of 1 answers leaves nothing to choose"),
         ('["a", "b", "a "]', "'a' has more than one class"),
         ('["a", " "]', "the answer of class 1 is empty"),
-        ("{", "is no answer vocabulary"),
-        ("[" * 100_000, "is no answer vocabulary"),
+        ("{", "is not an answer vocabulary"),
+        ("[" * 100_000, "is not an answer vocabulary"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
