@@ -1,7 +1,7 @@
-"""Published checkpoints under our names: functions from dict to dict.
+"""Names of published checkpoints ↔ ours: functions from dict to dict.
 
-They are strict: every tensor has a counterpart, except the few that the published code stores and
-never uses.
+Both directions are strict: every tensor has a counterpart, except the few that the published
+code stores and never uses.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 from hbi_models.configs import LEVELS
@@ -93,6 +94,15 @@ def retrieval_from_published(published: Mapping[str, Tensor], expected: Collecti
     return renamed(without_surplus_teacher(published, expected), retrieval_prefixes(), expected)
 
 
+def retrieval_to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns our retrieval model's state dict under published names, unused entries included.
+
+    Raises:
+        ValueError: A tensor has no published name.
+    """
+    return with_unused_batch_norms(exported(ours, retrieval_prefixes()))
+
+
 def video_qa_from_published(published: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     """Returns a published question answering checkpoint under our names.
 
@@ -106,6 +116,15 @@ def video_qa_from_published(published: Mapping[str, Tensor], expected: Collectio
     return renamed(without_surplus_teacher(published, expected), video_qa_prefixes(), expected)
 
 
+def video_qa_to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns our question answering model's state dict under published names, unused entries included.
+
+    Raises:
+        ValueError: A tensor has no published name.
+    """
+    return with_unused_batch_norms(exported(ours, video_qa_prefixes()))
+
+
 def estimator_from_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns a published estimator checkpoint under our names.
 
@@ -113,6 +132,16 @@ def estimator_from_published(published: Mapping[str, Tensor]) -> dict[str, Tenso
         ValueError: Tensors are missing, or left over.
     """
     return renamed(published, ESTIMATOR_NAMES, ESTIMATOR_NAMES.values())
+
+
+def estimator_to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns our estimator's state dict under published names, unused entries included.
+
+    Raises:
+        ValueError: A tensor has no published name.
+    """
+    published = exported(ours, ESTIMATOR_NAMES)
+    return published | unused_batch_norm("", published["cnn1.bias"])
 
 
 def our_name(published: str, prefixes: Mapping[str, str]) -> str | None:
@@ -139,8 +168,40 @@ def renamed(
     return {ours: published[theirs] for theirs, ours in names.items() if ours is not None}
 
 
+def exported(ours: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Returns the tensors under published names; raises ``ValueError`` for one that has none."""
+    inverse = {our: their for their, our in prefixes.items()}
+    names = {name: our_name(name, inverse) for name in ours}
+    unknown = [name for name, published in names.items() if published is None]
+    if unknown:
+        raise ValueError(
+            f"no published name is known for {listed(unknown)}; only the models for retrieval and question answering "
+            "and the estimator have them"
+        )
+    return {str(names[name]): value for name, value in ours.items()}
+
+
 def without_surplus_teacher(published: Mapping[str, Tensor], expected: Collection[str]) -> Mapping[str, Tensor]:
     """Returns a published checkpoint, without its teacher if no expected name belongs to one."""
     if any("teacher" in name.split(".") for name in expected):
         return published
     return {name: value for name, value in published.items() if not name.startswith("banzhafteacher.")}
+
+
+def with_unused_batch_norms(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a model's published tensors and the batch normalisation of each of its estimator networks."""
+    networks = [name.removesuffix("Q") for name in published if re.fullmatch(r"banzhaf\w+\.Q", name)]
+    for network in networks:
+        published = published | unused_batch_norm(network, published[f"{network}cnn1.bias"])
+    return published
+
+
+def unused_batch_norm(prefix: str, like: Tensor) -> dict[str, Tensor]:
+    """Returns the entries of a published network's batch normalisation, as initialised and never used."""
+    return {
+        f"{prefix}bn.weight": torch.ones_like(like),
+        f"{prefix}bn.bias": torch.zeros_like(like),
+        f"{prefix}bn.running_mean": torch.zeros_like(like),
+        f"{prefix}bn.running_var": torch.ones_like(like),
+        f"{prefix}bn.num_batches_tracked": torch.tensor(0),
+    }

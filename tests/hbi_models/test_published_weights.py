@@ -10,13 +10,19 @@ from torch import Tensor
 
 from hbi_models.banzhaf.estimator import InteractionEstimator
 from hbi_models.configs import GameConfig
-from hbi_models.published_weights import estimator_from_published, retrieval_from_published, video_qa_from_published
+from hbi_models.published_weights import (
+    estimator_from_published,
+    estimator_to_published,
+    retrieval_from_published,
+    retrieval_to_published,
+    video_qa_from_published,
+    video_qa_to_published,
+)
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from tests.hbi_models.tiny_model import tiny_config, tiny_video_qa_config
 from tests.parity.conftest import PARITY_DIR, Golden
 from tests.parity.published_model import published_model
-from tests.published_checkpoints import estimator_to_published, retrieval_to_published, video_qa_to_published
 
 
 @pytest.fixture(name="golden", scope="module")
@@ -44,6 +50,14 @@ def test_a_published_estimator_checkpoint_survives_the_round_trip(golden: Golden
     exported = estimator_to_published(estimator.state_dict())
     assert exported.keys() == published.keys()
     assert all(torch.equal(exported[name], value) for name, value in without_batch_norm(published).items())
+
+
+def test_unused_entries_are_exported_as_initialised() -> None:
+    exported = estimator_to_published(InteractionEstimator(channels=4).state_dict())
+    expected = torch.nn.BatchNorm2d(4).state_dict()
+    actual = {name.removeprefix("bn."): value for name, value in exported.items() if name.startswith("bn.")}
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 @pytest.fixture(name="model")
@@ -119,3 +133,8 @@ def test_the_teacher_is_left_out_where_the_model_has_none(model: RetrievalModel,
     student = RetrievalModel(tiny_config(tmp_path))
     student.load_state_dict(retrieval_from_published(published, student.state_dict().keys()))
     assert torch.equal(student.text_merges["event"].conv.weight, model.text_merges["event"].conv.weight)
+
+
+def test_tensors_without_a_published_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="answer_head"):
+        retrieval_to_published({"answer_head.weight": torch.zeros(1)})

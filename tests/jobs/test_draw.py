@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hbi_models.published_weights import retrieval_to_published
 from hbi_models.retrieval import RetrievalModel
 from jobs import draw
 from pipelines.models.folder import FRAMES_JSON
@@ -16,7 +17,6 @@ from pipelines.shapes.data_set import write_clips
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import write_recipe
-from tests.published_checkpoints import retrieval_to_published
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, retrieval_config
 
 

@@ -19,6 +19,7 @@ import torch
 from hbi_models.axes import TextBatch, VideoBatch
 from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.published_weights import video_qa_to_published
 from jobs import ask as ask_job
 from jobs import evaluate_video_qa
 from pipelines.graph import make_graph, make_qa_evaluation_graph
@@ -34,7 +35,6 @@ from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.records import ANSWERS, MANIFEST_FILE
 from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import actions, command, read, run, run_command, write_recipe
-from tests.published_checkpoints import video_qa_to_published
 from tests.tiny_retrieval import MAX_WORDS
 
 pytestmark = pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 
 from hbi_models.banzhaf.estimator import InteractionEstimator
 from hbi_models.configs import GameConfig, RetrievalConfig, VideoQAConfig
+from hbi_models.published_weights import estimator_to_published, retrieval_to_published
 from hbi_models.retrieval import RetrievalModel
 from pipelines.models.initial_weights import (
     checkpoint_kind,
@@ -18,7 +19,6 @@ from pipelines.models.initial_weights import (
 )
 from pipelines.models.weights import save_model
 from tests.hbi_models.tiny_model import tiny_config
-from tests.published_checkpoints import estimator_to_published, retrieval_to_published
 
 
 def make_model(config: RetrievalConfig, seed: int) -> RetrievalModel:

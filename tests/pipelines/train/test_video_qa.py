@@ -14,6 +14,7 @@ from hbi_models.banzhaf.estimator import InteractionEstimator
 from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import GameConfig
+from hbi_models.published_weights import retrieval_to_published, video_qa_to_published
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary
@@ -25,7 +26,6 @@ from pipelines.train.checkpoints import Position
 from pipelines.train.loop import SCORE, LoopSettings, TrainingLoop
 from pipelines.train.video_qa import QuestionBatch, VideoQATask
 from pipelines.workspace.storage import Storage
-from tests.published_checkpoints import retrieval_to_published, video_qa_to_published
 from tests.tiny_retrieval import training_data
 from tests.tiny_video_qa import OUTSIDE, VOCABULARY, video_qa_config, video_qa_task, write_question_data
 
