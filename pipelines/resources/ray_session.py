@@ -146,6 +146,7 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
     finally:
         _fixed = False
         ray.shutdown()
+        # After a failure the logs of the workers stay.
         if finished:
             shutil.rmtree(folder, ignore_errors=True)
         else:

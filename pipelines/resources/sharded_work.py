@@ -104,6 +104,7 @@ def _map_on_ray(
     import ray.data
 
     blocks = ray.data.from_arrow(list(shards))
+    # Without a batch size every call gets a whole block, which is a shard.
     options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     if isinstance(resources, ActorResources):
         gpus, actors = actors_that_fit(resources)
@@ -112,6 +113,7 @@ def _map_on_ray(
         options["compute"] = ray.data.ActorPoolStrategy(
             min_size=min(resources.min_actors, len(shards)), max_size=min(actors, len(shards))
         )
+        # Ray's dashboard shows the name of the class, so every stage has a class with its own name.
         summaries = blocks.map_batches(type(name, (_ReportingActor,), {}), **options)
     else:
         options |= ray_options(resources.cpus_per_task, 0, resources.memory_gb_per_task)
@@ -128,6 +130,7 @@ class _ReportingActor:
     """An instance of ``work``, made on the actor; see ``_reporting``."""
 
     def __init__(self, work: type, constructor: dict[str, Any]) -> None:
+        # A constructor that fails becomes the result of every shard, for the reason given in _reporting.
         try:
             self._work: Callable[[pa.Table], pa.Table] = work(**constructor)
         except (OSError, ValueError) as error:

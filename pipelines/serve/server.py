@@ -40,6 +40,7 @@ class ServedEngine:
         import asyncio
 
         queries, tops = zip(*requests, strict=True)
+        # In a thread, so that the replica takes further requests while it searches.
         return await asyncio.to_thread(self._engine.search, queries, tops)
 
     async def search(self, query: str, top: int) -> SearchResponse:

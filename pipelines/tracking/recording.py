@@ -170,6 +170,7 @@ class Recording:
                 for run in missed:
                     self._recorder.record(run, None)
                     with self._lock:
+                        # Another object means that more was missed while this one was recorded.
                         if self._missed[run.key] is run:
                             del self._missed[run.key]
                             count += 1

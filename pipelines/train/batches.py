@@ -75,6 +75,7 @@ def _in_thread(source: BatchSource[Batch], addresses: Sequence[BatchAddress]) ->
     def offer(item: Batch | BaseException | None) -> bool:
         while not stop.is_set():
             try:
+                # With a timeout, so that the thread notices when nobody takes batches any more.
                 ready.put(item, timeout=0.1)
                 return True
             except queue.Full:

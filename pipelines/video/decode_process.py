@@ -65,6 +65,7 @@ class DecodeProcess:
         Raises:
             ExtractionError: there are none; the next video can be decoded all the same.
         """
+        # The process also limits itself, a second later, for the case that this one dies.
         header = {"settings": asdict(settings), "timeout_s": self._timeout_s + 1}
         request = Message({**header, "path": source}) if isinstance(source, str) else Message(header, [source])
         with self._lock:

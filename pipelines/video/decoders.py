@@ -224,6 +224,7 @@ class PyAVDecoder:
                 yield shown
         if last < 0:
             raise UnreadableVideoError("the stream holds no picture that can be decoded")
+        # A single one at the end may be a packet without a picture; several mean that the stream ended early.
         if ahead is None and len([index for index in missing if index > last]) > 1:
             raise FrameCountError(last + 1)
         if missing:
@@ -247,6 +248,7 @@ class PyAVDecoder:
             if self._skips:
                 context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
             for frame in self._pictures(packet):
+                # Decoded but never shown, such as frames that an edit list hides.
                 if frame.pts is not None and frame.pts < pts[0]:
                     continue
                 index = -1 if frame.pts is None else bisect_right(pts, frame.pts) - 1

@@ -19,7 +19,7 @@ from pipelines.video.errors import UnreadableVideoError
 from pipelines.video.key_frames import is_clean_start, is_instant_refresh
 
 _SEEKABLE = frozenset({"mov", "matroska", "flv"})
-"""Formats in which a key frame can be found by its time: the first of their FFmpeg names. The result of a seek is
+"""Formats in which seeking to the time of a key frame works, by the first of their FFmpeg names. Every seek is
 checked."""
 
 _MAX_REORDERING = 32

@@ -100,6 +100,7 @@ class Lock:
     def _beat(self) -> None:
         while not self._stop.wait(_REFRESH_S):
             try:
+                # A claim that another process has removed must not come back: the name would have two owners.
                 if self._workspace.exists(self._path):
                     self._workspace.write_bytes(self._path, self._content)
             except OSError as error:
@@ -163,6 +164,7 @@ def _new_claim(name: str) -> tuple[str, bytes]:
 def _live_claims(workspace: Storage, name: str, *, own: str) -> list[Claim]:
     """The live claims of others; claims of dead owners are removed."""
     claims = _claims(workspace, name)
+    # The own claim has just been written, so its time is the present by the storage's clock.
     now = max((claim.refreshed_ns for claim in claims if claim.path == own), default=0)
     live = []
     for claim in claims:

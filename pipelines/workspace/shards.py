@@ -174,6 +174,7 @@ def newest_rows(index: pa.Table) -> pa.Table:
     failed = np.zeros(len(index), dtype=np.int64)
     if "error_reason" in index.column_names:
         failed += pc.is_valid(index.column("error_reason")).to_numpy()
+    # The smallest rank wins: the newest generation first, within it a row without an error, then the shard's name.
     rank = pa.array((failed - 2 * generations[place]) * max(len(generations), 1) + place)
     best = pa.table({"key": index.column("key"), "rank": rank}).group_by("key").aggregate([("rank", "min")])
     best_of_row = best.column("rank_min").take(pc.index_in(index.column("key"), best.column("key")))
