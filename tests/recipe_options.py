@@ -1,16 +1,16 @@
-"""Recipes with options, read without the parser of the command line, which takes seconds for each.
-
-The command line has its own tests (tests/jobs/test_settings.py, tests/repository/test_recipes.py).
-"""
+"""Recipes with options: by the parser of the command line, which is made once, and without it, which is faster."""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from jobs.settings import recipe_from_document
+from jsonargparse import ArgumentParser
+
+from jobs.settings import read_recipe, recipe_from_document, recipe_parser
 from pipelines.recipe.recipe import Recipe
 
 
@@ -24,6 +24,16 @@ def recipe_with(document: Mapping[str, Any], *options: str) -> Recipe:
             place = place.setdefault(section, {})
         place[field] = _value(text)
     return recipe_from_document(changed)
+
+
+def parsed_recipe(*arguments: str) -> Recipe:
+    """The recipe that a command line describes, by the parser of the commands."""
+    return read_recipe(_parser(), arguments)[0]
+
+
+@cache
+def _parser() -> ArgumentParser:
+    return recipe_parser("A test.")
 
 
 def _value(text: str) -> Any:
