@@ -19,7 +19,9 @@ from pipelines.workspace.storage import Storage
 if TYPE_CHECKING:
     from pipelines.splits import QuestionView, SplitView
     from pipelines.train.loop import Task
-    from pipelines.train.pairs import PairTask, TrainingData
+    from pipelines.train.pairs import TrainingData
+    from pipelines.train.retrieval import RetrievalTask
+    from pipelines.train.video_qa import VideoQATask
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ def train(
 def train_on_pairs(
     recipe: Recipe,
     context: StageContext,
-    task: type[PairTask[Any]],
+    task: type[RetrievalTask | VideoQATask],
     view: SplitView | QuestionView,
     *,
     data: TrainingData,
