@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hbi_models.clip.backbone import ClipBackbone
@@ -50,8 +50,11 @@ _NUMPY_NUMBERS: list[Any] = [
 TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
 
-def load_clip(config: ClipConfig) -> ClipBackbone:
+def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
     """Returns the backbone in float32 on the CPU; without ``pretrained``, freshly initialised.
+
+    ``weights`` is a file of :func:`save_clip` that holds what the tag ``pretrained`` names: neither a cache nor the
+    network is asked then.
 
     Raises:
         ValueError: The architecture or the weights are unknown, do not fit each other, or the
@@ -61,6 +64,10 @@ def load_clip(config: ClipConfig) -> ClipBackbone:
     tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else None
     if tag:
         require_same_activation(architecture, quick_gelu=tag.get("quick_gelu", False), config=config)
+    if weights is not None:
+        backbone = build_clip(architecture)
+        load_weights(backbone, load_file(weights), config)
+    elif tag:
         model = open_clip.create_model(config.architecture, pretrained=config.pretrained, precision="fp32")
         backbone = ClipBackbone(model, embedding_dim=architecture["embed_dim"])
     else:
@@ -98,6 +105,11 @@ def fetch_weights(config: ClipConfig) -> Path | None:
             f"cannot be downloaded from {source} ({type(error).__name__}). Connect to the network once, or set "
             "model.clip.pretrained to a local file of them (OpenAI's .pt, .bin, .safetensors)"
         ) from error
+
+
+def save_clip(config: ClipConfig, path: Path) -> None:
+    """Writes the weights that ``config.pretrained`` names to ``path``, as safetensors under the backbone's names."""
+    save_file({name: tensor.contiguous() for name, tensor in load_clip(config).state_dict().items()}, path)
 
 
 def read_architecture(name: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class LabelsConfig:
     of what the published code samples, so that its estimator checkpoints keep their meaning."""
 
     checkpoint: str | None = content_of("checkpoint")
-    """Folder of a trained retrieval model whose features play the game; null = the model as
-    initialised (published)."""
+    """Folder or published file of a trained retrieval model whose features play the game; null = the
+    model as initialised (published)."""
 
     captions_per_video: int | None = None
     """Captions of a training video that become pairs; null = all (published)."""

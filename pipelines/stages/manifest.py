@@ -14,7 +14,7 @@ from pipelines.workspace.artifact import Artifact, Counts, read_document
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import ERRORS_FILE, MANIFEST_FILE
 from pipelines.workspace.storage import content_digest
-from pipelines.workspace.uris import join_uri, parent_uri
+from pipelines.workspace.uris import join_uri, last_name, parent_uri
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,9 @@ def _take_to_new_place(context: StageContext) -> Counts | None:
     except (FileNotFoundError, DamagedFileError):
         return None
     for name, table in tables.items():
-        # The last two parts: the folder of the videos, and a file's name, which no address has to escape.
-        uris = [join_uri(shapes.uri, *uri.split("/")[-2:]) for uri in table.column("uri").to_pylist()]
+        # The folder of the videos, and a file's name.
+        names = [(last_name(parent_uri(uri)), last_name(uri)) for uri in table.column("uri").to_pylist()]
+        uris = [join_uri(shapes.uri, *parts) for parts in names]
         place = table.schema.get_field_index("uri")
         table = table.set_column(place, table.schema.field(place), pa.array(uris, pa.string()))
         context.output.write_table(name, table)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pipelines.models.clip_weights import handed_out, weights_folders
 from pipelines.models.folder import FRAMES_JSON, MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
+from pipelines.stages.training import progress_of_training, say_what_is_left_out, teacher_inputs, train, training_data
 from pipelines.train.files import RETRIEVAL_METRICS
 from pipelines.workspace.artifact import Counts, plain
-
-if TYPE_CHECKING:
-    pass
-from pipelines.stages.training import progress_of_training, say_what_is_left_out, teacher_inputs, train, training_data
 
 
 def retrieval_stage(recipe: Recipe) -> Stage:
@@ -30,6 +26,7 @@ def retrieval_stage(recipe: Recipe) -> Stage:
         task = RetrievalTask(
             model_config=recipe.model,
             training=training,
+            clip_weights=handed_out(context.workspace, recipe.model.clip),
             seed=recipe.seed,
             data=data,
             loader_processes=recipe.resources.retrieval.loader_processes,
@@ -56,4 +53,5 @@ def retrieval_stage(recipe: Recipe) -> Stage:
         run=run,
         partial=progress_of_training,
         metrics=RETRIEVAL_METRICS,
+        keeps=weights_folders(recipe.model.clip) if training.init_checkpoint is None else (),
     )

@@ -89,6 +89,8 @@ class Stage:
     """Validation metrics that a training reports after every epoch; a tuning may look at these."""
     reads: Mapping[str, str] = field(default_factory=dict)
     """What it reads besides its inputs and what the recipe names: places by what they are."""
+    keeps: tuple[str, ...] = ()
+    """Folders of the workspace that it reads and no stage makes."""
     writes: str | None = None
     """Name of what it writes outside its own folder. Stages of several runs that write the same thing,
     or have the same fingerprint, take turns."""
@@ -141,9 +143,10 @@ class Graph:
         return self.workspace.folder(name, self.fingerprints[name])
 
     def folders(self, stages: Iterable[Stage]) -> list[str]:
-        """Folders of the workspace that hold what ``stages`` make."""
+        """Folders of the workspace that hold what ``stages`` make and need."""
         stages = list(stages)
         folders = [f"{stage.name}/{self.fingerprints[stage.name]}" for stage in stages]
+        folders += [folder for stage in stages for folder in stage.keeps]
         return folders + [f"{SHARDS}/{stage.writes}" for stage in stages if stage.writes is not None]
 
     def record(self, recipe: Any, *, beside: Iterable[str] = ()) -> str:

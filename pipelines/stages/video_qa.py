@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
+from pipelines.models.clip_weights import handed_out, weights_folders
 from pipelines.models.folder import FRAMES_JSON, MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
+from pipelines.stages.training import progress_of_training, say_what_is_left_out, teacher_inputs, train, training_data
 from pipelines.train.files import VIDEO_QA_METRICS
 from pipelines.workspace.artifact import Counts, plain
 from pipelines.workspace.records import MANIFEST_FILE
 from pipelines.workspace.storage import Storage
-
-if TYPE_CHECKING:
-    pass
-from pipelines.stages.training import progress_of_training, say_what_is_left_out, teacher_inputs, train, training_data
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +46,7 @@ def video_qa_stage(recipe: Recipe) -> Stage:
             data=data,
             vocabulary=vocabulary,
             init_checkpoint=_start(recipe, context),
+            clip_weights=handed_out(context.workspace, recipe.model.clip),
             loader_processes=recipe.resources.video_qa.loader_processes,
             steps_per_epoch=steps_of_epochs(
                 view.texts_per_video,
@@ -82,6 +80,7 @@ def video_qa_stage(recipe: Recipe) -> Stage:
         run=run,
         partial=progress_of_training,
         metrics=VIDEO_QA_METRICS,
+        keeps=() if training.init_checkpoint or training.from_retrieval else weights_folders(recipe.model.clip),
     )
 
 

@@ -16,13 +16,16 @@ from hbi_models.configs import RetrievalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import RetrievalModel, counted_levels
+from pipelines.models.clip_weights import local_weights
 from pipelines.models.encoding import concatenate, encode_texts, encode_videos
 from pipelines.models.initial_weights import initialise_from
+from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import RetrievalTrainingConfig
 from pipelines.splits import SplitView
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
+from pipelines.workspace.storage import Storage
 
 _VALIDATION_BATCH = 64
 
@@ -33,6 +36,8 @@ class RetrievalTask(PairTask[PairBatch]):
 
     model_config: RetrievalConfig
     training: RetrievalTrainingConfig
+    clip_weights: Storage | None = None
+    """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
     kind: str = field(default="retrieval", init=False)
 
     @property
@@ -45,10 +50,13 @@ class RetrievalTask(PairTask[PairBatch]):
         return core
 
     def make_model(self) -> nn.Module:
-        model = RetrievalModel(self.model_config)
-        if self.training.init_checkpoint is not None:
-            with TemporaryDirectory() as scratch:
-                initialise_from(self.training.init_checkpoint, model, Path(scratch))
+        start = self.training.init_checkpoint
+        with TemporaryDirectory() as scratch:
+            if start is None:
+                model = RetrievalModel(self.model_config, local_weights(self.clip_weights, Path(scratch)))
+            else:
+                model = RetrievalModel(without_pretraining(self.model_config))
+                initialise_from(start, model, Path(scratch))
         self.install_teacher(model)
         return model
 

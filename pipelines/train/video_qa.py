@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,13 +20,16 @@ from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary
 from pipelines.models.answering import answer_questions
+from pipelines.models.clip_weights import local_weights
 from pipelines.models.initial_weights import initialise_video_qa_from
+from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import VideoQATrainingConfig
 from pipelines.splits import QuestionView
 from pipelines.train.batches import BatchAddress
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
+from pipelines.workspace.storage import Storage
 
 _VALIDATION_BATCH = 64
 
@@ -59,6 +62,8 @@ class VideoQATask(PairTask[QuestionBatch]):
     vocabulary: Vocabulary
     init_checkpoint: str | None
     """A question answering or retrieval model to start from."""
+    clip_weights: Storage | None = None
+    """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
     kind: str = field(default="video_qa", init=False)
 
     @property
@@ -74,9 +79,12 @@ class VideoQATask(PairTask[QuestionBatch]):
         return core
 
     def make_model(self) -> nn.Module:
-        model = VideoQAModel(self.model_config)
-        if self.init_checkpoint is not None:
-            with TemporaryDirectory() as scratch:
+        config = self.model_config
+        with TemporaryDirectory() as scratch:
+            if self.init_checkpoint is None:
+                model = VideoQAModel(config, local_weights(self.clip_weights, Path(scratch)))
+            else:
+                model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
                 initialise_video_qa_from(self.init_checkpoint, model, self.vocabulary, Path(scratch))
         self.install_teacher(model.encoder)
         return model

@@ -74,6 +74,20 @@ def test_an_estimator_starts_from_a_published_file(tmp_path: Path) -> None:
     assert_same_weights(source, target)
 
 
+@pytest.mark.parametrize("name", ["a b", "a#b", "what?", "100%", "a%20b", "ü"])
+def test_a_published_file_in_any_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    torch.manual_seed(0)
+    source, target = InteractionEstimator(8), InteractionEstimator(8)
+    file = tmp_path / name / f"{name}.pth"
+    file.parent.mkdir()
+    torch.save(estimator_to_published(source.state_dict()), file)
+    monkeypatch.chdir(file.parent)
+    for place in (str(file), file.as_uri(), file.name):
+        initialise_estimator_from(place, target, tmp_path)
+        assert_same_weights(source, target)
+        torch.nn.init.zeros_(next(target.parameters()))
+
+
 @pytest.mark.parametrize("checkpoint", ["nowhere", "nowhere.bin"])
 def test_a_missing_checkpoint_is_named(tmp_path: Path, checkpoint: str) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):

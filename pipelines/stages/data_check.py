@@ -1,0 +1,74 @@
+"""Whether the data hold what the stages to come need: asked as soon as it is known, however they are run or planned."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipelines.datasets.answers import Vocabulary
+from pipelines.datasets.requirements import require_data
+from pipelines.recipe.recipe import Recipe
+from pipelines.stages.answers import choose_vocabulary
+from pipelines.stages.stage import Graph, Step
+from pipelines.workspace.records import MANIFEST_FILE
+
+TELLING = ("manifest", "answers")
+"""Stages that say what the data hold."""
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """What is known of the data: the manifest and the vocabulary of answers, each as soon as it is there."""
+
+    manifest: pa.Table | None
+    vocabulary: Vocabulary | None = None
+
+    def require(self, recipe: Recipe, stages: Collection[str]) -> None:
+        """Refuses data with which one of ``stages`` could not do its work, as far as it can be told.
+
+        Raises:
+            ValueError: a split is empty, or smaller than the batch of a training; the message lists all of it.
+        """
+        if self.manifest is not None:
+            require_data(recipe, stages, self.manifest, self.vocabulary)
+
+
+def pending(steps: Sequence[Step]) -> list[str]:
+    """The stages that would run, by name."""
+    return [step.stage.name for step in steps if step.state != "done"]
+
+
+def finished(steps: Sequence[Step]) -> set[str]:
+    """The stages that would not."""
+    return {step.stage.name for step in steps if step.state == "done"}
+
+
+def known_data(graph: Graph, stages: Collection[str]) -> KnownData:
+    """What the finished ``stages`` say of the data."""
+    if "manifest" not in stages:
+        return KnownData(None)
+    vocabulary = Vocabulary.read(graph.output("answers")) if "answers" in stages else None
+    manifest = graph.output("manifest").read_table(MANIFEST_FILE, columns=["split", "captions", "questions"])
+    return KnownData(manifest, vocabulary)
+
+
+def foreseen_data(graph: Graph, stages: Collection[str], recipe: Recipe) -> KnownData:
+    """The same with what is not finished yet, read from where it will be read; nothing is written.
+
+    A data set that is still to be generated cannot be foreseen.
+
+    Raises:
+        FileNotFoundError, ValueError: as the stages themselves.
+    """
+    planned = {stage.name for stage in graph.stages}
+    known = known_data(graph, stages)
+    if known.manifest is None and "manifest" in planned and recipe.data.shapes is None:
+        from pipelines.datasets.manifest import build_manifest
+
+        known = KnownData(build_manifest(recipe.data).table)
+    if known.manifest is None or known.vocabulary is not None or "answers" not in planned:
+        return known
+    shapes = graph.output("shapes") if recipe.data.shapes is not None else None
+    return KnownData(known.manifest, choose_vocabulary(recipe, known.manifest, shapes))
