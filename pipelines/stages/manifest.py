@@ -18,6 +18,10 @@ from pipelines.workspace.uris import join_uri, last_name, parent_uri
 
 logger = logging.getLogger(__name__)
 
+VERSION = 4
+_FORMER_VERSION = 3
+"""Stays that of annotations which both read alike: what was made of them need not be made again."""
+
 
 def manifest_stage(data: DataConfig) -> Stage:
     """Reads a data set into the manifest; refuses what cannot be used before any work starts."""
@@ -64,9 +68,11 @@ def manifest_stage(data: DataConfig) -> Stage:
         settings["digest"] = manifest_digest(data)
     elif data.questions is not None:
         settings["digest"] = content_digest(data.questions)
+    from pipelines.datasets.former_readings import is_read_otherwise
+
     return Stage(
         name="manifest",
-        version=3,
+        version=VERSION if is_read_otherwise(data) else _FORMER_VERSION,
         settings=settings,
         inputs=("shapes",) if generated else (),
         run=run,
