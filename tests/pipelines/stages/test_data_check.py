@@ -122,7 +122,7 @@ def test_a_tuning_refuses_them_planned_or_run(tmp_path: Path) -> None:
     make_manifest(recipe)
     with pytest.raises(ValueError, match=NOT_ENOUGH):
         run_tuning(tuning_of(recipe))
-    assert Storage(recipe.workspace).folders() == ["manifest"], "nothing was begun"
+    assert not {"frames", "tune"} & set(Storage(recipe.workspace).folders()), "nothing was begun"
 
 
 def test_the_plan_of_a_tuning_refuses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
