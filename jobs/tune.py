@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from jobs.next_steps import command
 from jobs.pipeline import log_folder, start_log
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser, run_job
-from pipelines.stages.data_check import finished, foreseen_data
+from pipelines.stages.data_check import foreseen_data
 from pipelines.tracking.address import ui_command
 from pipelines.tracking.mlflow_runs import record_missed
 from pipelines.tune.space import TuningConfig
@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"Workspace {tuning.graph.workspace.uri}\n\n{plan_of(tuning)}\n", flush=True)
     if plan_only:
         if not is_done(tuning):
-            done = finished(tuning.graph.plan(until_stage=tuning.config.stage))
-            require_tuning_data(tuning, foreseen_data(tuning.graph, done, tuning.recipe))
+            stage = tuning.config.stage
+            steps = tuning.graph.plan(until_stage=stage)
+            require_tuning_data(tuning, foreseen_data(tuning.graph, steps, tuning.recipe, [stage]))
         return 0
     if is_done(tuning):
         print("Nothing to do: the tuning is finished.\n", flush=True)

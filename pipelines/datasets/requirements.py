@@ -15,6 +15,9 @@ from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import SPLITS, Split
 from pipelines.recipe.recipe import Recipe
 
+NEEDING = frozenset({"estimator", "retrieval", "evaluation", "video_qa", "qa_evaluation"})
+"""Stages that need some number of texts in a split."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Texts:

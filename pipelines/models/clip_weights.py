@@ -49,7 +49,7 @@ def hand_out(workspace: Storage, clip: ClipConfig) -> None:
         logger.info("puts the weights %s of %s into %s, for all nodes", clip.pretrained, clip.architecture, folder.uri)
         with TemporaryDirectory() as scratch:
             save_clip(clip, Path(scratch) / _FILE)
-            folder.upload(Path(scratch), "")
+            workspace.upload(Path(scratch), name)
             found = content_digest(str(Path(scratch) / _FILE))
         folder.write_json(
             _DOCUMENT, {"architecture": clip.architecture, "pretrained": clip.pretrained, "sha256": found}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipelines.datasets.answers import Vocabulary
-from pipelines.datasets.requirements import require_data
+from pipelines.datasets.requirements import NEEDING, require_data
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.answers import choose_vocabulary
 from pipelines.stages.stage import Graph, Step
@@ -54,16 +54,18 @@ def known_data(graph: Graph, stages: Collection[str]) -> KnownData:
     return KnownData(manifest, vocabulary)
 
 
-def foreseen_data(graph: Graph, stages: Collection[str], recipe: Recipe) -> KnownData:
-    """The same with what is not finished yet, read from where it will be read; nothing is written.
+def foreseen_data(graph: Graph, steps: Sequence[Step], recipe: Recipe, stages: Collection[str]) -> KnownData:
+    """What the finished ``steps`` say, and the others will say, as far as it matters to ``stages``; nothing is written.
 
     A data set that is still to be generated cannot be foreseen.
 
     Raises:
         FileNotFoundError, ValueError: as the stages themselves.
     """
-    planned = {stage.name for stage in graph.stages}
-    known = known_data(graph, stages)
+    if not NEEDING.intersection(stages):
+        return KnownData(None)
+    planned = {step.stage.name for step in steps}
+    known = known_data(graph, finished(steps))
     if known.manifest is None and "manifest" in planned and recipe.data.shapes is None:
         from pipelines.datasets.manifest import build_manifest
 

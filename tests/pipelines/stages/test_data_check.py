@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from hbi_models.configs import ClipConfig, GameConfig, RetrievalConfig
+from hbi_models.published_weights import retrieval_to_published
+from hbi_models.retrieval import RetrievalModel
 from jobs.pipeline import execute
 from jobs.settings import recipe_from_document
 from jobs.tune import main as tune
 from pipelines.datasets.answers import Vocabulary
-from pipelines.graph import make_graph
+from pipelines.graph import make_graph, make_index_graph
 from pipelines.recipe.data import DataConfig
+from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import AnswersConfig, RetrievalTrainingConfig, VideoQATrainingConfig
+from pipelines.search.search_model import read_search_model
 from pipelines.stages.data_check import foreseen_data, known_data
 from pipelines.stages.weights_check import WeightsChecks
 from pipelines.tracker import StageTracker
@@ -27,6 +32,7 @@ from pipelines.tune.space import SamplerConfig, SchedulerConfig, TuningConfig
 from pipelines.tune.tuning import Tuning, make_tuning, require_tuning_data
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
+from tests.tiny_retrieval import MAX_FRAMES, retrieval_config
 
 NOT_ENOUGH = r"retrieval\.batch_size is 8, .* train has 3 videos"
 
@@ -99,7 +105,7 @@ def test_a_vocabulary_is_foreseen(tmp_path: Path) -> None:
         video_qa=VideoQATrainingConfig(batch_size=2, answers=AnswersConfig(size=5)),
     )
     graph = make_graph(recipe)
-    foreseen = foreseen_data(graph, (), recipe)
+    foreseen = foreseen_data(graph, graph.plan(), recipe, ["video_qa"])
     assert foreseen.vocabulary is not None
     assert foreseen.vocabulary.answers == ("dog", "cat")
     foreseen.require(recipe, ("video_qa", "qa_evaluation"))
@@ -115,6 +121,22 @@ def test_a_vocabulary_is_foreseen(tmp_path: Path) -> None:
     assert known.vocabulary is not None
     assert isinstance(known.vocabulary, Vocabulary)
     assert known.vocabulary.answers == foreseen.vocabulary.answers
+
+
+def test_a_collection_needs_no_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    torch.manual_seed(0)
+    torch.save(retrieval_to_published(RetrievalModel(retrieval_config(tmp_path)).state_dict()), tmp_path / "model.bin")
+    recipe = Recipe(
+        workspace=str(tmp_path / "index"),
+        model=retrieval_config(tmp_path),
+        frames=FramesConfig(max_frames=MAX_FRAMES),
+    )
+    model = read_search_model(str(tmp_path / "model.bin"), recipe)
+    graph, recipe = make_index_graph(recipe, str(tmp_path / "videos"), model)
+    assert execute(graph, recipe, plan_only=True) == 0
+    assert "index" in capsys.readouterr().out
 
 
 def test_a_tuning_refuses_them_planned_or_run(tmp_path: Path) -> None:
@@ -146,7 +168,8 @@ def test_the_plan_of_a_tuning_refuses_them(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_tuning_goes_on_with_the_trials_that_the_data_can_serve(tmp_path: Path) -> None:
     recipe = own_data(tmp_path, *SMALL)
-    known, size = foreseen_data(make_graph(recipe), (), recipe), "retrieval.batch_size"
+    graph, size = make_graph(recipe), "retrieval.batch_size"
+    known = foreseen_data(graph, graph.plan(), recipe, ["retrieval"])
     require_tuning_data(tuning_of(recipe, space={size: "choice 2 8"}), known)
     with pytest.raises(ValueError, match=NOT_ENOUGH):
         require_tuning_data(tuning_of(recipe, space={size: "choice 8 9"}), known)
