@@ -47,6 +47,9 @@ _NUMPY_NUMBERS: list[Any] = [
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
 ]
 
+_DRAWING = {"Dropout": "p", "DropPath": "drop_prob", "PatchDropout": "prob"}
+"""Modules of PyTorch, timm and open_clip that draw in training, with their probability."""
+
 TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
 
@@ -77,6 +80,7 @@ def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
             load_weights(backbone, state, config)
     resolved = with_pixel_statistics(config)
     backbone.pixel_mean, backbone.pixel_std = resolved.pixel_mean or CLIP_MEAN, resolved.pixel_std or CLIP_STD
+    _draw_nothing(backbone)
     if config.freeze_patch_embedding:
         backbone.freeze_patch_embedding()
     if config.freeze_embeddings:
@@ -84,6 +88,16 @@ def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients()
     return backbone
+
+
+def _draw_nothing(backbone: ClipBackbone) -> None:
+    """Turns off dropout and stochastic depth in the towers, which some architectures ask for.
+
+    They draw on the device, each worker by itself: the number of workers and a GPU would change the result.
+    """
+    for module in backbone.modules():
+        if probability := _DRAWING.get(type(module).__name__):
+            setattr(module, probability, 0.0)
 
 
 def fetch_weights(config: ClipConfig) -> Path | None:

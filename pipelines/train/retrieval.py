@@ -107,8 +107,11 @@ class RetrievalTask(PairTask[PairBatch]):
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()
         videos = tuple(level.map(lambda tensor: tensor[order]) for level in concatenate([part for _, part in parts]))
         texts, video_of_text, _ = view.texts_of(own)
-        words = encode_texts(core, texts, **encode)
-        own_rows = (core.similarity(words, videos), video_of_text) if texts else None
+
+        def ranked() -> tuple[Tensor, list[int]] | None:
+            return (core.similarity(encode_texts(core, texts, **encode), videos), video_of_text) if texts else None
+
+        own_rows = together(ranked, device)
         rows = [part for part in gather_objects(own_rows) if part is not None]
         similarity = torch.cat([part for part, _ in rows])
         columns = torch.tensor([video for _, owners in rows for video in owners])

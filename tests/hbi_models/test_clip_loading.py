@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,31 @@ def test_embeddings_are_frozen_on_request(tmp_path: Path) -> None:
         assert backbone.visual.conv1.weight.requires_grad is not freeze
         backbone = load_clip(ClipConfig(architecture=path, pretrained=None, freeze_embeddings=freeze))
         assert backbone.token_embedding.weight.requires_grad is not freeze
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {**TINY_CLIP["vision_cfg"], "patch_dropout": 0.5},
+        {
+            "timm_model_name": "convnext_atto",
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "timm_drop": 0.5,
+            "timm_drop_path": 0.5,
+            "image_size": 32,
+        },
+    ],
+    ids=["patches", "depth"],
+)
+def test_towers_draw_nothing_in_training(tmp_path: Path, vision: dict[str, Any]) -> None:
+    """Not on the device, where the draws would depend on machine and worker."""
+    clip = replace(config(tmp_path, None, vision_cfg=vision), freeze_patch_embedding=False)
+    backbone = load_clip(clip).train()
+    pixels = torch.rand(8, 3, backbone.image_size_px, backbone.image_size_px)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(backbone.encode_frames(pixels))
+    assert torch.equal(*found)
