@@ -58,7 +58,9 @@ def hand_out(workspace: Storage, clip: ClipConfig) -> None:
 
 def _is_whole(folder: Storage) -> bool:
     try:
-        return _digest_on_record(folder) == content_digest(join_uri(folder.uri, _FILE))
+        recorded = _digest_on_record(folder)
+        # Of a store all of it would have to come here: whoever fetches it from there compares it.
+        return not folder.is_local or recorded == content_digest(join_uri(folder.uri, _FILE))
     except (FileNotFoundError, DamagedFileError):
         return False
 
@@ -87,6 +89,7 @@ def local_weights(folder: Storage | None, scratch: Path) -> Path | None:
     file = folder.download("", scratch) / _FILE
     if content_digest(str(file)) != _digest_on_record(folder):
         raise DamagedFileError(
-            f"{folder.place(_FILE)} has changed since it was put there; run the same command again: it is replaced"
+            f"{folder.place(_FILE)} has changed since it was put there; remove its folder, and run the same command "
+            "again: it is made anew"
         )
     return file

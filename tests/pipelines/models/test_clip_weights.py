@@ -62,7 +62,7 @@ def recipe(release: Path, tmp_path: Path) -> Recipe:
         model=retrieval_config(tmp_path, clip=clip),
         frames=FramesConfig(max_frames=MAX_FRAMES),
         retrieval=RetrievalTrainingConfig(epochs=1, batch_size=2),
-        resources=ResourcesConfig(retrieval=TrainResources(workers=0)),
+        resources=ResourcesConfig(retrieval=TrainResources(workers=0, gpus_per_worker=0.0)),
     )
 
 
