@@ -159,3 +159,17 @@ def test_towers_draw_nothing_in_training(tmp_path: Path, vision: dict[str, Any])
         torch.manual_seed(seed)
         found.append(backbone.encode_frames(pixels))
     assert torch.equal(*found)
+
+
+def test_batch_norms_of_a_tower_keep_their_statistics(tmp_path: Path) -> None:
+    """A feature of a frame then depends on nothing but the frame, on however many workers."""
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
+    clip = replace(config(tmp_path, None, vision_cfg=vision), freeze_patch_embedding=False)
+    backbone = load_clip(clip).eval()
+    pixels = torch.rand(4, 3, 32, 32)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    expected = backbone.encode_frames(pixels)
+    backbone.train()
+    assert backbone.training
+    torch.testing.assert_close(backbone.encode_frames(pixels), expected, rtol=0, atol=0)
+    torch.testing.assert_close(dict(backbone.state_dict()), before, rtol=0, atol=0)
