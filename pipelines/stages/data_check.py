@@ -70,7 +70,8 @@ def foreseen_data(graph: Graph, steps: Sequence[Step], recipe: Recipe, stages: C
         from pipelines.datasets.manifest import build_manifest
 
         known = KnownData(build_manifest(recipe.data).table)
-    if known.manifest is None or known.vocabulary is not None or "answers" not in planned:
+    # An evaluation alone has the vocabulary of its checkpoint.
+    if known.manifest is None or known.vocabulary is not None or "video_qa" not in stages:
         return known
     shapes = graph.output("shapes") if recipe.data.shapes is not None else None
     return KnownData(known.manifest, choose_vocabulary(recipe, known.manifest, shapes))

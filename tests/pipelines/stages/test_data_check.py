@@ -17,7 +17,7 @@ from jobs.pipeline import execute
 from jobs.settings import recipe_from_document
 from jobs.tune import main as tune
 from pipelines.datasets.answers import Vocabulary
-from pipelines.graph import make_graph, make_index_graph
+from pipelines.graph import make_graph, make_index_graph, make_qa_evaluation_graph
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
@@ -121,6 +121,19 @@ def test_a_vocabulary_is_foreseen(tmp_path: Path) -> None:
     assert known.vocabulary is not None
     assert isinstance(known.vocabulary, Vocabulary)
     assert known.vocabulary.answers == foreseen.vocabulary.answers
+
+
+def test_an_evaluation_alone_needs_no_training_questions(tmp_path: Path) -> None:
+    recipe = own_data(tmp_path, "test", "test")
+    (tmp_path / "questions.csv").write_text("video,question,answer,split\n0.mp4,what,dog,test\n")
+    recipe = replace(recipe, data=replace(recipe.data, questions=str(tmp_path / "questions.csv")), tasks=("video_qa",))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.json").write_text('{"kind": "video_qa", "config": {}}')
+    (model / "model.safetensors").touch()
+    (model / "answers.json").write_text('["dog", "cat"]')
+    graph = make_qa_evaluation_graph(recipe, str(model))
+    assert execute(graph, recipe, plan_only=True, until_stage="qa_evaluation") == 0
 
 
 def test_a_collection_needs_no_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
