@@ -30,7 +30,7 @@ from pipelines.stages.frames import frames_pool
 from pipelines.stages.labels import LabelsStage, labels_pool
 from pipelines.stages.retrieval import retrieval_stage
 from pipelines.stages.stage import Graph, Stage, StageContext
-from pipelines.stages.weights_check import require_weights
+from pipelines.stages.weights_check import WeightsChecks, require_weights
 from pipelines.tracker import StageTracker
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.errors import DamagedFileError
@@ -177,3 +177,18 @@ def test_a_local_file_is_read_where_it_is(recipe: Recipe, release: Path) -> None
     hand_out(Storage(recipe.workspace), local)
     assert handed_out(Storage(recipe.workspace), local) is None
     assert not Path(recipe.workspace, "weights").exists()
+
+
+def test_each_recipe_of_a_tuning_has_its_own(recipe: Recipe, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {tag: {"file": str(release)} for tag in ("second_release", "third_release")}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, tags)
+    checks = WeightsChecks()
+    for tag in tags:
+        clip = replace(recipe.model.clip, pretrained=tag)
+        trial = replace(recipe, model=replace(recipe.model, clip=clip))
+        checks.require(pending(trial, retrieval_stage(trial)).plan(), trial)
+        assert handed_out(Storage(recipe.workspace), clip) is not None
+    torch.save({}, release)
+    other = replace(trial, retrieval=replace(trial.retrieval, init_checkpoint=str(release)))
+    with pytest.raises(ValueError, match="do not fit"):
+        checks.require(pending(other, retrieval_stage(other)).plan(), other)
