@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.clips import generated_clips, link_videos, real_clips
-from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, ratios
+from benchmarks.rows import ResultsDifferError, Row, Target, in_turns, per_second, ratios
 from hbi_models.configs import RetrievalConfig
 from pipelines.graph import make_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig
@@ -30,8 +30,9 @@ from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import ResourcesConfig
 from pipelines.resources.ray_session import ray_session
+from pipelines.stages.execution import execute_step
 from pipelines.stages.frames import frames_pool
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.tracker import StageTracker
 from pipelines.video.frame_store import FrameStore, decode_images
 from pipelines.video.sampling import sample_frames
@@ -70,8 +71,8 @@ def rows(folder: Path) -> Iterator[Row]:
             yield Row(
                 f"the stage frames, {what}",
                 f"decord in {CORES} processes",
-                videos_per_second(count, theirs),
-                videos_per_second(count, ours),
+                per_second(count, theirs),
+                per_second(count, ours),
                 "videos/s",
                 ratios(theirs, ours),
                 Target("≥", 0.9),
@@ -81,7 +82,7 @@ def rows(folder: Path) -> Iterator[Row]:
 def run_stage(graph: Graph, recipe: Recipe, name: str) -> None:
     """Does the work of a stage, whether it is done or not."""
     for step in graph.plan(until_stage=name, force=[name]):
-        graph.execute(step, tracker=StageTracker(), config=recipe)
+        execute_step(graph, step, tracker=StageTracker(), config=recipe)
 
 
 def decode_all(processes: ProcessPoolExecutor, files: Sequence[Path], config: FramesConfig) -> list[list[int]]:
@@ -137,7 +138,3 @@ def _jpeg(picture: Image.Image, config: FramesConfig) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=config.jpeg_quality)
     return buffer.getvalue()
-
-
-def videos_per_second(count: int, seconds: Spread) -> Spread:
-    return Spread(tuple(count / value for value in seconds.values))

@@ -30,6 +30,11 @@ class Spread:
         return f"{_digits(self.median)} ({_digits(min(self.values))}–{_digits(max(self.values))})"
 
 
+def per_second(count: int, seconds: Spread) -> Spread:
+    """The rate at which ``count`` things are done."""
+    return Spread(tuple(count / value for value in seconds.values))
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a row is to come; ``relation`` is ``≥`` or ``≤``, ``unit`` follows the number (``×``, ``s``, ``%``)."""

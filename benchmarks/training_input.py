@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP
 
-from benchmarks.rows import ResultsDifferError, Row, Spread, Target, in_turns, ratios
+from benchmarks.rows import ResultsDifferError, Row, Target, in_turns, per_second, ratios
 from pipelines.recipe.training import AugmentationConfig
 from pipelines.video.augmentation import (
     OPERATIONS,
@@ -188,7 +188,3 @@ def require_equal_operations(frames: Frames) -> None:
         difference = int(np.abs(apply_operation(frames, operation).astype(int) - expected).max())
         if difference > 1:
             raise ResultsDifferError(f"{name} differs from PIL's by {difference} levels")
-
-
-def per_second(videos: int, seconds: Spread) -> Spread:
-    return Spread(tuple(videos / value for value in seconds.values))

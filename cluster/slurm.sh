@@ -5,7 +5,7 @@
 #     --workspace /shared/workspace --data.annotations /shared/msrvtt --data.videos /shared/msrvtt/videos
 #
 # Submit from the folder of this project, which all nodes see, as they see the virtual environment. The same
-# command again goes on where a job ended that ran out of time; with --requeue Slurm does that itself.
+# command continues a job that ran out of time; with --requeue Slurm does that itself.
 #
 #SBATCH --job-name=hbi
 #SBATCH --nodes=2
@@ -13,7 +13,7 @@
 # Ray takes whole nodes: it counts their CPUs and GPUs itself.
 #SBATCH --exclusive
 #SBATCH --open-mode=append
-# Before the time limit: this long to record that the run was stopped, and to give back its locks.
+# Sent 120 s before the time limit: time to record that the run was stopped, and to release its locks.
 #SBATCH --signal=B:TERM@120
 
 set -euo pipefail

@@ -30,7 +30,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TextBatch:
-    """Tokenised captions; padding ids are 0, which is also a real id: only the mask tells."""
+    """Tokenised captions. Padding ids are 0, which is also the id of a real token, so use the mask to tell them
+    apart."""
 
     token_ids: Int[Tensor, "texts words"]
     mask: Bool[Tensor, "texts words"]
@@ -87,7 +88,7 @@ class Interaction:
 
 @dataclass(frozen=True, slots=True)
 class PairFeatures:
-    """All that the loss needs to know about matching pairs, one level after the other.
+    """All that the loss needs to know about matching pairs, level by level.
 
     Each row is computed from its own pair alone, so the features of a batch are the
     concatenation of the features of its parts: a distributed step gathers every tensor along
@@ -121,7 +122,7 @@ class AnsweredPairs:
     logits: tuple[Float[Tensor, "pairs answers"], ...]
     """One per level, entity first."""
     labels: Int[Tensor, " pairs"]
-    """Right answers; -1 where the answer is not in the vocabulary."""
+    """Right answers; -1 if the answer is not in the vocabulary."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> AnsweredPairs:
         """Returns the pairs with ``function`` applied to each tensor, always in the same order."""
@@ -133,5 +134,5 @@ class AnsweredPairs:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32 where it has half precision, as autocast makes it; in its own type otherwise."""
+    """``tensor`` in float32 if it has half precision, such as under autocast; otherwise in its own type."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

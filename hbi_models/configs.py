@@ -23,13 +23,14 @@ initialised, which labels are made of; its ``training``; ``answering``: the trai
 answering model, which has its own words, merges, losses and rates; ``evaluation`` of given weights."""
 
 Content = Literal["checkpoint", "file or name"]
-"""What a setting names: a ``checkpoint`` (a folder or a file), or a local ``file or`` else a ``name`` that says all."""
+"""What a setting names: a ``checkpoint`` (a folder or a file), or a ``file or name``: a local file, or else a name
+that says everything."""
 
 _USES, _CONTENT = "uses", "content"
 
 
 def only_for(*uses: Use, default: Any = MISSING, default_factory: Any = MISSING, names: Content | None = None) -> Any:
-    """A field of settings that can change results in ``uses`` alone; without any, in none.
+    """A field of settings that can change results only in ``uses``; without ``uses`` it changes no result.
 
     An ordinary field can change every result. ``names`` as in :func:`content_of`.
     """
@@ -38,7 +39,7 @@ def only_for(*uses: Use, default: Any = MISSING, default_factory: Any = MISSING,
 
 
 def content_of(names: Content, *, default: Any = None) -> Any:
-    """A field of settings that names a file or folder: its contents decide over results, not where it lies."""
+    """A field of settings that names a file or folder, whose contents and not its place decide over results."""
     return field(default=default, metadata={_CONTENT: names})
 
 
@@ -158,7 +159,7 @@ class MergingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Quirks:
-    """Behaviours of the published code that are plainly slips; each is off by default.
+    """Behaviours of the published code that are clearly mistakes; each is off by default.
 
     ``Quirks.published()`` turns all of them on, which the parity tests need and which
     reproduces published training runs.
@@ -205,7 +206,7 @@ class Quirks:
 
 @dataclass(frozen=True, kw_only=True)
 class GameConfig:
-    """The cooperative game of words and frames, and who teaches the interaction."""
+    """The cooperative game of words and frames, and the teacher of the interaction."""
 
     teacher: Teacher = only_for("training", "answering", default="estimator")
     """Where the target interaction comes from: ``estimator`` (a network trained on labels, as
@@ -213,7 +214,7 @@ class GameConfig:
     results say what each of them reached on the generated data."""
 
     similarity_scale: float = only_for("features", "training", "answering", default=1000.0)
-    """Cosines are multiplied by this before the game is played (published: 1000)."""
+    """Factor of the cosines in the game (published: 1000)."""
 
     estimator_channels: int = only_for("training", "answering", "evaluation", default=64)
     """Channels of the estimator and of the predictors (published: 64)."""

@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class BatchDraws:
-    """What dropout and the tie-break noise of a step draw, for some rows of its batch.
+    """The random numbers of dropout and the tie-break noise in a step, for some rows of its batch.
 
-    Every number is drawn on the CPU for the whole batch, and the rows at hand are kept: what a row gets
-    is a function of the seed and its place in the batch, whatever the device, and whatever the number of
-    workers that share the batch. Noise and dropout have a stream each, so that neither moves the other.
+    Every number is drawn on the CPU for the whole batch, and only the rows at hand are kept. So the numbers of a row
+    depend only on the seed and its place in the batch, and not on the device or the number of workers that share the
+    batch. Noise and dropout have separate streams, so that neither changes the other.
 
     Args:
         seed: of the step.
         batch_size: rows of the whole batch.
-        first: place of the first row at hand in it.
+        first: place in it of the first row at hand.
     """
 
     def __init__(self, seed: int, *, batch_size: int, first: int = 0) -> None:

@@ -1,8 +1,8 @@
 """The losses of retrieval and question answering, of tensors that are already gathered from all workers.
 
 Contrastive, interaction and distillation losses are those of arXiv 2303.14369, weighted as in
-its published code. Where that code departs from its own intention there are settings,
-``Quirks.batch_axis_kl`` and ``Quirks.padded_interaction``; see ``interaction_loss``.
+its published code. Where that code is mistaken there are settings, ``Quirks.batch_axis_kl`` and
+``Quirks.padded_interaction``; see ``interaction_loss``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def pair_losses(
     quirks: Quirks,
     padded_interaction: bool = False,
 ) -> dict[str, Tensor]:
-    """Returns what matching pairs teach at each level, by name.
+    """Returns the losses of matching pairs at each level, by name.
 
     For each level: ``{level}_nce_t2v``, ``{level}_nce_v2t`` and their mean ``{level}_nce``; with
     an interaction loss ``{level}_interaction_frames``, ``{level}_interaction_words`` and their
@@ -133,7 +133,7 @@ def sum_of_parts(parts: dict[str, Tensor], distillation: dict[str, Tensor], conf
 def answer_loss(logits: Float[Tensor, "pairs answers"], labels: Int[Tensor, " pairs"]) -> Float[Tensor, ""]:
     """Returns the mean cross-entropy of the questions with an answer; 0 without any.
 
-    A label of -1 is a question whose answer is not in the vocabulary: there is nothing to learn.
+    A label of -1 is a question whose answer is not in the vocabulary; it is left out.
     """
     losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
     return losses / (labels >= 0).sum().clamp(min=1)

@@ -6,10 +6,10 @@ RECALLS_AT = (1, 5, 10, 50)
 """The k of recall at k."""
 
 DIRECTIONS = ("text_to_video", "video_to_text")
-"""Which of the two asks, and which is found."""
+"""Directions of retrieval: from the query to what is found."""
 
 RANK_METRICS = (*(f"recall_at_{k}" for k in RECALLS_AT), "median_rank", "mean_rank")
-"""Of retrieval in one direction, in the order in which they are shown; see ``metrics.RetrievalMetrics``."""
+"""Metrics of retrieval in one direction, in the order in which they are shown; see ``metrics.RetrievalMetrics``."""
 
 ANSWER_METRICS = ("accuracy", "top_5_accuracy")
-"""Of question answering; see ``metrics.AnswerMetrics``."""
+"""Metrics of question answering; see ``metrics.AnswerMetrics``."""

@@ -58,8 +58,8 @@ class AnswerMetrics:
     def from_ranks(cls, ranks: Float[Tensor, " questions"]) -> AnswerMetrics:
         """Returns the metrics of questions whose right answers have these ranks (``answer_ranks``).
 
-        A question whose answer is not in the vocabulary counts as wrong. The published figures are
-        over answerable questions alone: give ``ranks[ranks.isfinite()]`` for those.
+        A question whose answer is not in the vocabulary counts as wrong. Published results count only answerable
+        questions: give ``ranks[ranks.isfinite()]`` for those.
 
         Raises:
             ValueError: there is no question.

@@ -165,7 +165,7 @@ class BertAdam(Optimizer):
         beta1, beta2 = group["betas"]
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # The factors stay tensors: reading them would wait for the device at every step.
+        # The factors stay tensors, because reading them would wait for the device in every step.
         factors = torch._foreach_norm(gradients)
         torch._foreach_add_(factors, 1e-6)
         torch._foreach_reciprocal_(factors)

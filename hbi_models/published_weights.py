@@ -15,9 +15,9 @@ from torch import Tensor
 from hbi_models.configs import LEVELS
 from hbi_models.weight_names import listed
 
-# The published attributes of the entity, action and event level differ by a suffix ...
+# The published attributes of the entity, action and event level differ by a suffix,
 LEVEL_SUFFIXES = dict(zip(LEVELS, ("", "0", "1"), strict=True))
-# ... and those of the two merges by a number.
+# those of the two merges by a number.
 MERGE_NUMBERS = dict(zip(LEVELS[1:], ("0", "1"), strict=True))
 
 ESTIMATOR_NAMES = {
@@ -48,7 +48,7 @@ HEAD_MODULES = {
     "v_proj{}.": "video_projection.",
 }
 
-# A batch normalisation that no published forward pass calls, and CLIP's causal mask.
+# Not used: a batch normalisation that no published forward pass calls, and CLIP's causal mask.
 DEAD_NAME = re.compile(r"(^|\.)bn\.(weight|bias|running_mean|running_var|num_batches_tracked)$|(^|\.)attn_mask$")
 
 
@@ -182,7 +182,7 @@ def exported(ours: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[st
 
 
 def without_surplus_teacher(published: Mapping[str, Tensor], expected: Collection[str]) -> Mapping[str, Tensor]:
-    """Returns a published checkpoint, without its teacher where no expected name belongs to one."""
+    """Returns a published checkpoint, without its teacher if no expected name belongs to one."""
     if any("teacher" in name.split(".") for name in expected):
         return published
     return {name: value for name, value in published.items() if not name.startswith("banzhafteacher.")}

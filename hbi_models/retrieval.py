@@ -1,4 +1,4 @@
-"""The retrieval model: captions and videos as three levels of tokens, and what pairs of them teach.
+"""The retrieval model: captions and videos as three levels of tokens, and the interactions of pairs.
 
     words  ── CLIP text tower ───────────────► entity ── merge ──► action ── merge ──► event
     frames ── CLIP image tower ── temporal ──► entity ── merge ──► action ── merge ──► event
@@ -56,7 +56,7 @@ class RetrievalModel(nn.Module):
 
     def __init__(self, config: RetrievalConfig, clip_weights: Path | None = None) -> None:
         super().__init__()
-        # What the weights' tag says about pixels is part of the settings: a stored model has no tag.
+        # The pixel statistics of the weights' tag are written into the settings, because a stored model has no tag.
         config = replace(config, clip=with_pixel_statistics(config.clip))
         self.config = config
         self.clip = load_clip(config.clip, clip_weights)
@@ -182,7 +182,7 @@ class RetrievalModel(nn.Module):
             pixels = videos.pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
             features = self.clip.encode_frames(rearrange(pixels, "videos frames ... -> (videos frames) ..."))
             return rearrange(features, "(videos frames) dim -> videos frames dim", videos=len(pixels))
-        # Towers take no empty batch, and in training their parameters still need a gradient of 0.
+        # The towers cannot take an empty batch. In training their parameters still need a gradient, which is 0.
         encoded = videos.mask if videos.mask.any() else torch.ones_like(videos.mask)
         features = self.clip.encode_frames(videos.pixels[encoded])
         padded = features.new_zeros((*encoded.shape, features.shape[-1]))
@@ -201,7 +201,8 @@ class RetrievalModel(nn.Module):
         if self.teacher is not None:
             target: Tensor = self.teacher(cosines)
             return target
-        # A model that diverged has NaN where others raise: on several workers all must come as far as the loss.
+        # NaN instead of an error for logits that are not finite: on several workers all must reach the loss, where they
+        # stop together.
         finite = finite_logits(text) & finite_logits(video)
         words, frames = (
             level.logits.detach().where(rearrange(finite, "pairs -> pairs 1"), 0.0) for level in (text, video)

@@ -2,9 +2,9 @@
 
     S = ½ Σ_t α_t max_v c_tv + ½ Σ_v β_v max_t c_tv
 
-with cosines c and softmax weights α, β (Wang et al., arXiv 2203.07111). Pairs of all texts
-with all videos go through tiles, so that memory is bounded by the tile, also in training: the
-backward pass needs the places of the maxima, not the cosines.
+with cosines c and softmax weights α, β (Wang et al., arXiv 2203.07111). The similarities of all texts with all videos
+are computed in tiles, which bound the memory. This holds in training, too, because the backward pass needs only the
+places of the maxima and not the cosines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hbi_models.axes import TokenLevel, at_least_float32
 from hbi_models.configs import require
 
 MAX_TILE_ELEMENTS_CPU = 1 << 20
-"""Cosines computed at once: 4 MiB in float32, which the maxima still find in the processor's cache."""
+"""Cosines computed at once: 4 MiB in float32, so that they are still in the processor's cache for the maxima."""
 MAX_TILE_ELEMENTS_GPU = 1 << 24
 """The same on an accelerator: 64 MiB, large enough to keep it busy."""
 
@@ -84,7 +84,7 @@ def similarity_tile(
     frames: Float[Tensor, "videos frames dim"],
     frame_weights: Float[Tensor, "videos frames"],
 ) -> Float[Tensor, "texts videos"]:
-    """Returns the similarity of texts with videos, of tokens of length 1 that all may be a maximum."""
+    """Returns the similarity of texts with videos, from tokens of length 1 of which each may be a maximum."""
     cosines = einsum(words, frames, "texts words dim, videos frames dim -> texts words videos frames")
     best_frame, best_word = maxima(cosines, dim=3), maxima(cosines, dim=1)
     text_side = einsum(word_weights, best_frame, "texts words, texts words videos -> texts videos")
@@ -93,7 +93,7 @@ def similarity_tile(
 
 
 def maxima(values: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
-    """Returns the maxima along ``dim``; for a gradient it keeps their places and not the values."""
+    """Returns the maxima along ``dim``; if a gradient is needed, only their places are kept, not the values."""
     # ``amax`` is several times faster, but its gradient needs the values.
     return values.max(dim=dim).values if values.requires_grad else values.amax(dim=dim)
 
@@ -120,8 +120,8 @@ def unit_tokens(level: TokenLevel) -> Float[Tensor, "items tokens dim"]:
 def candidates(level: TokenLevel, *, zero_floor: bool) -> Float[Tensor, "items tokens dim"]:
     """Returns tokens of length 1 among which maxima may be taken without a mask.
 
-    In the place of padding stands a copy of a real token of the item, which no maximum notices. An
-    item that holds nothing else keeps its zeros, and so does all padding with ``zero_floor``.
+    Padding is replaced by a copy of a real token of the item, which changes no maximum. An item without real tokens
+    keeps its zeros, and with ``zero_floor`` all padding does.
     """
     tokens = unit_tokens(level)
     if zero_floor:
@@ -136,7 +136,7 @@ def tile_shape(
 ) -> tuple[int, int]:
     """Returns how many texts and videos make a tile of at most ``max_elements`` cosines, at least one each.
 
-    Tiles are as square as the numbers of items allow: their matrix products read the least then.
+    Tiles are as square as the numbers of items allow, because their matrix products then read the least memory.
     """
     if max_elements is None:
         max_elements = MAX_TILE_ELEMENTS_CPU if words.device.type == "cpu" else MAX_TILE_ELEMENTS_GPU

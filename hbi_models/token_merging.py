@@ -5,8 +5,8 @@ The hierarchy of arXiv 2303.14369: tokens are clustered by DPC-KNN (Du et al.,
 al., arXiv 2204.08680), averaged within clusters by learned weights, and refined by attention
 from the clusters to the tokens they came from.
 
-Unless a quirk asks for the published behaviour, an item's result depends on nothing but its
-own real tokens: not on its batch, and not on how much padding it carries.
+Unless a quirk asks for the published behaviour, an item's result depends only on its own real tokens, and not on its
+batch or its padding.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def cluster_tokens(
         mask: The real tokens.
         num_clusters: Clusters per item.
         neighbours: k of the k-nearest-neighbour density.
-        coupled: Published slip: let padding lie one unit further away than the largest distance in
-            the whole batch, instead of out of reach.
+        coupled: Published mistake: padding lies one unit further away than the largest distance in the whole batch,
+            instead of infinitely far.
         density_noise: Added to the densities.
     """
     distances = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(tokens.shape[-1])

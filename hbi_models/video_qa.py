@@ -6,9 +6,9 @@
                                                                     ├──► hidden layer ──► answers
     video ───── levels ──► pooled by learned weights ── projected ──┘
 
-There is one such head per level. Answers are the levels' logits, mixed; in training each level
-answers on its own, and the levels also learn what retrieval teaches them, with the question as
-the text of its video. ``losses.video_qa_loss`` puts the two together.
+There is one such head per level. An answer's logit is the weighted sum of the levels' logits. In training each level
+answers on its own, and the levels also get the losses of retrieval, with the question as the text of its video.
+``losses.video_qa_loss`` adds the two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names of tensors in checkpoints: what training codes put around them, and how a misfit is told."""
+"""Names of tensors in checkpoints: prefixes of training codes, and lists of names for messages."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def _shared_prefixes(names: Collection[str]) -> list[str]:
 
 
 def listed(names: Collection[str]) -> str:
-    """Returns the number of names and the first of them, for a message."""
+    """Returns the number of names and the first few of them, for a message."""
     first, more = sorted(names)[:_SHOWN], len(names) - _SHOWN
     return f"{len(names)} ({', '.join(first)}{f' and {more} more' if more > 0 else ''})" if names else "0"

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     video, question = options["video"], options["question"]
     segment = Segment(video) if options["index"] is None else find_segment(options["index"], video)
-    # Where no setting is given, there is no recipe: the model's folder says all.
+    # If no setting is given there is no recipe, and the model's folder says everything.
     answerer = load_answerer(options["checkpoint"], None if recipe == Recipe() else recipe)
     answers = answerer.answer(segment.uri, question, top=options["top"], start_s=segment.start_s, end_s=segment.end_s)
     if options["json"]:

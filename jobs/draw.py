@@ -1,9 +1,9 @@
 """Draws the interaction of a text and a video: ``python -m jobs.draw --checkpoint FOLDER --video FILE --text TEXT``.
 
-The interaction of words and frames at three levels goes to a folder, as lines and as heat maps (PNG
-and SVG), and as numbers (JSON). The folder of a model that this project trained
-(``…/retrieval/<fingerprint>/model``, or ``…/video_qa/…``) needs nothing else; for a file that the
-published code wrote, ``--config RECIPE`` says model and frames. No Ray is started.
+The interaction of words and frames at three levels is written to a folder: as lines and as heat maps (PNG and SVG), and
+as numbers (JSON). The folder of a model that this project trained (``…/retrieval/<fingerprint>/model``, or
+``…/video_qa/…``) needs nothing else; for a file that the published code wrote, ``--config RECIPE`` says model and
+frames. No Ray is started.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pipelines.figures.reading import load_pair_reader
 
     kinds = checked_kinds(options["show"])
-    # Where no setting is given, there is no recipe: the model's folder says all.
+    # If no setting is given there is no recipe, and the model's folder says everything.
     reader = load_pair_reader(
         options["checkpoint"], None if recipe == Recipe() else recipe, options["estimator_checkpoint"]
     )

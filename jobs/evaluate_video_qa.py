@@ -2,8 +2,8 @@
 
 Without ``--checkpoint`` the model that the recipe trained is evaluated. With it nothing is
 trained: the checkpoint is a folder that this project wrote, or a file that the published code
-wrote (``pytorch_model.bin.3``), and the recipe says which data and which split. A folder brings its
-model and its answers; for a published file both are the recipe's.
+wrote (``pytorch_model.bin.3``), and the recipe says which data and which split. A folder holds its model and its
+answers; for a published file both come from the recipe.
 """
 
 from __future__ import annotations

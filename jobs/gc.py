@@ -1,8 +1,8 @@
-"""What a workspace holds that no run refers to: ``python -m jobs.gc --workspace URI [--remove]``.
+"""Lists or removes what no run in a workspace refers to: ``python -m jobs.gc --workspace URI [--remove]``.
 
-Every run of a recipe is on record in the workspace, and what it made is kept. ``--forget RUN``
-strikes a run off the record (ids: ``python -m jobs.status``), ``--keep_latest N`` all but the
-latest N; what only they needed is then listed, and removed with ``--remove``.
+Every run of a recipe is recorded in the workspace, and its results are kept. ``--forget RUN`` deletes the record of a
+run (ids: ``python -m jobs.status``), ``--keep_latest N`` those of all but the latest N. What only these runs needed is
+then listed, and removed with ``--remove``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Builds an index of any videos: ``python -m jobs.index --checkpoint MODEL --videos PLACE --index URI``.
 
 ``--videos`` is a folder, a glob in quotes, a list (CSV, JSONL, or the manifest.parquet of a run) or a
-file, locally or in an object store. The same command again looks for new videos and takes these in. A
-folder of ours says itself how videos are sampled; a file that the published code wrote needs
-``--config RECIPE``, which also gives resources and limits.
+file, locally or in an object store. The same command again looks for new videos and adds them. A model folder of ours
+says how videos are sampled; a file that the published code wrote needs ``--config RECIPE``, which also gives resources
+and limits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Commands that a finished run makes possible, with its own models and one of its videos, ready to paste."""
+"""Commands to try after a finished run, with its own models and one of its videos, ready to paste."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from pipelines.models.folder import MODEL
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.records import MANIFEST_FILE
 
@@ -43,7 +43,7 @@ def next_steps(graph: Graph, split: str) -> list[str]:
 
 
 def command(job: str, *arguments: str) -> str:
-    """A line that runs ``jobs.<job>`` with this interpreter, by the name that it has from here."""
+    """A line that runs ``jobs.<job>`` with this interpreter, written relative to the current folder."""
     python = "python" if shutil.which("python") == sys.executable else _short(sys.executable)
     return shlex.join([python, "-m", f"jobs.{job}", *arguments])
 
@@ -53,7 +53,7 @@ def _finished(graph: Graph, name: str) -> Artifact | None:
 
 
 def _examples(manifest: Artifact, split: str) -> list[dict[str, Any]]:
-    """One row of the manifest, or none; the file is read only as far as it takes to find it."""
+    """One row of the manifest, or none; the file is read only until it is found."""
     path = manifest.storage.path(MANIFEST_FILE)
     rows = ds.dataset(path, format="parquet", filesystem=manifest.storage.filesystem)
     found: list[dict[str, Any]] = rows.head(
@@ -67,5 +67,5 @@ def _place(artifact: Artifact, name: str) -> str:
 
 
 def _short(place: str) -> str:
-    """A path below the current folder as people write it."""
+    """A path below the current folder as a relative path."""
     return place.removeprefix(f"{Path.cwd()}/")

@@ -15,8 +15,8 @@ from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import results, run_plan
 from pipelines.stages.data_check import foreseen_data, pending
+from pipelines.stages.plan import CODE_CHANGED, Graph
 from pipelines.stages.report import PAGE, REPORT
-from pipelines.stages.stage import CODE_CHANGED, Graph
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table
 from pipelines.tracking.address import ui_command
 from pipelines.workspace.storage import Storage
@@ -103,8 +103,8 @@ def execute(
     print(f"Workspace {graph.workspace.uri}\n\n{plan_table(steps)}\n", flush=True)
     if any(step.state in ("done", "partial") and CODE_CHANGED in step.reason for step in steps):
         print(
-            "Their results stay as they are: --rerun_changed makes again what other code has made, --force one stage "
-            "of it.\n",
+            "Their results are kept. --rerun_changed runs the stages whose code has changed again; --force runs one "
+            "stage again.\n",
             flush=True,
         )
     if plan_only:

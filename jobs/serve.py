@@ -1,7 +1,7 @@
 """Serves an index as an HTTP API and a web page: ``python -m jobs.serve --index URI [--video_qa MODEL]``.
 
 ``--video_qa`` is the folder of a question answering model. The API's schema is at ``/api/openapi.json``.
-It runs until it is interrupted; an index that is made anew is served after a restart.
+It runs until it is interrupted. After an index is made again, restart the server to use it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pipelines.serve.server import served
     from pipelines.workspace.storage import Storage
 
-    # What is not there is said before anything starts.
+    # Missing files are reported before anything starts.
     read_current(Storage(options["index"]))
     if options["video_qa"] is not None:
         vocabulary_of(options["video_qa"])

@@ -27,16 +27,16 @@ logger = logging.getLogger("jobs")
 _DEBUG = "--debug"
 
 _EXTRAS = {"faiss": "serve", "fastapi": "serve", "starlette": "serve", "optuna": "tune", "boto3": "cloud"}
-"""What only some jobs import, and the extra of the project that brings it."""
+"""Packages that only some jobs import, and the extra of the project that installs them."""
 
 _traceback = logging.getLogger("jobs.traceback")
-"""Goes to the log file only: on a terminal a mistake in the settings is one line."""
+"""Tracebacks of users' mistakes go to the log file only; on a terminal they are one line."""
 
 
 def recipe_parser(description: str) -> ArgumentParser:
     """A parser that takes ``--config recipe.yaml`` and ``--section.field value`` for every field of a recipe."""
-    # The generated usage line would list two hundred options in front of every error.
-    # An abbreviation would turn a misspelt setting into another one.
+    # The generated usage line would list two hundred options before every error. With abbreviations a misspelt setting
+    # could become another one.
     parser = ArgumentParser(
         description=description, usage="%(prog)s --config RECIPE [--section.field VALUE ...]", allow_abbrev=False
     )
@@ -51,7 +51,7 @@ def read_recipe(parser: ArgumentParser, arguments: Sequence[str] | None) -> tupl
     try:
         parsed = parser.parse_args(arguments)
     except (UnicodeDecodeError, RecursionError) as error:
-        parser.error(f"the recipe is no YAML text in UTF-8: {error}")
+        parser.error(f"the recipe is not a YAML text in UTF-8: {error}")
     for misfit in _misfits(Recipe, parsed):
         parser.error(misfit)
     values = parser.instantiate(parsed)
@@ -60,7 +60,7 @@ def read_recipe(parser: ArgumentParser, arguments: Sequence[str] | None) -> tupl
 
 
 def _misfits(kind: type, values: Namespace, path: str = "") -> Iterator[str]:
-    """What the parser lets pass and then stumbles over: nulls and values where they do not belong."""
+    """Nulls and values in wrong places, which the parser accepts and then fails on."""
     for name, hint in get_type_hints(kind).items():
         value, place = values[name], f"{path}{name}"
         choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -85,7 +85,7 @@ def recipe_from_document(document: Mapping[str, Any]) -> Recipe:
 
 
 def set_up_logging(folder: Path | None, *, name: str) -> Path | None:
-    """Logs to standard error, and to a file in ``folder`` where there is one."""
+    """Logs to standard error and, if ``folder`` is given, to a file in it."""
     form = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
     root = logging.getLogger()
     root.setLevel(logging.INFO)
@@ -106,12 +106,12 @@ def set_up_logging(folder: Path | None, *, name: str) -> Path | None:
 
 
 def run_job(main: Callable[[], int]) -> None:
-    """Ends the process with the exit code of ``main``; what a user can mend is one line, not a traceback.
+    """Ends the process with the exit code of ``main``; errors that a user can correct are one line, not a traceback.
 
-    Errors that this project raises itself are such lines; with ``--debug`` they, too, come with the place where
-    they were raised. Whatever else goes wrong always does.
+    These are the errors that this project raises itself; with ``--debug`` they are shown with their traceback, too. All
+    other errors always are.
 
-    SIGTERM, with which ``ray job stop``, Slurm and Kubernetes end a job, interrupts it like Ctrl-C.
+    SIGTERM, with which ``ray job stop``, Slurm and Kubernetes end a job, interrupts it as Ctrl-C does.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     debug = _DEBUG in sys.argv
@@ -138,7 +138,8 @@ def run_job(main: Callable[[], int]) -> None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether a ``raise`` of this project raised ``error``, or the system, about a file: with words for the user."""
+    """Whether ``error`` has a message for users: it was raised by a ``raise`` of this project, or by the system about a
+    file."""
     if isinstance(error, OSError) and error.filename is not None:
         return True
     place = error.__traceback__
@@ -147,12 +148,12 @@ def _is_ours(error: BaseException) -> bool:
     if place is None:
         return False
     package = str(place.tb_frame.f_globals.get("__name__")).partition(".")[0]
-    # What a library of C raises has no frame of its own: it seems to come from the line that called it.
+    # An error raised in C has no frame of its own, so it seems to come from the line that called the library.
     is_raise = place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
     return is_raise and package in ("__main__", "jobs", "pipelines", "hbi_models")
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
-    # A second one must not break off the clean-up that the first one begins.
+    # Ignore further signals, so that they do not interrupt the clean-up that the first one starts.
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

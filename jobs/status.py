@@ -1,9 +1,8 @@
 """What was run in a workspace, and how far it came: ``python -m jobs.status --workspace URI``.
 
-For each recipe that was run there, the latest first: every stage with its fingerprint and state,
-who is at work on it, rows, errors and time; then what went wrong with which videos. Nothing is
-started and nothing is changed; it can be asked while runs are going on, from any machine that
-reaches the workspace.
+For each recipe that was run there, the latest first: every stage with its fingerprint and state, who works on it, rows,
+errors and time; then the errors of videos. Nothing is started or changed. It works while runs are going on, from any
+machine that can reach the workspace.
 """
 
 from __future__ import annotations
@@ -68,12 +67,12 @@ def _report(workspace: Storage, record: RunRecord) -> dict[str, Any]:
 
 
 def _states(workspace: Storage, record: RunRecord) -> dict[str, tuple[str, str]]:
-    """State and reason of every stage as ``--plan`` gives them; empty where the data is out of reach from here."""
+    """State and reason of every stage as ``--plan`` gives them; empty if the data cannot be reached from here."""
     try:
         graph = make_graph(recipe_from_document({**record.settings, "workspace": workspace.uri}))
     except (OSError, ValueError):
         return {}
-    # Annotations or videos that changed since give other fingerprints, of which this run knows nothing.
+    # If annotations or videos have changed since the run, the fingerprints differ from its record.
     return {
         step.stage.name: (step.state, step.reason)
         for step in graph.plan()
@@ -98,7 +97,7 @@ def _stage(output: Storage, planned: tuple[str, str] | None, owner: Owner | None
 
 
 def _errors(output: Storage) -> list[dict[str, Any]]:
-    """Reasons in the errors table with how often each came, and the first videos."""
+    """Reasons in the errors table with the number of each, and the first videos."""
     if not output.exists(ERRORS_FILE):
         return []
     rows = output.read_table(ERRORS_FILE).to_pylist()

@@ -1,8 +1,8 @@
 """Tunes settings of a recipe: ``python -m jobs.tune --config RECIPE --tune FILE``.
 
-The tune file names fields of the recipe and how they are drawn, the metric, who proposes settings
-and who ends bad trials early, and baselines; ``--help`` explains each. The same command goes on with
-a tuning that was interrupted.
+The tune file names fields of the recipe and how they are drawn, the metric, the sampler that proposes settings, the
+scheduler that ends bad trials early, and baselines; ``--help`` explains each. The same command continues a tuning that
+was interrupted.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from jobs.next_steps import command
 from jobs.pipeline import log_folder, start_log
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser, run_job
+from pipelines.recipe.tuning import TuningConfig
 from pipelines.stages.data_check import foreseen_data
 from pipelines.tracking.address import ui_command
 from pipelines.tracking.mlflow_runs import record_missed
-from pipelines.tune.space import TuningConfig
 from pipelines.tune.tuning import BEST_RECIPE, RANKING, Tuning, is_done, make_tuning, plan_of, require_tuning_data
 from pipelines.workspace.uris import join_uri
 

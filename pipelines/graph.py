@@ -6,9 +6,8 @@
                                                              │      ┆       │
                                                              └──────┴───────┴─► video_qa ─► qa_evaluation
 
-The recipe's tasks say which of the two ends there are; the stage ``report`` comes after all of
-them and shows what they made. The dotted line is there where question
-answering starts from the retrieval model.
+The recipe's tasks choose which of the two branches a run has. The stage ``report`` comes last and shows the results of
+all others. The dotted line exists only where question answering starts from the retrieval model.
 
 A stage's settings hold what its result depends on and nothing else: resources, tracking and the
 workspace's address are left out, so that moving to a larger cluster reruns nothing.
@@ -36,11 +35,12 @@ from pipelines.stages.frames import frames_settings, frames_stage
 from pipelines.stages.index import index_stage
 from pipelines.stages.labels import labels_stage
 from pipelines.stages.manifest import manifest_stage
+from pipelines.stages.plan import Graph
 from pipelines.stages.qa_evaluation import qa_evaluation_stage
 from pipelines.stages.report import report_stage
 from pipelines.stages.retrieval import retrieval_stage
 from pipelines.stages.shapes import shapes_stage
-from pipelines.stages.stage import Graph, Stage
+from pipelines.stages.stage import Stage
 from pipelines.stages.video_qa import video_qa_stage
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri
@@ -78,7 +78,7 @@ def make_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
 def make_qa_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
     """The stages that evaluate the question answering model ``checkpoint`` without training.
 
-    A model of ours brings its answers; those of a published one are the recipe's.
+    The answers come from a model of ours; for a published one, from the recipe.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`make_graph`, or ``checkpoint`` is no such model.
@@ -94,7 +94,7 @@ def make_qa_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
 def _data_stages(recipe: Recipe, *, answering: bool = False) -> list[Stage]:
     generated = [] if recipe.data.shapes is None else [shapes_stage(recipe.data.shapes, recipe)]
     manifest = manifest_stage(recipe.data)
-    # Before any video is decoded: questions that cannot be used are found at once.
+    # Read before any video is decoded, so that unusable questions stop the run at once.
     answers = [answers_stage(recipe)] if answering else []
     return [*generated, manifest, *answers, frames_stage(recipe)]
 
@@ -105,7 +105,7 @@ def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[G
     Raises:
         FileNotFoundError, ValueError: ``videos`` cannot be used.
     """
-    # What decides over the frames is the model's; limits and sizes of the work are the recipe's.
+    # Settings that determine the frames come from the model; limits and sizes of the work from the recipe.
     trained = replace(recipe, model=model.config, frames=model.frames)
     deciding = {name: getattr(model.frames, name) for name in frames_settings(trained)}
     recipe = replace(

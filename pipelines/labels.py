@@ -1,8 +1,7 @@
 """Interaction labels: CLIP features and the closed-form game for (text, video) pairs.
 
-Texts are captions, or questions where the data has no captions. One actor holds the model; a call
-takes the videos of one shard, encodes each video and each of its texts once, plays the game of
-every pair, and commits the shard.
+Texts are captions, or questions where the data has no captions. Each actor holds the model. A call takes the videos of
+one shard, encodes each video and each of its texts once, computes the interaction of every pair, and commits the shard.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class LabelSettings:
 
 
 def make_label_model(settings: LabelSettings) -> RetrievalModel:
-    """The model whose features play the game: a trained one, or one as initialised from the seed."""
+    """The model whose features the labels are computed from: a trained one, or one initialised from the seed."""
     with TemporaryDirectory() as scratch:
         if settings.labels.checkpoint is not None:
             return load_checkpoint(settings.labels.checkpoint, settings.model, Path(scratch))
@@ -125,7 +124,7 @@ class LabelShard:
         return levels[0]
 
     def _encode_texts(self, texts: Sequence[str]) -> TokenLevel:
-        # As many words as the recipe says, which the model of a checkpoint may not.
+        # The recipe decides how many words; the model of a checkpoint may have another number.
         token_ids, mask = self._tokenizer(texts)
         with self._arithmetic():
             batch = TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
@@ -140,7 +139,7 @@ class LabelShard:
         scale = self._settings.model.game.similarity_scale
         if self._settings.labels.kind == "exact":
             return level_interaction(texts, frames, scale=scale)
-        # The same subsets for every batch and on every device: a label does not depend on where its pair stands.
+        # The same subsets for every batch and device, so that a label does not depend on the batch of its pair.
         generator = torch.Generator().manual_seed(self._settings.seed)
         return published_labels(
             token_cosines(texts, frames),

@@ -1,7 +1,7 @@
 """Progress with a rate and an ETA: a bar on a terminal, lines in the log.
 
-Every stage tells its progress through :class:`Progress`, so that a terminal, a log file and
-``ray job logs`` show the same thing.
+Every stage reports its progress through :class:`Progress`, so that a terminal, a log file and ``ray job logs`` show the
+same thing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Progress:
         logger.info("%s", self.line())
 
     def _rate(self, now: float) -> float:
-        """Units per second since the first ones came: workers start and models load only once."""
+        """Units per second since the first ones came, because starting workers and loading models happens only once."""
         started, before = self._start
         if self._has_advanced and self._done > self._first[1]:
             started, before = self._first

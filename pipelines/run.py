@@ -9,9 +9,10 @@ from pipelines.progress import format_seconds
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.placement import checked_nodes, require_lasting
 from pipelines.stages.data_check import TELLING, finished, known_data, pending
+from pipelines.stages.execution import Outcome, execute_step
 from pipelines.stages.places import places_of
+from pipelines.stages.plan import Graph, Step
 from pipelines.stages.report import REPORT
-from pipelines.stages.stage import Graph, Outcome, Step
 from pipelines.stages.weights_check import require_weights
 from pipelines.tracking.address import tracking_uri
 from pipelines.tracking.mlflow_runs import PipelineTracker, record_missed
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcome]:
-    """Executes ``steps``; where all are done, neither Ray nor, unless it has missed something, MLflow is started.
+    """Executes ``steps``. If all are done, Ray is not started, and MLflow only to record what it has missed.
 
     Raises:
         FileNotFoundError, ValueError: ``MLFLOW_TRACKING_URI`` names no server or database, the data set does not hold
@@ -65,7 +66,7 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
 
 
 def results(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The stages that no other one of the run needs, but for the report about all: what the run was for."""
+    """The final results of a run: stages that no other stage needs, except the report about all of them."""
     needed = {name for outcome in outcomes if outcome.step.stage.name != REPORT for name in outcome.step.stage.inputs}
     return [outcome for outcome in outcomes if outcome.step.stage.name not in needed]
 
@@ -76,7 +77,7 @@ def run_step(graph: Graph, step: Step, tracker: PipelineTracker, recipe: Recipe)
     name = step.stage.name
     stage_tracker = tracker.stage(name, step.fingerprint, step.stage.settings, graph.output(name))
     try:
-        outcome = graph.execute(step, tracker=stage_tracker, config=recipe)
+        outcome = execute_step(graph, step, tracker=stage_tracker, config=recipe)
     except BaseException as error:
         stage_tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

@@ -12,6 +12,7 @@ from pipelines.datasets.annotations import Question
 from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import Split
 from pipelines.video.frame_store import FrameStore
+from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE
 from pipelines.workspace.storage import Storage
 
@@ -108,7 +109,7 @@ class QuestionView:
         return self._questions[video]
 
     def texts(self, video: int) -> list[str]:
-        """The same as bare texts."""
+        """The texts of the questions about the video at a position."""
         return [question.question for question in self._questions[video]]
 
 
@@ -127,7 +128,7 @@ def _with_frames(video_ids: pa.ChunkedArray, frames: Storage) -> tuple[pa.Table,
         require(
             not unknown,
             f"{len(unknown):,} of {len(video_ids):,} videos are neither among the frames in {frames.place()} nor among "
-            f"the errors there: {_few(unknown)}. Run the same command again with --force frames",
+            f"the errors there: {examples(unknown, limit=_NAMED)}. Run the same command again with --force frames",
         )
     return found, others
 
@@ -136,7 +137,7 @@ def _describe_left_out(
     split: Split, total: int, without_frames: Sequence[str], without_texts: Sequence[str]
 ) -> str | None:
     parts = [
-        f"{len(names):,} have no {what} ({_few(names)}{hint})"
+        f"{len(names):,} have no {what} ({examples(names, limit=_NAMED)}{hint})"
         for names, what, hint in (
             (without_frames, "frames", f"; {ERRORS_FILE} of the stage frames says why"),
             (without_texts, "caption", ""),
@@ -145,7 +146,3 @@ def _describe_left_out(
     ]
     left_out = len(without_frames) + len(without_texts)
     return f"{left_out:,} of {total:,} videos of {split} are left out: {' and '.join(parts)}" if parts else None
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")

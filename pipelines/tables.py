@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hbi_models.metric_names import ANSWER_METRICS, DIRECTIONS, RANK_METRICS, RECALLS_AT
-from pipelines.evaluate.documents import by_questions
+from pipelines.evaluate.documents import by_questions, with_interval
 from pipelines.progress import format_seconds
-from pipelines.stages.stage import Outcome, Step
+from pipelines.stages.execution import Outcome
+from pipelines.stages.plan import Step
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -55,7 +56,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
 def metrics_table(document: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Retrieval metrics of both directions with their 95% intervals."""
     rows = [
-        [direction.replace("_to_", " → "), *(_interval(document[direction][name]) for name in RANK_METRICS)]
+        [direction.replace("_to_", " → "), *(with_interval(document[direction][name]) for name in RANK_METRICS)]
         for direction in DIRECTIONS
     ]
     return table(["", *(f"R@{k}" for k in RECALLS_AT), "MdR", "MnR"], rows)
@@ -68,16 +69,12 @@ def answers_table(document: Mapping[str, Any]) -> str:
         [
             kind,
             f"{values['questions']:,}",
-            *(_interval(values[name]) for name in ANSWER_METRICS),
-            *(_interval(answerable[kind][name]) if kind in answerable else "" for name in ANSWER_METRICS),
+            *(with_interval(values[name]) for name in ANSWER_METRICS),
+            *(with_interval(answerable[kind][name]) if kind in answerable else "" for name in ANSWER_METRICS),
         ]
         for kind, values in by_questions(everything)
     ]
     for name, values in document["baselines"].items():
-        accuracies = [_interval(values[part]) if part in values else "" for part in ("all", "answerable")]
+        accuracies = [with_interval(values[part]) if part in values else "" for part in ("all", "answerable")]
         rows.append([name.replace("_", " "), "", accuracies[0], "", accuracies[1], ""])
     return table(["", "questions", "top-1", "top-5", "answerable top-1", "answerable top-5"], rows)
-
-
-def _interval(metric: Mapping[str, float]) -> str:
-    return f"{metric['value']:.1f} ({metric['low']:.1f}–{metric['high']:.1f})"

@@ -1,4 +1,4 @@
-"""What a stage has to say, and who listens."""
+"""How a stage reports its results while it works."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pipelines.workspace.storage import Storage
 
 
 class StageTracker:
-    """Receives what a stage has to say; this one only writes to the log."""
+    """Receives what a stage reports; this one only writes to the log."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Figures that are in no history; of a curve, the point at ``step``."""
+        """Figures that the history does not hold: of each curve the point at ``step``."""
 
     def log_batch(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """New points, (step, metrics), of the curves whose history is kept in the stage's folder."""

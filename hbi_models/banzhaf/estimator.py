@@ -1,7 +1,7 @@
 """The small network that imitates the Banzhaf interaction from the similarities alone.
 
-It is the published method's stand-in for sampled labels, its teacher once trained, and the
-predictor of every level: one architecture in three roles (arXiv 2303.14369, section 3.3).
+One architecture has three roles (arXiv 2303.14369, section 3.3): as the estimator it learns the sampled labels, trained
+it is the teacher, and as the predictor of each level it learns from the teacher.
 """
 
 from __future__ import annotations

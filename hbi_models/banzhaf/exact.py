@@ -86,8 +86,8 @@ def maximum_gains(
 def _falling_order(keys: Float[Tensor, "pairs rows tokens"]) -> Int[Tensor, "pairs rows tokens"]:
     if keys.device.type != "cpu":
         return keys.argsort(dim=-1, descending=True)
-    # Half of the whole computation is sorting many short rows, which NumPy does with vector
-    # instructions, two to four times faster than PyTorch's two threads.
+    # Sorting many short rows is half of the whole computation. NumPy sorts with vector instructions, two to four times
+    # faster than PyTorch with two threads.
     return torch.from_numpy(np.argsort(-keys.numpy(), axis=-1))
 
 

@@ -1,9 +1,9 @@
 """The cooperative game of the words of a caption and the frames of a video.
 
-A coalition of words and frames is worth the weighted token-wise interaction (Wang et al.,
-arXiv 2203.07111) restricted to it; the Banzhaf interaction of a word and a frame is what their
-meeting adds on average (Jin et al., arXiv 2303.14369, section 3.2). This module states both by
-their definitions and enumerates every coalition; ``exact.py`` computes the same without.
+The value of a coalition of words and frames is the weighted token-wise interaction (Wang et al., arXiv 2203.07111)
+restricted to it. The Banzhaf interaction of a word and a frame is the value that the two add together, beyond what each
+adds alone, on average over all coalitions (Jin et al., arXiv 2303.14369, section 3.2). This module follows the
+definitions and enumerates every coalition; ``exact.py`` computes the same without enumerating.
 """
 
 from __future__ import annotations
@@ -106,5 +106,5 @@ def _weighted_maxima(
     is_empty = ~(row_members.any(dim=1) & column_members.any(dim=1))
     weights = row_logits.expand(len(row_members), -1).masked_fill(~row_members, -torch.inf).softmax(dim=1)
     maxima = values.expand(len(row_members), -1, -1).masked_fill(~column_members[:, None, :], -torch.inf).amax(dim=2)
-    # Empty coalitions hold NaN weights or infinite maxima up to here.
+    # Up to here empty coalitions have NaN weights or infinite maxima.
     return (weights * maxima).sum(dim=1).masked_fill(is_empty, 0)

@@ -80,8 +80,8 @@ def sample_published_labels(
 ) -> Float[Tensor, "pairs words frames"]:
     """Returns the published label by Monte Carlo, 0 at padding: the mean of ``num_draws`` draws per cell.
 
-    Subsets are drawn anew for every cell, draw and pair, as published; one draw is vectorised
-    over the pairs. This is slow, and there to be compared with.
+    Subsets are drawn separately for every cell, draw and pair, as published; one draw is vectorised over the pairs.
+    This is slow, and exists only for comparison.
     """
     labels = torch.zeros_like(similarity)
     for word in range(similarity.shape[1]):
@@ -115,7 +115,7 @@ def sample_published_cell(
     scale: float = PUBLISHED_SCALE,
     num_draws: int = PUBLISHED_DRAWS,
 ) -> Float[Tensor, " pairs"]:
-    """Returns ``sample_published_labels`` of one word and one frame, which mean nothing where either is padding."""
+    """Returns ``sample_published_labels`` of one word and one frame; values are meaningless if either is padding."""
     total = similarity.new_zeros(len(similarity))
     for _ in range(num_draws):
         kept_words = _draw(word_mask.shape, generator).to(word_mask.device)
@@ -145,7 +145,7 @@ def value_of_draw(
     """Returns the published interaction of one word and one frame for one drawn coalition of each pair.
 
     ``payoffs`` are scaled similarities. Whether the word and the frame themselves are among the
-    members makes no difference. The value means nothing where either is padding.
+    members makes no difference. The value is meaningless if either is padding.
     """
     without_word, with_word = _switched(word_members, word, False), _switched(word_members, word, True)
     without_frame, with_frame = _switched(frame_members, frame, False), _switched(frame_members, frame, True)
@@ -213,7 +213,7 @@ def _expected_weights(
         outside = others * raised[:, None, None, :]
         total = outside.sum(dim=-1, keepdim=True)
         own = rearrange(raised, "pairs members -> pairs 1 members 1")
-        # The weights of the empty set are 0 here; published they are uniform, over payoffs of 0.
+        # The weights of the empty set are 0 here. The published ones are uniform, but multiply payoffs of 0.
         softmaxed = outside / total.clamp(min=torch.finfo(total.dtype).tiny)
         joint = torch.where(others, softmaxed.exp(), member * own)
         inside = torch.where(member, own, outside) / (total + own)
@@ -237,7 +237,7 @@ def _subsets(
             "averaged over drawn ones: pass a torch.Generator, or raise most_subsets"
         )
     drawn = _draw((most_subsets // 2, num_tokens), generator).to(device)
-    # A set and its complement are equally likely; together they have no error in the set's size.
+    # Each set is used with its complement, which is equally likely: their mean size is then exact.
     return torch.cat([drawn, ~drawn])
 
 

@@ -159,8 +159,8 @@ def additive_attention_mask(
 ) -> Float[Tensor, "items_heads queries keys"]:
     """Returns what ``nn.MultiheadAttention`` adds to its logits: 0 where allowed, elsewhere -inf.
 
-    A query without any allowed key sees all of them: its result is padding, and must not be
-    NaN, which would reach real tokens through products with 0.
+    A query without any allowed key sees all of them. Its result is padding, but must not be NaN, because NaN times 0
+    would reach real tokens.
     """
     allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
     additive = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)

@@ -35,12 +35,12 @@ from hbi_models.weight_names import listed, without_wrappers
 # Constants that OpenAI's archives store among the weights; no other release has them.
 OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 
-# What checkpoints hold beyond the parameters that the backbone takes over.
+# Entries of checkpoints that the backbone does not need.
 UNUSED_ENTRIES = (*OPENAI_CONSTANTS, "attn_mask", "text.attn_mask", "logit_bias")
 
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS: list[Any] = [
-    # Under its names of NumPy 2 and 1.
+    # The name in NumPy 2 and the name in NumPy 1.
     _SCALAR,
     (_SCALAR, "numpy.core.multiarray.scalar"),
     np.dtype,
@@ -111,7 +111,7 @@ def fetch_weights(config: ClipConfig) -> Path | None:
         return None
     try:
         return Path(open_clip.download_pretrained(tag))
-    # Errors of the hub, of its client and of the network have no class in common.
+    # Errors of the hub, of its client and of the network have no common class.
     except Exception as error:
         source = f"the model hub's {tag['hf_hub'].rstrip('/')}" if tag.get("hf_hub") else tag.get("url")
         raise ValueError(
@@ -243,9 +243,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = _read_file(path)
-    # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
+    # A damaged pickle is a program with wrong instructions, so it may raise any error.
     except Exception as error:
-        raise ValueError(f"{path} is no checkpoint of tensors alone, and nothing else is unpickled: {error}") from error
+        raise ValueError(
+            f"{path} is not a checkpoint that holds only tensors, and nothing else is unpickled: {error}"
+        ) from error
     content = _state_dict_in(content, path)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(
@@ -278,7 +280,7 @@ def _read_file(path: Path) -> Any:
         return load_file(path)
     if is_torchscript(path):
         return read_torchscript(path)
-    # A best score beside the weights is often a number of NumPy.
+    # A best score beside the weights is often a NumPy number.
     with torch.serialization.safe_globals(_NUMPY_NUMBERS):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -28,8 +28,8 @@ PREPROCESSING = "preprocess_cfg"
 def with_pixel_statistics(clip: ClipConfig) -> ClipConfig:
     """Returns the settings with the mean and deviation that hold for this model; null where they are OpenAI's.
 
-    What the settings themselves say goes first, then the architecture's file, then open_clip's entry for the
-    tag. Weights in a file of one of open_clip's architectures have what all tags of that architecture agree on.
+    The settings themselves take precedence, then the architecture's file, then open_clip's entry for the tag. For a
+    weights file of one of open_clip's architectures, values are used if all tags of that architecture agree on them.
 
     Raises:
         ValueError: what is said is not one number for each of the three channels.
@@ -63,7 +63,7 @@ def _said_in_file(architecture: str) -> Mapping[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
-        # Whoever builds the model says what is wrong with the file.
+        # Building the model reports what is wrong with the file.
         return {}
     found = document.get(PREPROCESSING) if isinstance(document, Mapping) else None
     return found if isinstance(found, Mapping) else {}

@@ -49,7 +49,7 @@ def centre_crop(frames: UInt8[Tensor, "*frames 3 height width"], size_px: int) -
         f"frames of {height} x {width} pixels hold no square of {size_px}; extract them with a short side of "
         f"at least {size_px} pixels",
     )
-    # round() goes to the even neighbour, which decides where an odd margin falls.
+    # round() rounds half to even, which decides on which side an odd margin is larger.
     top, left = round((height - size_px) / 2), round((width - size_px) / 2)
     return frames[..., top : top + size_px, left : left + size_px]
 
@@ -63,7 +63,7 @@ def normalize_pixels(
     """Returns float pixels, centred and scaled per channel, on the device of ``frames``."""
     mean_255 = torch.tensor(mean, device=frames.device).mul(255).reshape(3, 1, 1)
     std_255 = torch.tensor(std, device=frames.device).mul(255).reshape(3, 1, 1)
-    # What the layout of a batch in memory is must not decide which convolution runs.
+    # Contiguous, so that the memory layout of a batch does not decide which convolution kernel runs.
     return (frames.contiguous() - mean_255).div_(std_255)
 
 

@@ -16,7 +16,7 @@ from hbi_models.configs import require
 SPECIAL_TOKENS = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}
 
 START, END = "⟨start⟩", "⟨end⟩"
-"""How people read the first and the last token."""
+"""Readable names of the first and the last token."""
 
 
 class CaptionTokenizer:
@@ -63,9 +63,9 @@ class CaptionTokenizer:
         return [openai_spelling.get(text, text) for text in texts]
 
     def readable_pieces(self, caption: str) -> list[str]:
-        """Returns the same as people read them: letters instead of byte codes, "‑" where a word goes on.
+        """Returns the tokens in readable form: letters instead of byte codes, "‑" where a word continues.
 
-        The special tokens are ``START`` and ``END``; what is no whole letter by itself is "�".
+        The special tokens are ``START`` and ``END``; a piece that is not a whole letter is "�".
         """
         return [START, *map(self._readable, self.pieces(caption)[1:-1]), END]
 

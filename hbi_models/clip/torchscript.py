@@ -1,4 +1,4 @@
-"""The weights in a TorchScript archive, without running the program that it is.
+"""The weights in a TorchScript archive, read without running the program in it.
 
 ``torch.jit.load`` executes what the archive asks for when its objects are restored, which includes
 writing files. Here the archive is data: a pickle of modules that name their tensors, the tensors'
@@ -51,8 +51,8 @@ class _Module:
 class _Reader(pickle._Unpickler):
     """Builds modules, tensors, numbers, texts and containers; refuses every other name.
 
-    It derives from the unpickler in Python: the one in C reserves memory for whatever place in its
-    memo a damaged file names.
+    It derives from the unpickler written in Python. The one in C allocates memory for whatever memo index a damaged
+    file names.
     """
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
@@ -68,7 +68,7 @@ class _Reader(pickle._Unpickler):
             return dict
         if module.split(".")[0] == "__torch__":
             return type(name, (_Module,), {"kind": f"{module}.{name}"})
-        raise pickle.UnpicklingError(f"it names {f'{module}.{name}'[:80]!r}, which is no part of a model's weights")
+        raise pickle.UnpicklingError(f"it names {f'{module}.{name}'[:80]!r}, which is not part of a model's weights")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, _ = pid
@@ -89,20 +89,21 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             root = next(name.split("/")[0] for name in archive.namelist() if name.endswith("/data.pkl"))
             declared = _declarations(archive, root)
             return dict(_tensors(_Reader(archive, root).load(), declared))
-    # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
+    # A damaged pickle is a program with wrong instructions, so it may raise any error.
     except Exception as error:
-        raise ValueError(f"{path} is no TorchScript archive of a model: {error or type(error).__name__}") from error
+        raise ValueError(f"{path} is not a TorchScript archive of a model: {error or type(error).__name__}") from error
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member of the archive; TorchScript compresses none but its code, and what is compressed may be a bomb."""
+    """A member of the archive. TorchScript compresses only its code; other compressed members may be a decompression
+    bomb."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
     return archive.read(name)
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
-    # PyTorch refuses sizes that reach beyond the storage. A copy, for several tensors may share it.
+    # PyTorch refuses sizes that reach beyond the storage. Copied, because several tensors may share it.
     return torch.as_strided(storage, size, stride, offset).clone()
 
 

@@ -4,7 +4,7 @@ Annotation folder: ``train_ids.json`` and ``val_ids.json`` (lists of ids, which 
 ``train.json`` and ``val_1.json`` (an object from id to ``{"duration", "timestamps", "sentences"}``).
 Videos: ``<id>.<any video suffix>`` somewhere below one folder.
 
-The field tests on val_1; there is no validation split.
+Published results are measured on val_1, so it is the test split; there is no validation split.
 """
 
 from __future__ import annotations
@@ -13,56 +13,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.datasets.annotations import Annotations
-from pipelines.datasets.paragraphs import DescribedSplit, Description, paragraph_annotations
-from pipelines.datasets.published_files import locate_by_stem, read_published_json, reading, require_files
+from pipelines.datasets.paragraphs import Description, ParagraphDataset
+from pipelines.datasets.published_files import read_published_json, reading
 from pipelines.datasets.record_files import is_missing
-from pipelines.datasets.video_files import VideoFolder, check_video_id
-from pipelines.recipe.data import Split
+from pipelines.datasets.video_files import check_video_id
 from pipelines.workspace.storage import Storage
 
-SPLIT_FILES: Mapping[Split, tuple[str, str]] = {
-    "train": ("train_ids.json", "train.json"),
-    "test": ("val_ids.json", "val_1.json"),
-}
-"""The list and the annotation file of each split."""
-
-ANNOTATION_FILES = [name for names in SPLIT_FILES.values() for name in names]
-
 _DESCRIPTIONS_FORM = '{"v_…": {"duration": seconds, "timestamps": [[start, end], …], "sentences": […]}, …}'
-
-PUBLISHED_VIDEOS: Mapping[Split, int] = {"train": 10_009, "test": 4_917}
-
-
-def read_activitynet(annotations: Storage, videos: VideoFolder) -> Annotations:
-    """The listed videos, each with all its sentences joined to one caption.
-
-    The segment runs from 0 to the annotated duration, rounded up to whole seconds (published).
-
-    Raises:
-        FileNotFoundError: an annotation file is missing.
-        ValueError: a file does not have its published form, or a video is in both lists.
-    """
-    require_files(annotations, ANNOTATION_FILES, dataset="ActivityNet Captions")
-    splits = [
-        DescribedSplit(
-            split=split,
-            list_name=list_name,
-            listed=_read_ids(annotations, list_name),
-            annotation_name=annotation_name,
-            described=_read_descriptions(annotations, annotation_name),
-            published_videos=PUBLISHED_VIDEOS[split],
-        )
-        for split, (list_name, annotation_name) in SPLIT_FILES.items()
-    ]
-    return paragraph_annotations(splits, locate_by_stem(videos))
 
 
 def _read_ids(annotations: Storage, name: str) -> list[str]:
     with reading(annotations, name, form='["v_…", …]'):
         ids = read_published_json(annotations, name)
         if not isinstance(ids, list) or not all(isinstance(video_id, str) for video_id in ids):
-            raise ValueError("it is no list of texts")
+            raise ValueError("it is not a list of texts")
     return [check_video_id(video_id, name) for video_id in dict.fromkeys(ids)]
 
 
@@ -77,10 +41,20 @@ def _read_descriptions(annotations: Storage, name: str) -> dict[str, Description
 
 
 def _description(record: Mapping[str, Any]) -> Description:
+    # Whole seconds, as published.
     end_s = math.ceil(record["duration"])
     sentences = ["" if is_missing(sentence) else sentence for sentence in list(record["sentences"])]
     if not isinstance(record["sentences"], list) or not all(isinstance(sentence, str) for sentence in sentences):
-        raise ValueError("sentences is no list of texts")
+        raise ValueError("sentences is not a list of texts")
     if end_s < 1:
         raise ValueError(f"duration is {record['duration']}; it must be positive")
     return Description(sentences=sentences, spans=list(record["timestamps"]), end_s=float(end_s))
+
+
+ACTIVITYNET = ParagraphDataset(
+    title="ActivityNet Captions",
+    files={"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "val_1.json")},
+    published_videos={"train": [10_009], "test": [4_917]},
+    read_ids=_read_ids,
+    read_descriptions=_read_descriptions,
+)

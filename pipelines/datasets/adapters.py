@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.datasets import activitynet, didemo, msvd
+from pipelines.datasets import msvd
+from pipelines.datasets.activitynet import ACTIVITYNET
 from pipelines.datasets.annotations import Annotations
+from pipelines.datasets.didemo import DIDEMO
 from pipelines.datasets.msrvtt import annotation_files, read_msrvtt
 from pipelines.datasets.msrvtt_qa import ANSWER_LABELS_FILE, QUESTION_FILES, read_msrvtt_qa
+from pipelines.datasets.paragraphs import ParagraphDataset
 from pipelines.datasets.video_files import VideoFolder
 from pipelines.recipe.data import DataConfig
 from pipelines.workspace.storage import Storage
@@ -26,6 +29,14 @@ class Adapter:
 
     read: Callable[[Storage, VideoFolder, DataConfig], Annotations]
     """The annotated videos; raises ``FileNotFoundError`` or ``ValueError`` for files that cannot be used."""
+
+
+def _paragraph_adapter(dataset: ParagraphDataset) -> Adapter:
+    return Adapter(
+        title=dataset.title,
+        files=lambda config: (dataset.annotation_files, ()),
+        read=lambda annotations, videos, config: dataset.read(annotations, videos),
+    )
 
 
 ADAPTERS: Mapping[str, Adapter] = {
@@ -47,15 +58,7 @@ ADAPTERS: Mapping[str, Adapter] = {
         files=lambda config: (msvd.ANNOTATION_FILES, ()),
         read=lambda annotations, videos, config: msvd.read_msvd(annotations, videos),
     ),
-    "activitynet": Adapter(
-        title="ActivityNet Captions",
-        files=lambda config: (activitynet.ANNOTATION_FILES, ()),
-        read=lambda annotations, videos, config: activitynet.read_activitynet(annotations, videos),
-    ),
-    "didemo": Adapter(
-        title="DiDeMo",
-        files=lambda config: (didemo.ANNOTATION_FILES, ()),
-        read=lambda annotations, videos, config: didemo.read_didemo(annotations, videos),
-    ),
+    "activitynet": _paragraph_adapter(ACTIVITYNET),
+    "didemo": _paragraph_adapter(DIDEMO),
 }
 """By ``DataConfig.dataset``; ``captions_file`` is the user's own and has no folder of annotations."""

@@ -1,4 +1,4 @@
-"""What an adapter of a data set hands to the manifest."""
+"""What the adapter of a data set gives to the manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.datasets.video_files import VideoFile
 from pipelines.recipe.data import Split
 
 OVERALL = "overall"
-"""Stands beside the types of questions in metrics, so that no type may be called so."""
+"""Name of the metrics over all questions, beside those of each type; no type may have this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def question_type(question: str) -> str:
 def storable(text: str) -> str:
     """``text`` without characters that no file can hold.
 
-    JSON can spell half of a character beyond U+FFFF, as a caption cut off in the middle of an emoji has it.
+    JSON can hold half of a character beyond U+FFFF, such as in a caption that was cut off inside an emoji.
     """
     return text.encode("utf-8", "ignore").decode("utf-8")
 

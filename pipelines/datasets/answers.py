@@ -1,8 +1,8 @@
 """The answer vocabulary: which answers a question answering model chooses from, and their class ids.
 
-Answers are compared as they are, but for outer spaces (published: as they are): ``Cat`` and
-``cat`` are two answers. An answer outside the vocabulary has no class: such questions are kept out
-of training, and count as wrong wherever all questions are evaluated.
+Answers are compared without outer spaces and otherwise as they are (published: with outer spaces): ``Cat`` and ``cat``
+are two answers. An answer outside the vocabulary has no class: such questions are left out of training, and count as
+wrong where all questions are evaluated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Vocabulary:
     """Answers in the order of their class ids.
 
     Raises:
-        ValueError: there are fewer than two, an answer is empty, or one is there twice.
+        ValueError: there are fewer than two answers, one is empty, or one occurs twice.
     """
 
     def __init__(self, answers: Iterable[str]) -> None:
@@ -74,7 +74,7 @@ def read_vocabulary(uri: str) -> Vocabulary:
     try:
         return Vocabulary(_ordered(read_json_file(uri)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{uri} is no answer vocabulary: {error}") from error
+        raise ValueError(f"{uri} is not an answer vocabulary: {error}") from error
 
 
 def _ordered(document: Any) -> Sequence[str]:

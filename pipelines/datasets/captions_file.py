@@ -2,8 +2,8 @@
 
 Columns: ``path`` or ``uri`` of the video, ``caption``, and optionally ``split`` (train, val,
 test), ``video_id``, ``start_s``, ``end_s``. Lines of the same video, or of the same segment of it,
-are merged. Without any split, a tenth of the files become the test split, by a hash of their
-path, so that adding videos moves no other video.
+are merged. If no line names a split, a tenth of the files become the test split. They are chosen by a hash of their
+path, so that adding videos moves no other video to another split.
 """
 
 from __future__ import annotations

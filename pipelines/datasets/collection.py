@@ -1,4 +1,4 @@
-"""A collection of videos without captions: a folder, a glob, a list or one file becomes a manifest.
+"""The manifest of a collection of videos without captions, which is given as a folder, a glob, a list or one file.
 
     /videos               every video below the folder, by its suffix
     '/videos/**/cat*'     those whose path fits: * and ? stay in a folder, ** crosses folders
@@ -79,7 +79,7 @@ def find_collection(videos: str) -> Collection:
 
     Raises:
         FileNotFoundError: there is nothing of that name.
-        ValueError: it names no video, or a list that cannot be used.
+        ValueError: it names no video, or a list that is not valid.
     """
     suffix = suffix_of(videos)
     if suffix == ".parquet":
@@ -100,7 +100,7 @@ def find_collection(videos: str) -> Collection:
 
 
 def folder_of_collection(videos: str) -> str:
-    """The folder below which the videos of a collection lie, as far as its name tells."""
+    """The folder below which the videos of a collection lie, according to its name."""
     folder, _ = _split_glob(videos)
     is_file = suffix_of(folder) in {".parquet", ".csv", ".jsonl", *VIDEO_SUFFIXES}
     return parent_uri(folder) if is_file else absolute_uri(folder)
@@ -128,7 +128,7 @@ def _listed(videos: str) -> Collection:
         for path, file in sorted(listing.files.items())
         if suffix_of(path) in VIDEO_SUFFIXES and fits(path)
     ]
-    # What is in a closed folder is not known: it counts where a video in it would.
+    # The contents of a closed folder are unknown. It is reported if a video in it would fit the glob.
     reasons = {path: f"cannot list the folder: {why}" for path, why in listing.closed.items() if fits(f"{path}/a.mp4")}
     reasons |= {path: why for path, why in listing.unusable.items() if suffix_of(path) in VIDEO_SUFFIXES and fits(path)}
     missing = [
@@ -139,10 +139,10 @@ def _listed(videos: str) -> Collection:
 
 def _split_glob(videos: str) -> tuple[str, str]:
     """The folder in front of the first wildcard, and the pattern of paths below it."""
-    # The options of a store begin with a question mark that is no wildcard.
+    # The options of a store begin with a question mark, which is not a wildcard.
     address, options = split_options(videos)
     found = _WILDCARD.search(address)
-    # A folder of this machine may be called like a pattern.
+    # The name of a local folder may look like a pattern.
     if found is None or (is_local(videos) and Path(absolute_uri(videos)).exists()):
         return videos, "**"
     cut = address.rfind("/", 0, found.start())
@@ -151,7 +151,7 @@ def _split_glob(videos: str) -> tuple[str, str]:
 
 
 def _as_regex(pattern: str, literal: Callable[[str], str]) -> str:
-    """``literal`` turns what is no wildcard into the letters of a path."""
+    """``literal`` turns the parts between wildcards into the characters of a path."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
@@ -237,7 +237,7 @@ def _manifest_rows(folder: Storage, name: str, columns: Sequence[str]) -> Iterat
     table = folder.read_table(name, columns=columns)
     wanted = pa.schema([MANIFEST.field(column) for column in columns])
     if table.schema.types != wanted.types:
-        raise ValueError(f"{folder.place(name)} is no manifest of this project: its columns have other types")
+        raise ValueError(f"{folder.place(name)} is not a manifest of this project: its columns have other types")
     yield from table.to_pylist()
 
 

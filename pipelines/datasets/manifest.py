@@ -21,15 +21,16 @@ from pipelines.datasets.video_files import (
     video_key,
 )
 from pipelines.recipe.data import DataConfig, Split
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS, MANIFEST
-from pipelines.workspace.storage import Storage, content_digest
+from pipelines.workspace.storage import Storage
 
 STAGE = "manifest"
 """Name of the stage in the errors table."""
 
 MAX_VALIDATION_FRACTION = 1 / 3
-"""A validation split never takes more than this part of the training videos."""
+"""The validation split takes at most this part of the training videos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Manifest:
     table: pa.Table
     errors: pa.Table
     missing: Mapping[Split, int]
-    """Number of videos without a file in each split that has such."""
+    """Number of videos without a file, for each split that has any."""
 
     warnings: Sequence[str]
 
@@ -96,7 +97,7 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
     if config.dataset == "captions_file":
         if annotations is not None:
             digest.update(content_digest(annotations).encode())
-        # Their lines may name files anywhere, so no listing of one folder covers them.
+        # Lines of the user's own files may name videos anywhere, so listing one folder is not enough.
         for entry in _read_own(config, annotations, videos).videos:
             digest.update(repr((entry.uri, entry.file)).encode())
         return digest.hexdigest()
@@ -112,7 +113,7 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
 
 
 def _read(config: DataConfig, annotations: str | None, videos: str | None) -> tuple[Annotations, VideoFolder | None]:
-    """The annotated videos, and the listing that they were looked for in, if there is one."""
+    """The annotated videos, and the listing in which they were looked for, if there is one."""
     folder = None
     if config.dataset == "captions_file":
         annotated = _read_own(config, annotations, videos)
@@ -178,7 +179,7 @@ def _why_missing(entry: AnnotatedVideo) -> str:
 def _carve_validation(entries: Sequence[AnnotatedVideo], wanted: int, warnings: list[str]) -> list[AnnotatedVideo]:
     """Moves whole training files with the smallest hashes to the validation split.
 
-    Which videos they are does not depend on the others' order, and few move when videos are added.
+    The choice does not depend on the order of the files, and few videos move when others are added.
     """
     counts = count_by_split(entries)
     if counts["val"] or not wanted:
@@ -194,7 +195,7 @@ def _carve_validation(entries: Sequence[AnnotatedVideo], wanted: int, warnings: 
         if entry.split == "train":
             segments.setdefault(entry.uri, []).append(entry)
     carved: set[str] = set()
-    # Ids, not addresses, decide: moving the data set to another place must not change the split.
+    # The hash is of the id and not of the address: moving the data set must not change the split.
     for members in sorted(segments.values(), key=lambda group: _hash(min(entry.video_id for entry in group))):
         if len(carved) + len(members) <= min(wanted, allowed):
             carved.update(entry.video_id for entry in members)
@@ -202,7 +203,8 @@ def _carve_validation(entries: Sequence[AnnotatedVideo], wanted: int, warnings: 
 
 
 def _validate_with_questions(entries: Sequence[AnnotatedVideo]) -> list[AnnotatedVideo]:
-    """Makes training questions about validation videos validation questions, where the data has none of its own."""
+    """Moves the training questions about validation videos to the validation split, if the data has no validation
+    questions."""
     if any(question.split == "val" for entry in entries for question in entry.questions):
         return list(entries)
     return [

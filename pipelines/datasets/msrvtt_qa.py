@@ -1,8 +1,8 @@
 """MSR-VTT-QA in its published layout: questions about the videos of MSR-VTT.
 
 Annotation folder: ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, a line
-``{"question", "answer", "video_id", "answer_type"}`` per question. Each video is in one of them;
-these splits are not those of the retrieval lists.
+``{"question", "answer", "video_id", "answer_type"}`` per question. Each video is in one of the files. These splits
+differ from those of the retrieval lists.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_msrvtt_qa(annotations: Storage, videos: VideoFolder) -> Annotations:
 def read_questions(annotations: Storage, split: Split, warnings: list[str]) -> dict[str, list[Question]]:
     """The questions of one split's file by video id, in the order of the file.
 
-    Those without a question or an answer are left out, and counted in a sentence of ``warnings``.
+    Lines without a question or an answer are left out; a sentence in ``warnings`` says how many.
 
     Raises:
         ValueError: a line is not a question in the published form.

@@ -1,4 +1,4 @@
-"""What lies where videos were looked for and not found: for messages that save a look into the folder."""
+"""Hints for messages about missing videos: which files lie where they were looked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pipelines.workspace.uris import is_text, join_uri, last_name, parent_uri, s
 
 
 def what_is_there(missing: Sequence[str], folder: VideoFolder | None = None) -> str:
-    """What lies where the ``missing`` videos were looked for, in a sentence: how much, and what is named alike.
+    """A sentence about the place where the ``missing`` videos were looked for: how many files it holds, and similar
+    names.
 
     Args:
         missing: addresses.
@@ -32,7 +33,7 @@ def what_is_there(missing: Sequence[str], folder: VideoFolder | None = None) -> 
 
 
 def named_alike(missing: Sequence[str], folder: VideoFolder | None = None) -> list[str]:
-    """Sentences about files that are named like ``missing`` ones, but for capitals or the suffix; see above."""
+    """Sentences about files whose names differ from ``missing`` ones only in upper case or the suffix; see above."""
     wanted = {video_stem(last_name(uri)).casefold(): last_name(uri) for uri in missing}
     sentences = []
     for listing in _where(missing, folder):
@@ -54,7 +55,7 @@ def _where(missing: Sequence[str], folder: VideoFolder | None) -> list[VideoFold
 
 
 def _neighbours(uri: str) -> VideoFolder:
-    """The files of one folder, as far as they can be listed; none where there is no such folder."""
+    """The files of one folder, as far as they can be listed; none if the folder does not exist."""
     folder = Storage(uri)
     names: Iterable[str] = ()
     with suppress(OSError):

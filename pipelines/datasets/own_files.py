@@ -43,24 +43,24 @@ def video_address(address: str, base: str) -> str:
 
 
 def derived_id(address: str, start_s: float | None = None, end_s: float | None = None) -> str:
-    """A readable id that depends on this address and segment alone, so that adding lines changes no other id."""
+    """A readable id that depends only on this address and segment, so that adding lines changes no other id."""
     stem = posixpath.splitext(posixpath.basename(address))[0]
     span = "" if start_s is None and end_s is None else f"\n{start_s}\n{end_s}"
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', stem)[:80]}-{_hash(address + span)[:10]}"
 
 
 def drawn_splits(uris: Mapping[str, str], warnings: list[str]) -> dict[str, Split]:
-    """A split for each video id of a file that names none: a tenth of the files is tested with.
+    """A split for each video id of a file that names no splits: a tenth of the files become the test split.
 
-    A hash of a file's address decides, so that adding videos moves no other video. Segments of
-    one file stay together: they look alike.
+    A hash of a file's address decides, so that adding videos moves no other video. Segments of one file stay together,
+    because they look alike.
 
     Args:
         uris: addresses of the files by video id.
         warnings: gets a sentence about it.
     """
     files = sorted(set(uris.values()), key=_hash)
-    # At least one file can be tested with.
+    # At least one file is in the test split.
     tested = {uri for uri in files if int(_hash(uri)[:8], 16) % 100 < TEST_FRACTION_PERCENT} or {files[0]}
     splits: dict[str, Split] = {video_id: "test" if uri in tested else "train" for video_id, uri in uris.items()}
     num_tested = sum(split == "test" for split in splits.values())

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.datasets.annotations import AnnotatedVideo, Annotations, clean_caption
-from pipelines.datasets.published_files import Locate, count_warnings, listing_warnings, refuse_shared_videos
+from pipelines.datasets.published_files import (
+    count_warnings,
+    listing_warnings,
+    locate_by_stem,
+    refuse_shared_videos,
+    require_files,
+)
+from pipelines.datasets.video_files import VideoFolder
 from pipelines.recipe.data import Split
+from pipelines.workspace.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,57 +32,86 @@ class Description:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DescribedSplit:
-    """The videos of one split: which they are, and what is said of them."""
+class ParagraphDataset:
+    """A data set whose annotation folder holds two files per split: a list of videos, and their descriptions."""
+
+    title: str
+    """Its name in sentences."""
+
+    files: Mapping[Split, tuple[str, str]]
+    """The list and the annotation file of each split."""
+
+    published_videos: Mapping[Split, Sequence[int]]
+    """Numbers of videos in the lists of the published copies."""
+
+    read_ids: Callable[[Storage, str], Sequence[str]]
+    """The ids in a list, each once."""
+
+    read_descriptions: Callable[[Storage, str], Mapping[str, Description]]
+    """The descriptions in an annotation file, by video id."""
+
+    @property
+    def annotation_files(self) -> list[str]:
+        """Names of all files."""
+        return [name for names in self.files.values() for name in names]
+
+    def read(self, annotations: Storage, videos: VideoFolder) -> Annotations:
+        """The listed videos, each with all its sentences joined to one caption.
+
+        Raises:
+            FileNotFoundError: an annotation file is missing.
+            ValueError: a file does not have its published form, or a video is in two lists.
+        """
+        require_files(annotations, self.annotation_files, dataset=self.title)
+        splits = [
+            _DescribedSplit(
+                split, *names, self.read_ids(annotations, names[0]), self.read_descriptions(annotations, names[1])
+            )
+            for split, names in self.files.items()
+        ]
+        refuse_shared_videos({given.list_name: given.listed for given in splits})
+        locate = locate_by_stem(videos)
+        entries: list[AnnotatedVideo] = []
+        warnings: list[str] = []
+        for given in splits:
+            paragraphs = {video: _paragraph(description) for video, description in given.described.items()}
+            for video in given.listed:
+                if paragraph := paragraphs.get(video):
+                    entries.append(
+                        AnnotatedVideo(
+                            video_id=video,
+                            **locate(video),
+                            split=given.split,
+                            captions=[paragraph],
+                            start_s=0.0,
+                            end_s=given.described[video].end_s,
+                        )
+                    )
+            with_caption = [video for video, paragraph in paragraphs.items() if paragraph]
+            warnings += listing_warnings(given.list_name, given.listed, given.annotation_name, with_caption)
+            warnings += _oddities(given)
+        warnings += count_warnings(
+            (given.list_name, len(given.listed), self.published_videos[given.split], "videos") for given in splits
+        )
+        return Annotations(videos=entries, warnings=warnings, files=self.annotation_files)
+
+
+@dataclass(frozen=True, slots=True)
+class _DescribedSplit:
+    """What the two files of a split hold."""
 
     split: Split
     list_name: str
-    listed: Sequence[str]
     annotation_name: str
+    listed: Sequence[str]
     described: Mapping[str, Description]
-
-    published_videos: int | Sequence[int]
-    """Number of listed videos in the published copies."""
-
-
-def paragraph_annotations(splits: Sequence[DescribedSplit], locate: Locate) -> Annotations:
-    """The listed videos with one caption each.
-
-    Raises:
-        ValueError: a video is in two lists.
-    """
-    refuse_shared_videos({given.list_name: given.listed for given in splits})
-    videos: list[AnnotatedVideo] = []
-    warnings: list[str] = []
-    for given in splits:
-        paragraphs = {video: _paragraph(description) for video, description in given.described.items()}
-        for video in given.listed:
-            if paragraph := paragraphs.get(video):
-                videos.append(
-                    AnnotatedVideo(
-                        video_id=video,
-                        **locate(video),
-                        split=given.split,
-                        captions=[paragraph],
-                        start_s=0.0,
-                        end_s=given.described[video].end_s,
-                    )
-                )
-        with_caption = [video for video, paragraph in paragraphs.items() if paragraph]
-        warnings += listing_warnings(given.list_name, given.listed, given.annotation_name, with_caption)
-        warnings += _oddities(given)
-    warnings += count_warnings(
-        (given.list_name, len(given.listed), given.published_videos, "videos") for given in splits
-    )
-    files = [name for given in splits for name in (given.list_name, given.annotation_name)]
-    return Annotations(videos=videos, warnings=warnings, files=files)
 
 
 def _paragraph(description: Description) -> str:
     return clean_caption(" ".join(description.sentences))
 
 
-def _oddities(given: DescribedSplit) -> list[str]:
+def _oddities(given: _DescribedSplit) -> list[str]:
     sentences = [sentence for item in given.described.values() for sentence in item.sentences]
     spans = [span for item in given.described.values() for span in item.spans]
     warnings = []
@@ -88,7 +125,7 @@ def _oddities(given: DescribedSplit) -> list[str]:
 
 
 def _in_order(span: object) -> bool:
-    """Whether ``span`` is a start and an end not before it."""
+    """Whether ``span`` is a start and an end, and the end is not before the start."""
     if not isinstance(span, (list, tuple)) or len(span) != 2:
         return False
     start, end = span

@@ -1,7 +1,7 @@
-"""Reading a pickle from outside as what it should be: plain data.
+"""Reading a pickle from an unknown source as plain data.
 
-A pickle is a program: to load one is to let it import and call whatever it names. Here it may
-build dictionaries, lists, tuples, texts and numbers, which takes no name at all.
+A pickle is a program that can import and call anything that it names. Here it can only build dictionaries, lists,
+tuples, texts and numbers, for which a pickle names nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Refuses every global, and with it every class and function.
+    """Refuses every name, and with it every class and function.
 
-    It derives from the unpickler in Python: the one in C reserves memory for whatever place in its
-    memo a damaged file names, gigabytes at the word of ten bytes.
+    It derives from the unpickler written in Python. The one in C allocates memory for whatever memo index a damaged
+    file names: ten bytes can make it allocate gigabytes.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -31,6 +31,6 @@ def load_plain_pickle(data: bytes) -> Any:
     """
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-    # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
+    # A damaged pickle is a program with wrong instructions, so it may raise any error.
     except Exception as error:
         raise ValueError(f"not a pickle of plain data: {error or type(error).__name__}") from error

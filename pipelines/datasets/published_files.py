@@ -55,7 +55,7 @@ def locate_by_stem(videos: VideoFolder, *, suffix: str = ".mp4") -> Locate:
 
 
 def read_published(annotations: Storage, name: str, *columns: str) -> Iterator[tuple[int, Record]]:
-    """Numbered records of a CSV or JSON-lines file that has ``columns``, and others that do not count.
+    """Numbered records of a CSV or JSON-lines file that has ``columns``; other columns are ignored.
 
     Raises:
         ValueError: the file has another form; see :func:`read_records`.
@@ -64,7 +64,7 @@ def read_published(annotations: Storage, name: str, *columns: str) -> Iterator[t
 
 
 def read_texts(annotations: Storage, name: str, *columns: str) -> Iterator[dict[str, str]]:
-    """The same with a text in every one of ``columns``, among them ``video_id``.
+    """As :func:`read_published`, with a text in every one of ``columns``, which include ``video_id``.
 
     Raises:
         ValueError: a value is missing, or a ``video_id`` is not allowed.
@@ -82,7 +82,7 @@ def read_published_json(annotations: Storage, name: str) -> Any:
     """The JSON document in the file ``name``.
 
     Raises:
-        ValueError: it is none, or an object has a key twice.
+        ValueError: it is not JSON, or an object has a key twice.
     """
     return read_json_file(join_uri(annotations.uri, name))
 
@@ -100,7 +100,7 @@ def read_id_lines(annotations: Storage, name: str) -> list[str]:
 
 @contextmanager
 def reading(annotations: Storage, name: str, *, form: str) -> Iterator[None]:
-    """Turns what an unexpected content raises into a ``ValueError`` that names the file and its ``form``."""
+    """Turns the errors of unexpected content into a ``ValueError`` that names the file and its ``form``."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -120,7 +120,7 @@ def listing_warnings(
     list_name: str, listed: Iterable[str], annotation_name: str, described: Iterable[str]
 ) -> list[str]:
     """Sentences about listed videos without a caption, and described ones that are not listed."""
-    # Dictionaries are sets that keep their order.
+    # Dictionaries serve as sets that keep their order.
     in_list, in_annotations = dict.fromkeys(listed), dict.fromkeys(described)
     without = [video for video in in_list if video not in in_annotations]
     unlisted = [video for video in in_annotations if video not in in_list]
@@ -133,7 +133,7 @@ def listing_warnings(
     if unlisted:
         warnings.append(
             f"{annotation_name}: {len(unlisted):,} videos are not in {list_name} and are left out: "
-            # Nobody has checked these ids.
+            # These ids are not checked and may hold anything.
             f"{examples(ascii(video)[:80] for video in unlisted)}"
         )
     return warnings

@@ -2,8 +2,8 @@
 
 Columns: ``video``, ``question``, ``answer``, and optionally ``type`` and ``split`` (train, val, test).
 ``video`` is the id of a video of the data set, or its path (relative to the folder of the videos)
-or URI. Where the file stands alone, each path it names is a video, and without any split a tenth of
-the files become the test split, by a hash of their path.
+or URI. If there is no other data set, each path that the file names is a video. If then no line names a split, a tenth
+of the files become the test split, chosen by a hash of their path.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FORMAT = RecordFormat(
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One line of the file, checked but for its video."""
+    """One line of the file, checked except for its video."""
 
     number: int
     video: str

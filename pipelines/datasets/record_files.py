@@ -1,7 +1,7 @@
 """Reading annotation files: CSV, JSON lines, JSON and lists of ids, of published data sets and the user's own.
 
-What is missing is missing in every format: an empty cell of a CSV, ``null`` and ``NaN`` in JSON. What would
-hide a part of the file is refused: a column or key that is there twice, more or fewer cells than columns.
+Missing values are treated alike in every format: an empty cell of a CSV, ``null`` and ``NaN`` in JSON. Mistakes that
+would hide a part of the file are refused: a column or key that occurs twice, more or fewer cells than columns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.workspace.file_systems import resolve
 from pipelines.workspace.uris import absolute_uri, shown, suffix_of
 
 MAX_LINE_CHARS = 1_000_000
-"""Longer lines are no captions or questions; refusing them bounds the memory."""
+"""Longer lines cannot be captions or questions; refusing them bounds the memory."""
 
 _MAX_PROBLEMS = 5
 
@@ -31,7 +31,7 @@ Record = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Problems:
-    """Collects what is wrong with a file, so that one run tells all of it."""
+    """Collects the problems of a file, so that one run reports all of them."""
 
     source: str
     messages: list[str] = field(default_factory=list)
@@ -57,20 +57,20 @@ class RecordFormat:
     """The setting that names the file, for messages."""
 
     columns: Sequence[str]
-    """All that have a meaning."""
+    """All columns that are used."""
 
     needs: str
-    """Which columns there must be, in words."""
+    """The required columns, in words."""
 
     is_complete: Callable[[Collection[str]], bool]
-    """Whether a file with these columns has what it needs."""
+    """Whether a file with these columns has the required ones."""
 
     others: bool = False
-    """Whether it usually has other columns, which nobody needs to hear of."""
+    """Whether it usually has other columns, about which no warning is needed."""
 
 
 def published_format(*columns: str) -> RecordFormat:
-    """The format of a file of a published data set that has these columns, and others that do not count."""
+    """The format of a file of a published data set that has these columns; others are ignored."""
     return RecordFormat(
         setting="data.annotations",
         columns=columns,
@@ -169,7 +169,10 @@ def _bounded_lines(text: io.TextIOWrapper, place: str) -> Iterator[str]:
     while line := text.readline(MAX_LINE_CHARS + 1):
         number += 1
         if len(line) > MAX_LINE_CHARS:
-            raise ValueError(f"{place}, line {number} has more than {MAX_LINE_CHARS:,} characters; it is no sentence")
+            raise ValueError(
+                f"{place}, line {number} has more than {MAX_LINE_CHARS:,} characters; no caption or question "
+                "is that long"
+            )
         yield line
 
 
@@ -189,7 +192,7 @@ def read_json_file(file: str) -> Any:
     """The JSON document in the file at ``file``, a path or URI.
 
     Raises:
-        ValueError: it is no JSON, or an object in it has a key twice.
+        ValueError: it is not JSON, or an object in it has a key twice.
         FileNotFoundError: there is no such file.
     """
     with _opened(file) as stream:
@@ -200,7 +203,7 @@ def parse_json(text: str | bytes) -> Any:
     """The JSON document in ``text``.
 
     Raises:
-        ValueError: it is none, or an object has a key twice, of which JSON readers keep the last alone.
+        ValueError: it is not JSON, or an object has a key twice, of which JSON readers keep only the last.
     """
     return json.loads(text, object_pairs_hook=_with_keys_once)
 
@@ -219,7 +222,7 @@ def is_missing(value: Any) -> bool:
 
 
 def as_text(value: Any, name: str) -> str:
-    """The text, or number, that ``value`` is, without outer spaces; empty where it is missing.
+    """``value``, a text or a number, as a text without outer spaces; empty if it is missing.
 
     Args:
         value: of a file.
@@ -249,7 +252,7 @@ def seconds_of(record: Record, column: str) -> float | None:
     """The seconds in ``column``, from the start of a video; None where there are none.
 
     Raises:
-        ValueError: it is no finite number, or a negative one.
+        ValueError: it is not a finite number, or is negative.
     """
     text = text_of(record, column)
     if not text:

@@ -1,6 +1,6 @@
-"""Whether a data set holds what the stages of a recipe need, asked as soon as there is a manifest.
+"""Checks, as soon as there is a manifest, that a data set holds what the stages of a recipe need.
 
-Videos whose decoding fails are not known yet: the trainings look again at what is left of a split.
+Which videos cannot be decoded is not known yet, so the trainings check their split again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEEDING = frozenset({"estimator", "retrieval", "evaluation", "video_qa", "qa_eva
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """The texts of one kind in a manifest, by split: how many, and of how many videos."""
+    """The texts of one kind in a manifest, by split: their number, and the number of their videos."""
 
     what: str
     videos: Mapping[Split, int]
@@ -35,13 +35,13 @@ class _Texts:
 def require_data(
     recipe: Recipe, stages: Collection[str], manifest: pa.Table, vocabulary: Vocabulary | None = None
 ) -> None:
-    """Refuses data with which one of ``stages`` could not do its work.
+    """Refuses data that is not enough for one of ``stages``.
 
     Args:
         recipe: of the run.
         stages: names of those that will run.
         manifest: as ``records.MANIFEST``.
-        vocabulary: of answers, as soon as it is there.
+        vocabulary: of answers, if it is known already.
 
     Raises:
         ValueError: a split is empty, or smaller than the batch of a training; the message lists all of it.
@@ -68,7 +68,7 @@ def require_validation(stage: str, manifest: pa.Table) -> None:
 def _problems(recipe: Recipe, stages: Collection[str], table: pa.Table, vocabulary: Vocabulary | None) -> Iterator[str]:
     captions, questions = _captions(table), _questions(table)
     if "estimator" in stages and recipe.estimator.epochs:
-        # Labels are made of the captions of training videos, or of all their questions but those tested with.
+        # Labels are made of the captions of training videos, or of their training and validation questions.
         yield from _too_few_pairs(recipe, captions if recipe.data.has_captions else questions)
     if "retrieval" in stages:
         yield from _too_few("retrieval.batch_size", recipe.retrieval.batch_size, captions)

@@ -41,16 +41,16 @@ VIDEO_SUFFIXES = frozenset(
 """Suffixes of the formats that can be decoded."""
 
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
-"""Letters and digits of ASCII, and what published ids hold besides: dashes also in front (MSVD,
-ActivityNet) and the @ of Flickr's users (DiDeMo). None of them ends a path, a line or a tag."""
+"""ASCII letters and digits, and what published ids contain besides: dashes, also in front (MSVD, ActivityNet), and the
+@ of Flickr's users (DiDeMo). None of them can end a path, a line or a tag."""
 
 
 NO_FILE = "no such file"
 _OWN_FAULTS = frozenset(
     {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ}
 )
-"""What the name or the permissions of one file or folder are to blame for. Anything else, as of a file server that
-is away, may be over soon: it would make videos missing for good."""
+"""Errors caused by the name or the permissions of one file or folder. Any other error, such as that of a file server
+that does not answer, may be temporary; its videos must not be recorded as missing."""
 
 _NO_TEXT = "its path is not UTF-8 text; rename it"
 
@@ -80,10 +80,10 @@ class VideoFolder:
     files: Mapping[str, VideoFile]
 
     unusable: Mapping[str, str] = field(default_factory=dict)
-    """Files that cannot be looked at or named, by relative path, with the reason."""
+    """Files that cannot be examined, or have an unusable name: the reason by relative path."""
 
     closed: Mapping[str, str] = field(default_factory=dict)
-    """Folders that cannot be listed, likewise."""
+    """Folders that cannot be listed: the reason by relative path."""
 
     def by_stem(self) -> dict[str, list[VideoFile]]:
         """Files by ``video_stem`` of their name, so that ids of annotations find their file."""
@@ -116,7 +116,7 @@ class VideoFolder:
 def list_videos(uri: str) -> VideoFolder:
     """Everything below the folder at ``uri``, in one recursive listing.
 
-    What cannot be listed or named costs itself: it is among ``unusable`` or ``closed``.
+    A file or folder that cannot be used does not stop the listing: it is in ``unusable`` or ``closed``.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -144,12 +144,12 @@ def _list_store(folder: Storage) -> VideoFolder:
 
 
 def _list_local(root: str) -> VideoFolder:
-    """Like Arrow's listing, which follows links, but that one bad name or closed folder does not end it."""
+    """Like Arrow's listing, which follows links, except that a bad name or a closed folder does not stop it."""
     files: dict[str, VideoFile] = {}
     unusable: dict[str, str] = {}
     closed: dict[str, str] = {}
     top = Path(root).stat()
-    # A folder with its own identity and those of the folders above it: a link back up would never end.
+    # Each folder comes with its identity and those of the folders above it, because a link back up would never end.
     waiting = [("", frozenset([(top.st_dev, top.st_ino)]))]
     while waiting:
         folder, above = waiting.pop()
@@ -189,7 +189,7 @@ class FoundFiles:
     files: Mapping[str, VideoFile]
 
     reasons: Mapping[str, str]
-    """Why others cannot be used, where more is known than that there is no file."""
+    """Why others cannot be used, if the reason is another one than a missing file."""
 
     def place(self, uri: str) -> Place:
         """The file at ``uri``, or why there is none."""
@@ -203,7 +203,7 @@ class FoundFiles:
 def find_files(uris: Sequence[str]) -> FoundFiles:
     """Those of ``uris`` that are files; one request per file, or per folder of an object store.
 
-    Files in a bucket that may not be listed are not found, which the log says.
+    Files in a bucket without permission to list it are not found; the log says so.
 
     Raises:
         StorageError: an object store does not answer.
@@ -225,7 +225,7 @@ def find_files(uris: Sequence[str]) -> FoundFiles:
             files |= _find_together(members)
         except OSError as error:
             message = f"cannot list {shown(folder)}: {reason(error)}"
-            # A store that is away would make all of its videos missing, for good.
+            # If a store that does not answer were ignored, all of its videos would be recorded as missing.
             if not is_forbidden(error):
                 raise StorageError(f"{message}. {remedy(error)}") from error
             logger.warning("%s; its %d videos count as missing", message, len(members))
@@ -248,7 +248,7 @@ def _find_local(uri: str) -> VideoFile | str:
             raise StorageError(f"cannot look at {uri}: {reason(error)}. {remedy(error)}") from error
         return reason(error)
     if not stat.S_ISREG(found.st_mode):
-        return "it is no file"
+        return "it is not a file"
     return VideoFile(uri, found.st_size, found.st_mtime_ns)
 
 
@@ -260,7 +260,7 @@ def _find_together(uris: Sequence[str]) -> dict[str, VideoFile]:
     if len(uris) == 1:
         infos = filesystem.get_file_info(list(paths.values()))
     else:
-        # Object stores answer one request per thousand files of a listing, but per single file otherwise.
+        # One request lists a thousand files of an object store, but tells about a single file otherwise.
         parent = posixpath.dirname(paths[uris[0]])
         infos = filesystem.get_file_info(pafs.FileSelector(parent, allow_not_found=True))
     by_path = {info.path: info for info in infos if info.type == pafs.FileType.File}
@@ -272,7 +272,7 @@ def _find_together(uris: Sequence[str]) -> dict[str, VideoFile]:
 
 
 def video_key(video_id: str, file: VideoFile, start_s: float | None, end_s: float | None) -> str:
-    """A digest of a video's content as far as a listing tells it, 32 hexadecimal digits.
+    """A digest that changes with a video's content as far as a listing shows it, 32 hexadecimal digits.
 
     It covers the id, the segment, and the file's address, size and time of last change.
     """
@@ -281,10 +281,10 @@ def video_key(video_id: str, file: VideoFile, start_s: float | None, end_s: floa
 
 
 def video_stem(name: str) -> str:
-    """The name of a file, or an id, without all suffixes of videos at its end.
+    """The name of a file, or an id, without any suffixes of videos at its end.
 
-    Copies of a data set name one video ``x.mov``, ``x.mp4``, ``x.mov.mp4`` or ``x``: all are ``x``. The
-    name of another file, such as ``x.jpg`` or ``x.mp4.part``, stays as it is and is no video's.
+    Copies of a data set name one video ``x.mov``, ``x.mp4``, ``x.mov.mp4`` or ``x``: all become ``x``. The name of
+    another file, such as ``x.jpg`` or ``x.mp4.part``, stays as it is and matches no video.
     """
     stem, suffix = posixpath.splitext(name)
     return video_stem(stem) if suffix.lower() in VIDEO_SUFFIXES else name

@@ -19,7 +19,7 @@ def start_actors(kind: type, *arguments: Any, resources: ActorResources, most: i
     if works_here(resources):
         return [_Here(kind(*arguments))]
     gpus, fitting = actors_that_fit(resources)
-    # A call that dies with its actor is made again on the restarted one.
+    # A call whose actor dies is repeated on the restarted actor.
     options = ray_options(resources.cpus_per_actor, gpus, resources.memory_gb_per_actor)
     actor = ray.remote(**options, max_restarts=3, max_task_retries=3)(kind)
     return [actor.remote(*arguments) for _ in range(max(1, min(fitting, most)))]

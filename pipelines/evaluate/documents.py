@@ -12,5 +12,10 @@ ANSWERS_FILE = "answers.parquet"
 
 
 def by_questions(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Metrics of question types, those with most questions first; ``overall`` is before all."""
+    """Metrics by question type, those with most questions first; ``overall`` comes before all others."""
     return sorted(metrics.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))
+
+
+def with_interval(metric: Mapping[str, float]) -> str:
+    """A metric and its 95% interval in words: ``45.1 (43.0–47.2)``."""
+    return f"{metric['value']:.1f} ({metric['low']:.1f}–{metric['high']:.1f})"

@@ -1,7 +1,7 @@
 """Retrieval evaluation on Ray: R@1/5/10/50, median and mean rank, both ways, with intervals.
 
-Videos and texts are spread over actors; each is encoded once and merged once. The similarity
-matrix is then computed in tiles, also on the actors. Nothing is padded, dropped or done twice.
+Videos and texts are spread over actors; each is encoded once and its tokens are merged once. The similarity matrix is
+then computed in tiles, also on the actors. No item is padded, dropped or processed twice.
 
 Protocol: every caption is a text-to-video query; video-to-text counts the best-ranked caption of
 the video. No post-processing of the similarities.
@@ -52,7 +52,7 @@ class RetrievalScorerActor:
             self._model = load_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
         self._view = view
         self._rates = settings.level_rates or self._model.config.level_rates
-        # Merging to levels that do not count in the score would take most of the time above the encoders.
+        # Levels that do not count in the score are not computed: merging takes most of the time after the encoders.
         self._encode: dict[str, Any] = {
             "device": self._device,
             "batch_size": settings.batch_size,
@@ -61,12 +61,12 @@ class RetrievalScorerActor:
 
     @torch.inference_mode()
     def videos(self, positions: Sequence[int]) -> Levels:
-        """Levels of the videos at ``positions``, those that count in the score."""
+        """The levels of the videos at ``positions`` that count in the score."""
         return encode_videos(self._model, self._view.store, positions, **self._encode)
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> Levels:
-        """Levels of ``captions``, those that count in the score."""
+        """The levels of ``captions`` that count in the score."""
         return encode_texts(self._model, captions, **self._encode)
 
     @torch.inference_mode()
@@ -101,7 +101,7 @@ def similarity_matrix(
     with Progress("evaluation", total=len(view) + len(captions), unit="texts and videos") as progress:
         for block in as_finished([*videos, *texts]):
             progress.advance(len(encoded[block]))
-    # What is not computed is no number, and has no rank.
+    # NaN, so that an entry that is never computed has no rank and is noticed.
     matrix = torch.full((len(captions), len(view)), torch.nan)
     tiles = [(row, column) for row in range(len(text_blocks)) for column in range(len(video_blocks))]
     scores = [actors[i % count].tile.remote(texts[row], videos[column]) for i, (row, column) in enumerate(tiles)]
@@ -115,7 +115,7 @@ def similarity_matrix(
 
 
 def _whole(tile: NDArray[np.float32], rows: range, columns: range) -> torch.Tensor:
-    """``tile`` with its similarities of all texts and videos of a block; fewer would be spread over all."""
+    """``tile``, checked to have its full shape: an assignment would broadcast a smaller one."""
     require(
         tile.shape == (len(rows), len(columns)),
         f"a tile of {len(rows)} texts and {len(columns)} videos came back with the shape {tile.shape}",
@@ -135,7 +135,7 @@ def require_ranked(matrix: torch.Tensor, captions: Sequence[str], video_ids: Seq
     caption, video = unranked.nonzero()[0].tolist()
     raise ValueError(
         f"{int(unranked.any(dim=1).sum()):,} of {len(captions):,} captions and {int(unranked.any(dim=0).sum()):,} of "
-        f"{len(video_ids):,} videos cannot be ranked: their similarities are no numbers, the first that of "
+        f"{len(video_ids):,} videos cannot be ranked: their similarities are not numbers, the first that of "
         f"{captions[caption]!r} and {video_ids[video]}. Look for a training that diverged: {checkpoint}"
     )
 
@@ -217,7 +217,7 @@ def _top_videos(
     video_of_text: Sequence[int],
     caption_numbers: Sequence[int],
 ) -> pa.Table:
-    """What each caption finds first."""
+    """The best videos of each caption."""
     ids = view.store.video_ids
     best = matrix.topk(min(TOP_VIDEOS_SHOWN, len(ids)), dim=1)
     own = matrix.gather(1, torch.tensor(video_of_text)[:, None])[:, 0]

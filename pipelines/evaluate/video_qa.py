@@ -2,10 +2,9 @@
 
 Videos are spread over actors; each is encoded once, and its features serve all its questions.
 
-Protocol: the best answer of the vocabulary counts. ``all``: over all questions, of which those
-whose answer is not in the vocabulary are wrong. ``answerable``: over the others alone (published).
-Two baselines see no video: the most frequent answer of the training questions, and the most
-frequent one of the question's type.
+Protocol: the best answer of the vocabulary counts. ``all``: over all questions; those whose answer is not in the
+vocabulary count as wrong. ``answerable``: without those (published). Two baselines see no video: the most frequent
+answer of the training questions, and the most frequent one of the question's type.
 """
 
 from __future__ import annotations
@@ -200,7 +199,7 @@ def _baselines(
     settings: QAEvaluationConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """What guessing without a video reaches, over all and over answerable questions."""
+    """The accuracy of guessing without a video, over all and over answerable questions."""
     (guess,) = most_frequent((question.answer for question in trained), 1)
     by_kind: dict[str, list[str]] = {}
     for question in trained:
@@ -238,11 +237,11 @@ def _with_intervals(ranks: Float[Tensor, " questions"], settings: QAEvaluationCo
 
 
 def _flat(document: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of ``metrics.json`` as curves are named: ``all/accuracy``, ``all/what/accuracy``, …"""
+    """The values of ``metrics.json`` under the names of curves: ``all/accuracy``, ``all/what/accuracy``, …"""
     flat = {name: float(document[name]) for name in ("questions", "answerable_questions", "videos")}
     for name in ("all", "answerable"):
         for kind, values in document[name].items():
-            # A type is the user's text, and MLflow takes few characters in a name.
+            # A type is any text of the user's, and MLflow allows few characters in a name.
             prefix = name if kind == OVERALL else f"{name}/{re.sub(r'[^A-Za-z0-9_]+', '_', kind)}"
             flat |= {f"{prefix}/{metric}": values[metric]["value"] for metric in ANSWER_METRICS}
         for baseline, values in document["baselines"].items():

@@ -1,1 +1,1 @@
-"""Pictures of what a model sees between the words of a text and the frames of a video."""
+"""Pictures of the interaction that a model finds between the words of a text and the frames of a video."""

@@ -20,11 +20,12 @@ def checked_kinds(names: Sequence[str]) -> list[Kind]:
     """``names`` as kinds of interactions, each once.
 
     Raises:
-        ValueError: there is none, or one is no kind.
+        ValueError: there is none, or a name is unknown.
     """
     unknown = sorted(set(names) - set(KINDS))
     if unknown or not names:
-        raise ValueError(f"{', '.join(unknown) or 'nothing'} cannot be shown; choose among {', '.join(KINDS)}")
+        what = f"{', '.join(unknown)} cannot be shown" if unknown else "there is nothing to show"
+        raise ValueError(f"{what}; choose among {', '.join(KINDS)}")
     return [kind for kind in KINDS if kind in names]
 
 
@@ -35,7 +36,7 @@ def write_figures(maps: InteractionMaps, output: Storage) -> list[str]:
     for kind in maps.kinds:
         for name, draw in _FIGURES.items():
             for ending, saved in _FORMATS.items():
-                # A figure belongs to the canvas that it was saved with: each file has its own.
+                # Saving ties a figure to a canvas, so each file is drawn from a new figure.
                 output.write_bytes(f"{name}_{kind}.{ending}", saved(draw(maps, kind)))
                 written.append(f"{name}_{kind}.{ending}")
     return written

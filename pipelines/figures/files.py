@@ -20,7 +20,7 @@ def png(figure: Figure) -> bytes:
 def svg(figure: Figure) -> bytes:
     """The figure as an SVG file; text becomes outlines, so that it looks alike without Matplotlib's fonts."""
     FigureCanvasSVG(figure)
-    # Ids are hashes with a random salt, and the date is that of the call, unless both are given.
+    # Without these settings ids are hashes with a random salt and the date is that of the call, so every file differs.
     with rc_context({"svg.hashsalt": "hbi", "svg.fonttype": "path", "svg.image_inline": True}):
         return _saved(figure, format="svg", metadata={"Date": None, "Creator": None})
 

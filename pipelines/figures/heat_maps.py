@@ -104,7 +104,7 @@ def _draw(
             axes.imshow(maps.images[frame], extent=extent, aspect="auto", zorder=2)
     bottom = above - 0.04 - rows * panel.row
     across, up = left + panel.edges, bottom + np.arange(rows + 1) * panel.row
-    # White between the cells, so that neighbours of one colour stay two.
+    # White between the cells, so that neighbours of the same colour can be told apart.
     axes.pcolormesh(across, up, values[::-1], cmap=INTERACTION, norm=norm, edgecolors="white", linewidth=0.8, zorder=1)
     for row, label in enumerate(panel.labels):
         middle = up[-1] - (row + 0.5) * panel.row
@@ -119,7 +119,7 @@ def _draw(
 
 
 def _cut(label: str) -> str:
-    """The label as far as there is room for it."""
+    """The label, shortened if there is no room for all of it."""
     if text_width(label, _LABEL_SIZE) <= _LONGEST_LABEL:
         return label
     while text_width(f"{label} …", _LABEL_SIZE) > _LONGEST_LABEL:

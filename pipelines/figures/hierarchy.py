@@ -27,7 +27,7 @@ from pipelines.figures.style import (
 )
 
 _FAINTEST = 0.08
-"""Lines below this share of the strongest are left out: they would only grey the picture."""
+"""Lines below this share of the strongest are not drawn: they would only make the picture grey."""
 
 _HEADER, _TIMES, _BETWEEN, _FOOTER = 0.45, 0.18, 0.22, 0.42
 
@@ -56,7 +56,7 @@ def hierarchy_figure(maps: InteractionMaps, kind: Kind = "exact") -> Figure:
         f"{_FAINTEST:.0%} of the strongest of their level."
     )
     write(axes, MARGIN, _FOOTER - 0.08, wrapped_text(note, 7.5, sheet.inner), size=7.5, va="top", color=SOFT)
-    # Every picture has set limits of its own.
+    # Drawing pictures changes the limits of the axes.
     axes.set(xlim=(0, sheet.width), ylim=(0, height), aspect="auto")
     return figure
 
@@ -72,7 +72,7 @@ def _draw_level(
     frames_top = words_bottom - sheet.reach
     frames = sheet.frame_places(level.frames)
     strength = np.abs(values) / float(norm.vmax or 1)
-    # The strongest last, on top of the others.
+    # The strongest lines come last, on top of the others.
     cells = sorted(zip(*np.nonzero(strength >= _FAINTEST), strict=True), key=lambda cell: float(strength[cell]))
     widest = float(np.clip(60 / max(values.shape), 1.2, 3.6))
     lines = LineCollection(

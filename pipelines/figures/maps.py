@@ -1,7 +1,7 @@
 """The interaction of the words of a text and the frames of a video at three levels, as data.
 
-``reading`` computes it with a model; the figures beside this module draw it, and
-``InteractionMaps.document`` says it in JSON.
+``reading`` computes it with a model, the other modules of this room draw it, and ``InteractionMaps.document`` gives it
+as JSON.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 Kind = Literal["exact", "estimator", "difference"]
 KINDS: tuple[Kind, ...] = ("exact", "estimator", "difference")
-"""``difference``: the estimator's less the exact one."""
+"""``difference``: the estimated interaction minus the exact one."""
 
 Map = NDArray[np.float32]
 Members = tuple[tuple[int, ...], ...]
 
 _DIGITS = 7
-"""What a float32 is good for."""
+"""Significant digits of a float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelMap:
-    """One level: its words and frames, and what they are to each other, ``[words, frames]``.
+    """One level: its words and frames, and their cosines and interactions, ``[words, frames]``.
 
     Words and frames are in the order of the first word and the first frame that they were merged from.
     """
@@ -49,7 +49,7 @@ class LevelMap:
 
 @dataclass(frozen=True, kw_only=True)
 class InteractionMaps:
-    """What a model makes of a text and a video."""
+    """The interactions of a text and a video, as a model computes them."""
 
     text: str
     tokens: tuple[str, ...]
@@ -79,7 +79,7 @@ class InteractionMaps:
         return " ".join(parts).replace("‑ ", "")
 
     def document(self) -> dict[str, Any]:
-        """All of it but the pictures, as JSON."""
+        """Everything except the pictures, as JSON."""
         return {
             "text": self.text,
             "video": self.video,

@@ -1,4 +1,4 @@
-"""Relates a text to a video file with a trained model, without Ray."""
+"""Computes the interaction of a text and a video file with a trained model, without Ray."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from pipelines.video.frame_store import decode_images, stack_frames
 
 @dataclass(frozen=True)
 class PairReader:
-    """A trained model with all that it needs to relate a text to a video file."""
+    """A trained model with all that is needed to compute the interaction of a text and a video file."""
 
     model: RetrievalModel
     estimator: InteractionEstimator | None
-    """What estimates the interaction, where there is such a network."""
+    """The network that estimates the interaction, if there is one."""
     frames: FramesConfig
     """How videos are sampled and decoded, as they were for training."""
 
@@ -45,7 +45,7 @@ class PairReader:
 
         Args:
             video: path or URI; it is decoded in a process that can be killed.
-            text: what is said about it; what is longer than the model reads is cut.
+            text: a description; words beyond the model's maximum are cut.
             kinds: which interactions.
 
         Raises:
@@ -102,7 +102,8 @@ class PairReader:
         frame_members: Bool[Tensor, "finest frames"],
         kinds: Sequence[Kind],
     ) -> LevelMap:
-        # Clusters come in the order of their centres; people read from the left to the right.
+        # Clusters come in the order of their centres. They are drawn in the order of their first members, from left to
+        # right.
         (rows, row_members), (columns, column_members) = _ordered(word_members), _ordered(frame_members)
 
         def cut(values: Tensor) -> Map:
@@ -130,7 +131,7 @@ class PairReader:
                 f"the {kind} needs an estimator, and this model was trained without one; give one with "
                 "--estimator_checkpoint, or draw the exact interaction alone"
             )
-        # It has learnt labels of scaled similarities.
+        # The estimator was trained on labels of scaled similarities.
         estimate: Tensor = self.estimator(cosines) / self.model.config.game.similarity_scale
         if kind == "estimator":
             return estimate
@@ -142,7 +143,7 @@ def load_pair_reader(checkpoint: str, recipe: Recipe | None = None, estimator: s
 
     Args:
         checkpoint: a folder of ours, or a published file, which needs its recipe.
-        recipe: model and frames, where the checkpoint does not tell.
+        recipe: model and frames, if the checkpoint does not say.
         estimator: folder or file of an estimator; by default the one that taught the model.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The drawing area of a figure in inches, and the two kinds of things that stand on it side by side: words and frames.
+"""The drawing area of a figure in inches, and the layout of the words and frames on it.
 
-Words that do not fit side by side are slanted, phrases are broken into lines, and the sheet grows with
-its frames: 3 words and 2 frames are drawn as legibly as 64 and 64.
+Words that do not fit side by side are slanted, phrases are broken into lines, and the sheet grows with the number of
+frames, so that 64 words and frames are as legible as 3.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Sheet:
 
     @property
     def reach(self) -> float:
-        """How far lines go down from words to frames: the flatter, the harder to follow."""
+        """Vertical distance between words and frames: flat lines are hard to follow."""
         return min(max(0.16 * self.inner, 1.3), 2.6)
 
     def spread(self, widths: Sequence[float], gap: float) -> list[Place]:
@@ -112,7 +112,7 @@ class Sheet:
         if sum(widths) + _WORD_GAP * len(widths) <= self.inner:
             return WordRow(self.spread(widths, _WORD_GAP), lines, size, line_height(size) + 2 * PAD)
         angle = np.radians(_SLANT_DEGREES)
-        # The last words lean out of their places to the right.
+        # Slanted words reach beyond their places on the right.
         pitch = (self.inner - min(max(lengths), 1.0) * np.cos(angle)) / len(widths)
         places = [Place(MARGIN + (number + 0.5) * pitch, pitch / 2) for number in range(len(widths))]
         return WordRow(places, lines, size, float(max(lengths) * np.sin(angle)) + line_height(size), is_slanted=True)

@@ -1,7 +1,7 @@
 """What the figures of an interaction share: colours, letters, and numbers.
 
-More together than apart is blue, less is orange: people with any colour vision tell them apart,
-and so does a copy in greys together with the dashes of the lines.
+Positive interactions are blue, negative ones orange, which people with any colour vision can tell apart. In a grey copy
+the dashes of the lines tell them apart.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def norm_of(values: Map) -> Normalize:
 
 
 def signed(value: float, largest: float) -> str:
-    """A number with its sign, to as many places as give ``largest`` two digits that count."""
+    """A number with its sign, with as many decimal places as give ``largest`` two significant digits."""
     places = max(1 - math.floor(math.log10(abs(largest) or 1.0)), 0)
     rounded = round(float(value), places)
     return f"{rounded:+.{places}f}".replace("-", "−") if rounded else "0"
@@ -82,7 +82,7 @@ def space(size_pt: float) -> float:
 
 
 def wrapped_text(text: str, size_pt: float, width: float, weight: str = "normal") -> str:
-    """The text with line breaks, so that no line is longer than ``width`` inches if that can be helped."""
+    """The text with line breaks, so that no line is longer than ``width`` inches, as far as possible."""
     words = text.split()
     return "\n".join(" ".join(words[word] for word in line) for line in wrapped(words, size_pt, width, weight))
 
@@ -96,7 +96,7 @@ def heading(maps: InteractionMaps, width: float) -> str:
 
 
 def write(axes: Axes, x: float, y: float, text: str, *, size: float, **options: Any) -> None:
-    """Writes at a place in inches; a dollar sign is one, and begins no formula."""
+    """Writes at a place in inches; a dollar sign is written as it is and does not begin a formula."""
     options = {"va": "center", "color": INK, "family": "DejaVu Sans", **options}
     axes.text(x, y, text, fontsize=size, parse_math=False, **options)
 

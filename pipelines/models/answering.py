@@ -24,13 +24,13 @@ class Answers:
     """What a model answered, on the CPU: a row per question, video after video."""
 
     ranks: Float[Tensor, " questions"]
-    """Of the right answer, from 1; infinite where it is not in the vocabulary."""
+    """Rank of the right answer, from 1; infinite if it is not in the vocabulary."""
 
     labels: Int[Tensor, "questions top"]
-    """The best answers, the best first; of a small vocabulary all."""
+    """The best answers, the best first; all of a small vocabulary."""
 
     probabilities: Float[Tensor, "questions top"]
-    """Theirs, in the order of ``labels``."""
+    """Their probabilities, in the order of ``labels``."""
 
 
 def answer_questions(

@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 
 from hbi_models.configs import ClipConfig
 from pipelines.workspace.artifact import digest
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import DamagedFileError
-from pipelines.workspace.storage import Storage, content_digest
+from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ def encode_texts(
     parts = []
     for start in range(0, len(captions), batch_size):
         token_ids, mask = tokenizer(captions[start : start + batch_size])
-        # Columns that are padding in the whole batch cost time and change nothing, unless padding is read.
+        # Columns that hold only padding cost time and change nothing, unless padding is read.
         words = mask.shape[1] if model.config.quirks.encode_padding else int(mask.sum(axis=1).max())
         batch = TextBatch(torch.from_numpy(token_ids[:, :words]), torch.from_numpy(mask[:, :words]))
         levels = model.encode_text(batch.to(model.device), levels=num_levels)
@@ -74,7 +74,7 @@ def concatenate(parts: Sequence[Levels]) -> Levels:
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
     tokens = max(tensor.shape[1] for tensor in tensors)
-    # F.pad counts axes from the last one: features have one more than masks.
+    # F.pad counts axes from the last one, and features have one axis more than masks.
     return torch.cat([F.pad(tensor, (*[0, 0] * (tensor.dim() - 2), 0, tokens - tensor.shape[1])) for tensor in tensors])
 
 

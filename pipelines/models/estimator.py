@@ -1,4 +1,4 @@
-"""The estimator as a trained model: made, and loaded."""
+"""The estimator as a trained model: making and loading it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.workspace.storage import Storage
 
 @dataclass(frozen=True)
 class EstimatorConfig:
-    """What a checkpoint of the estimator says about it."""
+    """The configuration in a checkpoint of the estimator."""
 
     channels: int
 

@@ -1,4 +1,4 @@
-"""What the place of a checkpoint tells, for modules that must not load PyTorch."""
+"""The files of a checkpoint and what they say, for modules that must not load PyTorch."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ MODEL = "model"
 """Folder that holds the chosen checkpoint."""
 
 DESCRIPTION = "model.json"
-"""Of a checkpoint: kind of the model and its configuration."""
+"""File of a checkpoint: kind of the model and its configuration."""
 
 WEIGHTS = "model.safetensors"
-"""Beside it: its weights."""
+"""File of a checkpoint: its weights."""
 
 FRAMES_JSON = "frames.json"
-"""Beside a model: how the videos that it was trained on were sampled and decoded."""
+"""File of a model: how the videos that it was trained on were sampled and decoded."""

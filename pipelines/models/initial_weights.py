@@ -22,11 +22,11 @@ from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import last_name, parent_uri
 
 _PUBLISHED_ANSWER_HEAD = "classifier."
-"""Beginning of a name that only published question answering checkpoints have."""
+"""Only published question answering checkpoints have names that begin so."""
 
 
 def initialise_from(checkpoint: str, model: RetrievalModel, scratch: Path) -> None:
-    """Fills ``model`` from ``checkpoint``, strictly; the teacher network alone may be on one side only.
+    """Fills ``model`` from ``checkpoint``, strictly; only the teacher network may be missing or left over.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -41,7 +41,7 @@ def initialise_from(checkpoint: str, model: RetrievalModel, scratch: Path) -> No
 def initialise_video_qa_from(checkpoint: str, model: VideoQAModel, vocabulary: Vocabulary, scratch: Path) -> None:
     """Fills ``model`` from a question answering checkpoint, or its encoder alone from a retrieval one, strictly.
 
-    The teacher network alone may be on one side only.
+    Only the teacher network may be missing or left over.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -116,7 +116,7 @@ def load_checkpoint(checkpoint: str, config: RetrievalConfig, scratch: Path) -> 
         ValueError: it does not fit.
     """
     if is_published_file(checkpoint):
-        # A teacher is of no use in evaluation, so the checkpoint's is left out.
+        # Evaluation needs no teacher, so the checkpoint's teacher is left out.
         game = replace(config.game, teacher="exact")
         model = RetrievalModel(without_pretraining(replace(config, game=game)))
         initialise_from(checkpoint, model, scratch)

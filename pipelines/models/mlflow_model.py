@@ -21,7 +21,7 @@ from pipelines.workspace.storage import Storage
 
 
 def served_model(folder: Storage) -> tuple[nn.Module, ModelSignature]:
-    """What MLflow logs of the trained model in ``folder``."""
+    """The trained model in ``folder`` as MLflow logs it, with its signature."""
     with TemporaryDirectory() as name:
         scratch = Path(name)
         if kind_of_model(folder) == "retrieval":

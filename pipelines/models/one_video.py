@@ -38,9 +38,9 @@ def read_video(
 
 
 def frames_of(checkpoint: str, recipe: Recipe | None = None) -> FramesConfig:
-    """How the videos were sampled that the model in the folder ``checkpoint`` was trained on.
+    """How the training videos of the model in the folder ``checkpoint`` were sampled.
 
-    Where the folder does not say so, ``recipe`` does.
+    If the folder does not say so, ``recipe`` does.
 
     Raises:
         FileNotFoundError: neither says it.

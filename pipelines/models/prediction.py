@@ -1,4 +1,4 @@
-"""Answers to a question about one video file, without Ray: the model, its answers and its way of decoding in one."""
+"""Answers to a question about one video file, without Ray."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class QuestionAnswerer:
         Args:
             video: path or URI of a video file; it is decoded in a process that can be killed.
             question: a question about it.
-            top: how many answers; of a small vocabulary all.
+            top: how many answers; all of a small vocabulary.
             start_s: start of the segment that the question is about; None = the file's.
             end_s: its end, likewise.
 
@@ -85,7 +85,7 @@ class QuestionAnswerer:
 
 
 def check_question(question: str) -> None:
-    """Raises ``ValueError`` for what is no question."""
+    """Raises ``ValueError`` for an empty question."""
     require(bool(question.strip()), "the question is empty; ask something about the video")
 
 

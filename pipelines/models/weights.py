@@ -24,8 +24,8 @@ from pipelines.workspace.artifact import plain
 from pipelines.workspace.errors import DamagedFileError, StorageError
 from pipelines.workspace.storage import Storage
 
-# On a GPU cuDNN rounds what convolutions of float32 read to 10 bits unless it is told not to: float32 is float32
-# everywhere. This is set here because whoever uses a model imports this module.
+# By default cuDNN rounds the inputs of float32 convolutions to 10 bits (TF32). This is turned off, so that float32
+# means float32 on every device. It is done here because every user of a model imports this module.
 torch.backends.cudnn.allow_tf32 = False
 
 
@@ -43,7 +43,7 @@ def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any) -> Non
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Names the place of a checkpoint that cannot be written, which the libraries' own errors do not."""
+    """Adds the place to errors of writing a checkpoint, which the libraries' own messages leave out."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -79,7 +79,7 @@ def read_description(folder: Path) -> tuple[str, Mapping[str, Any]]:
 
 
 def load_weights(folder: Path, model: nn.Module, *, optional: str | None = None) -> None:
-    """Fills ``model`` from ``folder``, strictly but for names that start with ``optional``, if given.
+    """Fills ``model`` from ``folder``, strictly except for names that start with ``optional``, if given.
 
     Raises:
         DamagedFileError: the weights cannot be read.
@@ -93,7 +93,7 @@ def load_weights(folder: Path, model: nn.Module, *, optional: str | None = None)
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, optional: str | None = None) -> None:
-    """Puts ``weights`` into ``model``, strictly but for names that start with ``optional``, if given.
+    """Puts ``weights`` into ``model``, strictly except for names that start with ``optional``, if given.
 
     Raises:
         ValueError: names or shapes differ; the message lists them and names ``source``.
@@ -157,5 +157,5 @@ def _described(storage: Storage, scratch: Path, kind: str) -> tuple[Path, Mappin
 
 def without_pretraining(config: RetrievalConfig) -> RetrievalConfig:
     """``config`` for a model whose weights come from a checkpoint: CLIP's own are not loaded."""
-    # What CLIP's tag says about pixels holds for the checkpoint, too.
+    # The pixel statistics of CLIP's weights hold for the checkpoint, too.
     return replace(config, clip=replace(with_pixel_statistics(config.clip), pretrained=None))

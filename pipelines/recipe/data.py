@@ -17,7 +17,7 @@ class ShapesConfig:
     """A generated data set: real H.264 files, MSR-VTT's annotation layout, known truth."""
 
     train_videos: int = 1500
-    """Clips for training; the validation split is carved from them."""
+    """Clips for training; the validation split is taken from them."""
 
     test_videos: int = 250
     """Clips for testing; their combinations of attributes never occur in training."""
@@ -109,5 +109,5 @@ class DataConfig:
 
     @property
     def may_have_questions(self) -> bool:
-        """Whether there is a place where questions can come from."""
+        """Whether the data can have questions."""
         return self.questions is not None or self.dataset in ("msrvtt", "msrvtt_qa")

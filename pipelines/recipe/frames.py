@@ -23,8 +23,8 @@ class FramesConfig:
     """Length of the shorter side after resizing (bicubic, antialiased)."""
 
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """``pyav``; ``decord``, as the published implementations, for the files that it reads rightly, and PyAV for the
-    others, which the table of notes names; or ``auto``: PyAV, which is right on all of them and as fast. See
+    """``pyav``; ``decord``, as the published implementations, for the files that it reads correctly, and PyAV for the
+    others, which the table of notes names; or ``auto``: PyAV, which reads all of them correctly and is as fast. See
     docs/decoding.md."""
 
     format: Literal["jpeg", "png"] = "jpeg"
@@ -40,14 +40,15 @@ class FramesConfig:
     """Address space that the decoding process may take on top of its start, in GB."""
 
     videos_per_shard: int = only_for(default=64)
-    """Videos per Parquet file, the unit of work, of commit and of loss; fewer where that makes less than 64 files."""
+    """Videos per Parquet file: the unit of work and of commit, and the most that a crash loses. Fewer where this would
+    give less than 64 files."""
 
     max_error_fraction: float = only_for(default=0.1)
     """Fraction of undecodable videos above which the stage stops."""
 
     retry_errors: bool = only_for(default=False)
-    """Decode again the videos that an earlier run put into the errors table, where the stage
-    runs: with ``--force`` for a finished stage, which then keeps the frames of the others."""
+    """When the stage runs, decode again the videos that an earlier run put into the errors table. A finished stage runs
+    with ``--force``, and keeps the frames of the other videos."""
 
     def __post_init__(self) -> None:
         require(self.fps > 0, f"frames.fps is {self.fps}; it must be positive")

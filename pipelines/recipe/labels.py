@@ -22,14 +22,14 @@ class LabelsConfig:
     of what the published code samples, so that its estimator checkpoints keep their meaning."""
 
     checkpoint: str | None = content_of("checkpoint")
-    """Folder or published file of a trained retrieval model whose features play the game; null = the
+    """Folder or published file of a trained retrieval model whose features the labels are computed from; null = the
     model as initialised (published)."""
 
     captions_per_video: int | None = None
-    """Captions of a training video that become pairs; null = all (published)."""
+    """Captions of a training video that are labelled; null = all (published)."""
 
     precision: Precision = "float32"
-    """Of the encoders' arithmetic; the game is played in float32."""
+    """Of the encoders' arithmetic; interactions are computed in float32."""
 
     batch_size: int = only_for(default=64)
     """Pairs encoded at once."""

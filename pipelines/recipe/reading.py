@@ -19,7 +19,7 @@ _SHOWN = 3
 def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str | None = None) -> Any:
     """The frozen dataclass ``kind`` from its JSON form, which was read in ``place``; messages name that.
 
-    Numbers are not made of texts, nor texts of numbers; a whole number is also a real one.
+    Texts are not converted to numbers, nor numbers to texts. A whole number is accepted where a real one is needed.
 
     Raises:
         ValueError: a setting is unknown, missing, of another type or out of range.
@@ -32,7 +32,7 @@ def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str | N
     except ValidationError as error:
         problems = [_problem(detail) for detail in error.errors(include_url=False)]
     except (TypeError, ValueError, RecursionError) as error:
-        problems = [f"the settings are no JSON document: {error}"]
+        problems = [f"the settings are not a JSON document: {error}"]
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(f"{'' if place is None else f'{place} cannot be used: '}{'; '.join(problems[:_SHOWN])}{more}")
@@ -41,7 +41,7 @@ def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str | N
 
 @cache
 def _reader(kind: type) -> TypeAdapter[Any]:
-    # Not at the top: the command line's help has no need of it, and it takes a while to import.
+    # Imported here because it is slow to import, and the command line's help does not need it.
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -62,7 +62,7 @@ def _problem(detail: ErrorDetails) -> str:
 
 
 def _unknown(document: Mapping[str, Any], config: Any, path: str = "") -> Iterator[str]:
-    """What ``document`` says and ``config``, which was made of it, has no setting for."""
+    """What ``document`` says for which ``config``, which was made from it, has no setting."""
     known = type(config).__dataclass_fields__
     for name, value in document.items():
         if name not in known:

@@ -75,7 +75,8 @@ class Recipe:
             "the teacher exact or none",
         )
 
-        # What the tag of the weights says about pixels decides over every result, so it is part of the settings.
+        # The tag of the weights decides how pixels are normalised, and so every result. It is therefore written into
+        # the settings.
         clip = with_pixel_statistics(self.model.clip)
         object.__setattr__(self, "model", replace(self.model, clip=clip))
         self._check_tasks()
@@ -97,7 +98,7 @@ class Recipe:
             self.require_questions()
 
     def require_questions(self) -> None:
-        """Raises ``ValueError`` where no question can come from."""
+        """Raises ``ValueError`` if the data cannot have questions."""
         require(
             self.data.may_have_questions,
             f"data.dataset {self.data.dataset} has no questions to train or evaluate with; set data.questions to a "
@@ -117,7 +118,7 @@ class Recipe:
 
     @property
     def has_estimator(self) -> bool:
-        """Whether the stage ``estimator`` takes part, and ``labels`` before it if it trains at all."""
+        """Whether the recipe has the stage ``estimator``, with ``labels`` before it unless nothing is trained."""
         if self.estimator.enabled is None:
             return self.model.game.teacher == "estimator"
         return self.estimator.enabled

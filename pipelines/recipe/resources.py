@@ -29,13 +29,13 @@ class TrainResources:
     """Machines for one training stage."""
 
     workers: int = 1
-    """Processes that train together (DDP); 0 = the process of the command itself, which a debugger reaches,
-    and where nothing starts again what dies."""
+    """Processes that train together (DDP). 0 = train in the process of the command itself: a debugger works there, but
+    nothing is restarted after a crash."""
 
     cpus_per_worker: float = 1.0
     gpus_per_worker: float | None = None
-    """Null = one where the cluster has at least one per worker, else none. Name it where GPU nodes
-    are started on demand: they are then waited for."""
+    """Null = 1 if the cluster has at least one GPU per worker, else 0. Set it where GPU nodes are started on demand:
+    the stage then waits for them."""
 
     memory_gb_per_worker: float | None = None
     """GB (10⁹ bytes) set aside for one worker; null = none."""
@@ -55,17 +55,16 @@ class ActorResources:
     """Machines for one stage that maps over data with a model in each actor."""
 
     min_actors: int = 1
-    """Actors that the stage begins with, where there is work for so many."""
+    """Actors that the stage begins with, if there is work for that many."""
 
     max_actors: int | None = None
-    """Null = as many as fit on the nodes that are there when the stage begins, at least one. Name it
-    where nodes are started on demand. 0 = none: the process of the command itself does the work, where a debugger
-    reaches it."""
+    """Null = as many as fit on the nodes that are there when the stage begins, at least one. Set it where nodes are
+    started on demand. 0 = none: the process of the command itself does the work, where a debugger reaches it."""
 
     cpus_per_actor: float = 1.0
     gpus_per_actor: float | None = None
-    """Null = one where the cluster has one, else none. Name it where GPU nodes are started on demand:
-    they are then waited for."""
+    """Null = 1 if the cluster has a GPU, else 0. Set it where GPU nodes are started on demand: the stage then waits for
+    them."""
 
     memory_gb_per_actor: float | None = None
     """GB (10⁹ bytes) set aside for one actor; null = none."""
@@ -94,8 +93,8 @@ class ResourcesConfig:
     """Shared memory of a local Ray, in GB (10⁹ bytes). Frames never pass through it, so it can be small."""
 
     require_gpus: bool = False
-    """Refuse a cluster without GPUs for stages with a model, unless their number of GPUs is named;
-    false: such a stage then runs on CPUs, and the log says so."""
+    """Refuse to run stages with a model on a cluster without GPUs, unless their number of GPUs is set. False: such a
+    stage runs on CPUs, and the log says so."""
 
     decode: TaskResources = field(default_factory=TaskResources)
     """Of the stages that write and decode videos."""

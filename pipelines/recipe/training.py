@@ -41,7 +41,7 @@ class EstimatorTrainingConfig:
 
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2))
     epochs: int = 10
-    """Passes over all pairs (published: 10); 0 with ``init_checkpoint``: take it as it is."""
+    """Passes over all pairs (published: 10); 0 = use ``init_checkpoint`` unchanged."""
 
     init_checkpoint: str | None = content_of("checkpoint")
     """Folder of ours or file of the published implementation to start from."""
@@ -119,8 +119,8 @@ class AnswersConfig:
     own file where it has one, else the most frequent answers of the training questions."""
 
     size: int | None = None
-    """Take so many of the most frequent answers of the training questions, whatever file there is;
-    null = 1,500 (published) where there is none."""
+    """Take this many of the most frequent answers of the training questions, even if there is a file; null = 1,500
+    (published) if there is none."""
 
     def __post_init__(self) -> None:
         require_counts(self, "video_qa.answers", "size", least=2)
@@ -132,7 +132,7 @@ class AnswersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoQATrainingConfig:
-    """The question answering model and its training; CLIP, temporal encoder and game are ``model``'s."""
+    """The question answering model and its training; CLIP, the temporal encoder and the game are set in ``model``."""
 
     max_words: int = _PUBLISHED_QA.encoder.max_words
     """Tokens of a question, start and end included; longer ones are cut (published: 32)."""
@@ -150,7 +150,7 @@ class VideoQATrainingConfig:
     """Weights of the entity, action and event logits in an answer (published: .4, .4, .2)."""
 
     answers: AnswersConfig = only_for(default_factory=AnswersConfig)
-    """They make the stage ``answers``, which the training takes as its input."""
+    """Settings of the stage ``answers``, whose result is an input of the training."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 5

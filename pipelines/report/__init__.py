@@ -1,1 +1,1 @@
-"""The page at the end of a run: what was done, what came out, and what it looks like."""
+"""The page at the end of a run: what was done, the results, and pictures of them."""

@@ -15,7 +15,7 @@ _MOST_POINTS = 300
 
 @dataclass(frozen=True)
 class Tick:
-    """A number at an axis: where it stands, along that axis."""
+    """A number at an axis, and its place along that axis."""
 
     place: float
     text: str
@@ -27,17 +27,17 @@ class Chart:
 
     title: str
     points: str
-    """Of the curve, as SVG takes them; empty for bars."""
+    """Points of the curve in SVG's notation; empty for bars."""
     bars: Sequence[tuple[float, float, float, float]]
     """Left, top, width and height of each."""
     across: Sequence[Tick]
     up: Sequence[Tick]
     last: str
-    """What the curve ends in."""
+    """The last value of the curve."""
 
 
 def curve(title: str, points: Sequence[tuple[float, float]]) -> Chart:
-    """A curve through (step, value); of very many points, some."""
+    """A curve through (step, value); a selection if there are very many points."""
     kept = [point for point in points if math.isfinite(point[1])]
     stride = max(math.ceil(len(kept) / _MOST_POINTS), 1)
     kept = kept[::-1][::stride][::-1]
@@ -61,7 +61,7 @@ def curve(title: str, points: Sequence[tuple[float, float]]) -> Chart:
 
 
 def histogram(title: str, values: Sequence[float] | np.ndarray, *, bins: int = 24) -> Chart:
-    """How often values occur; whole numbers have a bar each where there are few of them."""
+    """How often values occur; a few whole numbers get a bar each."""
     found = np.asarray(values, dtype=np.float64)
     low, high = float(found.min()), float(found.max())
     if high - low < bins and bool((found == np.floor(found)).all()):
@@ -97,7 +97,7 @@ def curves(history: Sequence[Mapping[str, float]], prefix: str) -> list[Chart]:
 
 
 def number(value: float) -> str:
-    """A number as short as it can be said."""
+    """A number as short as possible."""
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{value:,.0f}"
     if 1e-3 <= abs(value) < 1e6:

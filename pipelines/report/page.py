@@ -12,8 +12,9 @@ from pipelines.figures.hierarchy import hierarchy_figure
 from pipelines.figures.reading import PairReader
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.recipe.recipe import Recipe
-from pipelines.report.content import Picture, Reader
+from pipelines.report.content import Picture
 from pipelines.report.pictures import data_uri
+from pipelines.report.reader import Reader
 from pipelines.video.frame_store import decode_images
 
 _DPI = 100
@@ -22,7 +23,7 @@ _DPI = 100
 def make_page(reader: Reader, recipe: Recipe) -> str:
     """The page about what ``reader`` reads, as HTML that needs no other file and no network."""
     content = reader.content(_interactions(recipe, reader))
-    # Captions, paths and messages are anybody's text, and must not become a part of the page.
+    # Captions, paths and messages may hold any text, and must not become HTML.
     environment = Environment(
         loader=PackageLoader("pipelines.report", "templates"),
         autoescape=True,

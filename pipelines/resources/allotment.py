@@ -1,4 +1,4 @@
-"""What the stages of a run take of the cluster, and where each number comes from; said before they start."""
+"""What the stages of a run take of the cluster, and where each number comes from; logged before they start."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
 
 
 def _require_room(stage: str, resources: Resources) -> None:
-    """Refuses what never fits on a local Ray; on a cluster, nodes may be started on demand, so it is a warning."""
+    """Raises if a stage can never fit on a local Ray. On a cluster it only warns: nodes may be started on demand."""
     for unit, needed, there in _needs(resources):
         if needed <= there:
             continue
@@ -65,7 +65,7 @@ def _require_room(stage: str, resources: Resources) -> None:
 
 
 def _needs(resources: Resources) -> list[tuple[str, float, float]]:
-    """What must be there at once for a stage to work at all: unit, how much of it, how much the cluster has."""
+    """The least that a stage needs at the same time: unit, amount, and the amount that the cluster has."""
     if isinstance(resources, (TaskResources, ActorResources)) and works_here(resources):
         return []
     if isinstance(resources, TaskResources):
@@ -115,7 +115,7 @@ def _memory(memory_gb: float | None) -> str:
 
 
 def _is_left_without_gpu(resources: Resources) -> bool:
-    """Whether a model gets no GPU although nobody said that it should get none."""
+    """Whether a stage with a model gets no GPU although the recipe does not set that."""
     if isinstance(resources, ActorResources):
         return resources.gpus_per_actor is None and not actors_that_fit(resources)[0]
     return isinstance(resources, TrainResources) and resources.gpus_per_worker is None and not worker_gpus(resources)

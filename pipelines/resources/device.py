@@ -6,5 +6,5 @@ import torch
 
 
 def compute_device() -> torch.device:
-    """The GPU that this process sees, or the CPU. Ray shows an actor those alone that it was given."""
+    """The GPU that this process sees, or the CPU. Ray shows an actor only the GPUs that it was given."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,7 +22,7 @@ IDENTITY = "workspace.json"
 """A file in every workspace that tells it from a folder of the same name on another machine."""
 
 _PROBE_TIMEOUT_S = 120.0
-"""A node whose workers do not start within this has other trouble than a missing folder."""
+"""Seconds to wait for a node. If its workers do not start within this time, its problem is not a missing folder."""
 
 _HEAD_BYTES = 4096
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -43,7 +43,7 @@ class Landmark:
     """The folder or file as it is set."""
     file: str
     digest: str
-    """Of the file's size and first bytes."""
+    """A digest of the file's size and first bytes."""
     writes: bool = False
     """Whether workers write into the folder."""
 
@@ -70,7 +70,7 @@ class NodeCheck:
         self._checked: set[str] = set()
 
     def check(self) -> None:
-        """Asks the nodes that have not been asked yet; without local places there is nothing to ask.
+        """Asks the nodes that have not been asked yet; does nothing if no place is local.
 
         Raises:
             PlacementError: a node does not see a place, cannot write to it, or does not have this code.
@@ -134,7 +134,7 @@ def _look(landmarks: Sequence[Landmark]) -> list[str | None]:
 
 
 def _digest(file: str) -> str:
-    """Tells files apart without reading all of a video."""
+    """A digest that distinguishes files without reading a whole video."""
     with Path(file).open("rb") as opened:
         return hashlib.sha256(b"%d " % os.fstat(opened.fileno()).st_size + opened.read(_HEAD_BYTES)).hexdigest()
 

@@ -1,8 +1,8 @@
 """What a local Ray leaves behind when its driver is killed: the next run that starts one removes it.
 
-Ray ends by itself when its driver is gone, but for two agents, and its folder stays. The folder
-holds a file that names the process it belongs to; where that process is known to be dead, the
-folder and whoever still has a file in it open are removed. Nothing else is touched.
+When its driver is killed, a local Ray ends by itself except for two agents, and its folder stays. A file in the folder
+names the process that it belongs to. If that process is known to be dead, processes that have a file in the folder open
+are ended and the folder is removed. Nothing else is touched.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PREFIX = "ray-"
 _OWNER = "owner.json"
 
 _LONGEST_PLACE = 107 - len("/ray-12345678/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store")
-"""Bytes of a folder below which Ray's longest socket still has a path of 107 bytes, Linux's limit."""
+"""Longest path of a folder in bytes: the path of Ray's longest socket below it then has 107 bytes, Linux's limit."""
 
 _SHORT_PLACES = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - the folder in it is made by mkdtemp
 
@@ -74,7 +74,7 @@ def remove_dead_sessions() -> None:
 
 
 def _owner(folder: Path) -> Owner | None:
-    """To whom a folder of this user belongs; None where it does not say so."""
+    """The process to which a folder of this user belongs; None if the folder does not say."""
     with suppress(OSError, ValueError, TypeError):
         if not folder.is_symlink() and folder.stat().st_uid == os.getuid():
             return Owner(**json.loads((folder / _OWNER).read_text()))

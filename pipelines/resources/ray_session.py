@@ -35,8 +35,8 @@ _ENVIRONMENT = {
 
 _LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
-    # Ray's name for it speaks of other systems: without clusters, Ray takes 127.0.0.1 for this machine's
-    # address, and all of its servers listen there instead of on every network.
+    # Despite its name this works on Linux, too: Ray then uses 127.0.0.1 as this machine's address, so that all of its
+    # servers listen there instead of on every network.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "OMP_NUM_THREADS": "1",
 }
@@ -45,7 +45,7 @@ _LOCAL_ENVIRONMENT = {
 _DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
 _ANSWER_S = 10.0
-"""Seconds within which a cluster opens a connection."""
+"""Seconds to wait for a connection to a cluster."""
 
 _fixed = False
 """Whether the connected Ray was started here: no node will ever join it."""
@@ -68,7 +68,7 @@ def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Itera
         ConnectionError: nothing answers at the address of the cluster.
     """
     set_ray_environment()
-    # An empty variable is none, also for Ray, which would take it for a cluster without an address.
+    # An empty RAY_ADDRESS counts as unset. Ray itself would take it for a cluster without an address.
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.pop("RAY_ADDRESS", None)
     address = resources.ray_address or os.environ.get("RAY_ADDRESS")
@@ -104,7 +104,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def require_answer(address: str) -> None:
-    """Knocks at the cluster's address: Ray itself would wait for one that is gone, and say nothing.
+    """Tests whether the cluster's address answers: Ray itself would wait for a dead cluster without a message.
 
     Raises:
         ConnectionError: nothing answers there.
@@ -146,6 +146,7 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
     finally:
         _fixed = False
         ray.shutdown()
+        # After a failure the logs of the workers stay.
         if finished:
             shutil.rmtree(folder, ignore_errors=True)
         else:
@@ -155,9 +156,9 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
 
 @contextmanager
 def _dashboard_that_workers_find() -> Iterator[int]:
-    """A port for a dashboard; the workers of a Ray that is started meanwhile know it.
+    """A port for a dashboard, which the workers of a Ray that is started inside the context are told.
 
-    By themselves they take the only Ray of the machine, and fail where there are several.
+    By themselves they look for the only Ray of the machine, and fail if there are several.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = int(server.getsockname()[1])
@@ -174,7 +175,8 @@ def _dashboard_that_workers_find() -> Iterator[int]:
 
 @contextmanager
 def _keeping_the_end() -> Iterator[None]:
-    """Leaves SIGTERM as it was: Ray's own handler ends the process before a run can say that it was stopped."""
+    """Keeps this process's handler of SIGTERM: Ray's own ends the process before a run can record that it was
+    stopped."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     yield

@@ -27,7 +27,7 @@ class Work:
     units: int = 0
     bytes: int = 0
     seconds: float = 0.0
-    """Of every task's own time: two that ran for a minute beside each other took two minutes."""
+    """Sum over all tasks: two tasks that ran in parallel for a minute took two minutes."""
 
     def add(self, summary: Mapping[str, Any]) -> None:
         """Counts one task."""
@@ -104,6 +104,7 @@ def _map_on_ray(
     import ray.data
 
     blocks = ray.data.from_arrow(list(shards))
+    # Without a batch size every call gets a whole block, which is a shard.
     options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     if isinstance(resources, ActorResources):
         gpus, actors = actors_that_fit(resources)
@@ -112,6 +113,7 @@ def _map_on_ray(
         options["compute"] = ray.data.ActorPoolStrategy(
             min_size=min(resources.min_actors, len(shards)), max_size=min(actors, len(shards))
         )
+        # Ray's dashboard shows the name of the class, so every stage has a class with its own name.
         summaries = blocks.map_batches(type(name, (_ReportingActor,), {}), **options)
     else:
         options |= ray_options(resources.cpus_per_task, 0, resources.memory_gb_per_task)
@@ -121,13 +123,14 @@ def _map_on_ray(
 
 
 class _RemoteError(Exception):
-    """Where in another process it happened, for the log."""
+    """The traceback from another process, for the log."""
 
 
 class _ReportingActor:
     """An instance of ``work``, made on the actor; see ``_reporting``."""
 
     def __init__(self, work: type, constructor: dict[str, Any]) -> None:
+        # A constructor that fails becomes the result of every shard, for the reason given in _reporting.
         try:
             self._work: Callable[[pa.Table], pa.Table] = work(**constructor)
         except (OSError, ValueError) as error:
@@ -147,7 +150,7 @@ def _reporting_task(work: Callable[[pa.Table], pa.Table], name: str) -> Callable
 
 
 def _reporting(work: Callable[[pa.Table], pa.Table], shard: pa.Table) -> pa.Table:
-    """The summary of a shard, or what went wrong, as a row: raised here, Ray would bury the message in its own."""
+    """The summary of a shard, or what went wrong, as a row: Ray would hide the message of an exception in its own."""
     try:
         return _timed(work, shard)
     except (OSError, ValueError) as error:

@@ -39,10 +39,10 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Clip:
-    """A video as a search sees it."""
+    """The features and times of a video."""
 
     levels: Levels
-    """Of this video alone, padded to what the model makes of its longest video."""
+    """Of this video alone, padded to the tokens of the longest video that the model takes."""
 
     time_s: Sequence[float]
     """When each of its frames is shown."""
@@ -165,7 +165,7 @@ class FeatureStore:
         self._keys, self._shards, self._rows = (index.column(name).combine_chunks() for name in ("key", "shard", "row"))
         self._files: OrderedDict[str, OpenShard] = OrderedDict()
         self._threads = ThreadPoolExecutor(_THREADS)
-        # An open file is read by one thread at a time; searches that come together take turns.
+        # An open file may be read by one thread at a time, so searches at the same time take turns.
         self._lock = Lock()
 
     def clips(self, positions: Sequence[int]) -> list[Clip]:
@@ -173,7 +173,7 @@ class FeatureStore:
 
         Raises:
             FileNotFoundError: a shard is missing.
-            DamagedFileError: a shard is damaged, or holds other videos; it is set aside, where that is allowed.
+            DamagedFileError: a shard is damaged, or holds other videos; it is set aside, if this process may rename it.
             StorageError: a shard cannot be read.
         """
         by_shard: dict[str, dict[int, int]] = {}
@@ -203,7 +203,7 @@ class FeatureStore:
             raise self._explained(shard, error) from error
 
     def _explained(self, shard: str, error: Exception) -> Exception:
-        """What to raise where reading a shard failed; one that is damaged is set aside, where that is allowed."""
+        """What to raise if reading a shard failed. A damaged shard is set aside, if this process may rename it."""
         storage = self._pool.storage
         try:
             storage.require_whole_table(shard)

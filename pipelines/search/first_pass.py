@@ -1,8 +1,8 @@
 """The first pass of a search: one vector per video, and the candidates that a vector library finds among them.
 
-A video's vector is the weighted mean of its unit tokens at every level that counts. The inner
-product with a text's vector is the model's similarity with means in place of maxima, so what the
-first pass finds is a guess, and the model itself ranks the candidates.
+A video's vector is the weighted mean of its unit tokens at every level that counts. Its inner product with a text's
+vector is the model's similarity with means in place of maxima. This is only an approximation, so the model itself ranks
+the candidates of the first pass.
 
 The library is Faiss: it has wheels for every platform, exact scans and inverted lists with the same
 interface, and files that any of its bindings reads.
@@ -26,16 +26,16 @@ from hbi_models.similarity import token_weights, unit_tokens
 from pipelines.workspace.errors import DamagedFileError
 
 SCANNED = 50_000
-"""Up to so many videos all vectors are compared, in half precision; more are kept in inverted lists."""
+"""Up to this number of videos all vectors are compared, in half precision; more are kept in inverted lists."""
 
 _LISTS_PER_ROOT = 4
 """Lists per square root of the number of videos, as the library's guidelines recommend (4 to 16)."""
 
 _TRAINING_PER_LIST = 64
-"""Vectors per list that the lists are found with; with fewer than 39 the library warns."""
+"""Vectors per list that the lists are trained with; the library warns below 39."""
 
 PROBED_FRACTION = 1 / 8
-"""Of the lists, the part that a query looks into (benchmarks/search_scale.py shows recall and time)."""
+"""The part of the lists that a query searches (benchmarks/search_scale.py shows recall and time)."""
 
 
 def video_vectors(levels: Sequence[TokenLevel], rates: Sequence[float]) -> Float[Tensor, "items width"]:
@@ -44,7 +44,7 @@ def video_vectors(levels: Sequence[TokenLevel], rates: Sequence[float]) -> Float
 
 
 def text_vectors(levels: Sequence[TokenLevel], rates: Sequence[float]) -> Float[Tensor, "items width"]:
-    """The vectors of texts, to be multiplied with those of videos; here the levels get their weights."""
+    """The vectors of texts, to be multiplied with those of videos. The weights of the levels are applied here."""
     return torch.cat([rate * _pooled(level) for level, rate in zip(levels, rates, strict=True) if rate], dim=1)
 
 
@@ -67,7 +67,7 @@ class FirstPass:
             index.train(np.zeros((1, width), np.float32))
         else:
             index = _inverted_lists(vectors)
-        # A part at a time: in single precision all vectors would take twice their memory.
+        # Added in parts, because all vectors in single precision would take twice the memory.
         for start in range(0, count, 1 << 16):
             index.add(np.ascontiguousarray(vectors[start : start + (1 << 16)], np.float32))
         return cls(index)
@@ -82,7 +82,7 @@ class FirstPass:
         try:
             return cls(faiss.deserialize_index(np.frombuffer(content, np.uint8)))
         except RuntimeError as error:
-            raise DamagedFileError(f"{place} is no index of vectors, or is damaged: {error}") from error
+            raise DamagedFileError(f"{place} is not an index of vectors, or is damaged: {error}") from error
 
     def to_bytes(self) -> bytes:
         """A file that Faiss reads."""
@@ -101,7 +101,7 @@ class FirstPass:
     ) -> list[Int64[np.ndarray, " candidates"]]:
         """Positions of the ``count`` videos with the largest inner products for each text, the largest first.
 
-        There are fewer where the lists that were looked into hold fewer.
+        There are fewer if the searched lists hold fewer.
         """
         _, found = self._index.search(np.ascontiguousarray(vectors, np.float32), min(count, len(self)))
         return [row[row >= 0] for row in found]

@@ -1,4 +1,4 @@
-"""The folder of an index: what is where, and which of it searches use."""
+"""The folder of an index: its files, and which artifact searches use."""
 
 from __future__ import annotations
 

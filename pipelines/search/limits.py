@@ -6,7 +6,7 @@ MAX_QUERY_CHARS = 1000
 
 
 def check_query(query: str) -> None:
-    """Raises ``ValueError`` for what is no query."""
+    """Raises ``ValueError`` for an empty or too long query."""
     require(bool(query.strip()), "the query is empty; describe what the video shows")
     require(
         len(query) <= MAX_QUERY_CHARS, f"the query has {len(query):,} characters; up to {MAX_QUERY_CHARS:,} are allowed"

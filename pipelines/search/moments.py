@@ -1,4 +1,4 @@
-"""When in a video it happens: the run of frames that match a text better than the video does on average."""
+"""When something happens in a video: the run of frames that match a text better than the video does on average."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def frame_relevance(text: TokenLevel, videos: TokenLevel) -> Float[Tensor, "vide
 
 
 def best_moment(relevance: Sequence[float], time_s: Sequence[float], end_s: float) -> Moment:
-    """The consecutive frames whose relevance exceeds the mean by most in sum (Bentley's maximum subarray, 1984).
+    """The consecutive frames with the largest sum of relevance above the mean (Bentley's maximum subarray, 1984).
 
-    Of equally good runs the earliest counts, and of these the shortest. A frame lasts until the next one
-    is shown, the last one until ``end_s``. Where all frames are equally relevant it is the whole video.
+    Of equally good runs the earliest is chosen, and of these the shortest. A frame lasts until the next one is shown,
+    the last one until ``end_s``. If all frames are equally relevant, the moment is the whole video.
 
     Args:
         relevance: of every frame.

@@ -9,7 +9,7 @@ from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, kin
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.workspace.artifact import digest, plain
-from pipelines.workspace.storage import content_digest
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.uris import join_uri
 
 
@@ -27,7 +27,8 @@ class SearchModel:
 
 
 def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
-    """Looks at ``checkpoint`` without loading it; where it does not say its configuration or frames, ``recipe`` does.
+    """Examines ``checkpoint`` without loading its weights. ``recipe`` supplies configuration and frames if it lacks
+    them.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.

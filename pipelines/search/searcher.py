@@ -49,12 +49,12 @@ class Match:
     moment: Moment
     """Where in the video it matches best."""
     frames: int
-    """Number of frames that were looked at."""
+    """Number of frames that the model saw."""
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A token of a query; longer words are several."""
+    """A token of a query; long words consist of several."""
 
     text: str
     special: bool
@@ -111,7 +111,7 @@ class Searcher:
         Args:
             queries: texts.
             top: how many videos for each.
-            candidates: how many of the first pass the model ranks; as many as there are videos: all of them.
+            candidates: how many results of the first pass the model ranks; with the number of videos it ranks all.
 
         Raises:
             ValueError: a query is empty or too long, or a number is not positive.
@@ -127,7 +127,7 @@ class Searcher:
         require(candidates >= top, f"candidates is {candidates}; it must be at least top, {top}")
         vectors = text_vectors(texts, self.model.config.level_rates).float().numpy()
         found = self.first_pass.candidates(vectors, candidates)
-        # Neighbours in the index are neighbours in their shards.
+        # Sorted, because neighbours in the index are neighbours in their shards.
         return [self._rank(_item(texts, number), np.sort(positions), top) for number, positions in enumerate(found)]
 
     def _rank(self, text: Levels, positions: Any, top: int) -> list[Match]:
@@ -155,7 +155,7 @@ class Searcher:
 
     @torch.inference_mode()
     def interaction(self, query: str, clip: Clip) -> InteractionMap:
-        """How the words of ``query`` and the frames of ``clip`` work together, at the entity level.
+        """The interaction of the words of ``query`` and the frames of ``clip``, at the entity level.
 
         Raises:
             ValueError: the query is empty or too long.

@@ -34,7 +34,7 @@ PAGE = Path(__file__).with_name("page.html")
 UPLOAD_TYPES = ("video/*", "application/octet-stream")
 
 _UPLOADS_AT_ONCE = 2
-"""A clip being received takes its size in memory."""
+"""Clips that may be received at the same time: each takes its size in memory."""
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -94,7 +94,7 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def refused(_: Request, error: RequestValidationError) -> Response:
-        # Without what was sent, which may be long, and hold what no response can.
+        # Without the text that was sent, which may be long and hold characters that a response cannot.
         reasons = [{name: reason[name] for name in ("type", "loc", "msg")} for reason in error.errors()]
         return Response(json.dumps({"detail": reasons}), 422, media_type="application/json")
 
@@ -115,7 +115,7 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
 
     @app.post("/api/interaction", responses={**_PROBLEMS, **_NOT_FOUND})
     async def interaction(request: InteractionRequest) -> InteractionResponse:
-        """How the words of a query and the frames of a video work together."""
+        """The interaction of the words of a query and the frames of a video."""
         return await answered(engine.interaction(request.query, request.video_id))
 
     @app.post("/api/ask", responses={**_PROBLEMS, **_NOT_FOUND, 409: {"model": Problem, "description": "No answers."}})
@@ -150,7 +150,7 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
             **_PROBLEMS,
             409: {"model": Problem, "description": "The clip cannot be used."},
             413: {"model": Problem, "description": "The clip is too large."},
-            415: {"model": Problem, "description": "It is no video."},
+            415: {"model": Problem, "description": "It is not a video."},
         },
         openapi_extra={
             "requestBody": {
@@ -179,7 +179,7 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
 
 
 async def _answered(work: Awaitable[Result], timeout_s: float) -> Result:
-    """The result of an engine; what it raises becomes a status."""
+    """The result of an engine; its errors become HTTP statuses."""
     try:
         return await asyncio.wait_for(work, timeout_s)
     except UnknownVideoError as error:
@@ -193,7 +193,7 @@ async def _answered(work: Awaitable[Result], timeout_s: float) -> Result:
 
 
 async def _body(request: Request, config: ServeConfig) -> bytes:
-    """The body of a request, as long as it is not too large."""
+    """The body of a request, which is refused if it is too large."""
     too_large = HTTPException(413, f"the clip is larger than {config.max_upload_mb:g} MB; cut it, or make it smaller")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > config.max_upload_bytes:
@@ -207,5 +207,6 @@ async def _body(request: Request, config: ServeConfig) -> bytes:
 
 
 def _hosts(config: ServeConfig) -> list[str]:
-    """Names by which the server may be asked: another page's script cannot reach it through a name of its own."""
+    """Host names that requests may use. Others are refused, so that scripts of other pages cannot reach the server
+    through a name of their own (DNS rebinding)."""
     return sorted({"localhost", "127.0.0.1", config.host, *config.allowed_hosts})

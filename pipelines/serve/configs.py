@@ -10,20 +10,21 @@ from pipelines.recipe.checks import require_counts
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Where the server listens, and what it takes at once."""
+    """Where the server listens, and its limits."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; the default is reached from this machine alone. There is no login: put a
-    proxy that asks for one in front before you choose another."""
+    """Address to listen on; the default can be reached only from this machine. There is no login: before you choose
+    another address, put a proxy with a login in front."""
 
     port: int = 8000
     """TCP port."""
 
     allowed_hosts: tuple[str, ...] = ()
-    """Names by which browsers may ask, besides ``host`` and this machine's own; ``*`` allows all."""
+    """Host names that browsers may use, besides ``host`` and this machine's own; ``*`` allows all."""
 
     max_requests: int = 64
-    """Requests in work; as many again wait, and further ones are told to come back later."""
+    """Requests that are processed at the same time. As many again wait; further ones are refused with "come back
+    later"."""
 
     timeout_s: float = 30.0
     """Seconds after which a request is given up."""
@@ -38,7 +39,7 @@ class ServeConfig:
     """Size of an uploaded clip, in MB."""
 
     kept_uploads: int = 32
-    """Uploaded clips that are kept, as frames in memory; the oldest go first."""
+    """Uploaded clips that are kept, as frames in memory; the oldest are removed first."""
 
     def __post_init__(self) -> None:
         require_counts(self, "server", "max_requests", "max_batch", "kept_uploads")

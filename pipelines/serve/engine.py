@@ -1,4 +1,4 @@
-"""What answers the requests: the index, its model and, where there is one, the question answering model."""
+"""The engine that answers requests: an index, its model and, if given, a question answering model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pipelines.serve.schemas import (
     Word,
 )
 from pipelines.serve.uploads import FORMATS, Upload, Uploads, looks_like_video
-from pipelines.video.containers import first_line
 from pipelines.video.decode_process import ExtractionError
+from pipelines.video.errors import first_line
 from pipelines.video.extraction import extract_from_bytes
 from pipelines.workspace.uris import last_name
 
@@ -101,7 +101,7 @@ class Engine:
         return images[number]
 
     def ask(self, question: str, video_id: str, top: int) -> AskResponse:
-        """The best answers; raises ``UnknownVideoError``, or ``UnusableVideoError`` where the file is gone."""
+        """The best answers; raises ``UnknownVideoError``, or ``UnusableVideoError`` if the file is gone."""
         if self._answerer is None:
             raise UnusableVideoError("this server has no question answering model; start it with --video_qa")
         upload = self._uploads.get(video_id)
@@ -117,7 +117,7 @@ class Engine:
                     segment.uri, question, top=top, start_s=segment.start_s, end_s=segment.end_s
                 )
             except (ValueError, OSError) as error:
-                # Its message names the place of the file, which is the server's own business.
+                # The error's message names the place of the file, which clients should not learn.
                 raise UnusableVideoError("the file of this video cannot be read any more") from error
         answers = [Answer(answer=item.answer, probability=item.probability) for item in found]
         return AskResponse(video_id=video_id, question=question, answers=answers)
@@ -125,7 +125,7 @@ class Engine:
     def upload(self, content: bytes) -> VideoResponse:
         """Takes a clip in; raises ``UnusableVideoError``."""
         if not looks_like_video(content):
-            raise UnusableVideoError(f"this is no video: the file does not begin as {FORMATS} do")
+            raise UnusableVideoError(f"this is not a video: the file does not begin like {FORMATS}")
         try:
             video = extract_from_bytes(content, self._searcher.frames)
             questioned = extract_from_bytes(content, self._answerer.frames).images if self._answerer is not None else []

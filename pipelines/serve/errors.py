@@ -1,4 +1,4 @@
-"""What an engine refuses, for modules that must not load PyTorch."""
+"""Errors of an engine, for modules that must not load PyTorch."""
 
 
 class UnknownVideoError(LookupError):

@@ -1,4 +1,4 @@
-"""What the API takes and gives."""
+"""Requests and responses of the API."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _checked(text: str) -> str:
 Text = Annotated[
     str,
     StringConstraints(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S"),
-    # The pattern is for readers of the schema; it does not know all of the characters that are blank.
+    # The pattern only informs readers of the schema; it does not cover all blank characters.
     AfterValidator(_checked),
     Field(examples=["a red circle"]),
 ]

@@ -25,7 +25,7 @@ _ENGINE = "Engine"
 
 
 class ServedEngine:
-    """The engine in its replica; searches that come at the same time are one."""
+    """The engine in its replica; searches that come at the same time are done together."""
 
     def __init__(self, index: str, video_qa: str | None, config: ServeConfig) -> None:
         from ray import serve
@@ -40,6 +40,7 @@ class ServedEngine:
         import asyncio
 
         queries, tops = zip(*requests, strict=True)
+        # In a thread, so that the replica takes further requests while it searches.
         return await asyncio.to_thread(self._engine.search, queries, tops)
 
     async def search(self, query: str, top: int) -> SearchResponse:
@@ -50,7 +51,7 @@ class ServedEngine:
     # Ray Serve runs functions that are not async in threads.
 
     def status(self) -> dict[str, Any]:
-        """See ``Engine``; so with the others."""
+        """See ``Engine``, as for the following methods."""
         return self._engine.status()
 
     def interaction(self, query: str, video_id: str) -> InteractionResponse:
@@ -90,7 +91,7 @@ class _RemoteEngine:
         except BackPressureError as error:
             raise BusyError from error
         except RayTaskError as error:
-            # Ray's own text is the traceback in the replica.
+            # Ray's own message is the traceback in the replica.
             if isinstance(error.cause, UnknownVideoError | UnusableVideoError):
                 raise error.cause from None
             raise
@@ -113,7 +114,7 @@ def served(index: str, video_qa: str | None, config: ServeConfig, resources: Res
             http_options={
                 "host": config.host,
                 "port": config.port,
-                # The application answers in time; this is for a replica that does not.
+                # The application has its own time limit; this one is for a replica that does not answer.
                 "request_timeout_s": 2 * config.timeout_s + 5,
             },
         )
@@ -142,7 +143,7 @@ def _bind(index: str, video_qa: str | None, config: ServeConfig) -> Any:
         serve.ingress(build)(),
         name="Api",
         ray_actor_options={"num_cpus": 0},
-        # Pictures and the page come on top of what the engine works on.
+        # Requests for pictures and the page come in addition to those that the engine works on.
         max_ongoing_requests=4 * config.max_requests,
     )
     return application.bind(engine.bind(index, video_qa, config))

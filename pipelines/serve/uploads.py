@@ -1,4 +1,4 @@
-"""A user's own clips: looked at before they are decoded, kept as frames in memory, never as files."""
+"""Clips that users upload: checked before they are decoded, and kept as frames in memory, never as files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ISO_BOXES = (
     b"pnot",
     b"udta",
 )
-"""What the first box of an MP4 or QuickTime file, or of a piece of one, may be."""
+"""Types of the first box of an MP4 or QuickTime file, or of a part of one."""
 
 _SIGNATURES = (
     *(b"\x1a\x45\xdf\xa3", b"FLV", b"\x30\x26\xb2\x75", b"OggS", b"GIF8", b"DKIF", b"nut/multimedia container"),
@@ -33,14 +33,14 @@ _SIGNATURES = (
 """Matroska and WebM, Flash, Windows Media, Ogg, GIF, IVF, NUT; MPEG program and elementary streams."""
 
 _TRANSPORT_PACKETS = ((0, 188), (4, 192), (0, 204))
-"""Of an MPEG transport stream: where the first one begins and how long each is. Camcorders put a time before each,
-broadcasters a checksum behind."""
+"""Packets of an MPEG transport stream: where the first one begins and how long each is. Camcorders put a time before
+each packet, broadcasters a checksum after it."""
 
 FORMATS = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, WMV or Ogg"
 
 
 def looks_like_video(content: bytes) -> bool:
-    """Whether a file begins as those do that the decoders open, ``FORMATS`` above all."""
+    """Whether a file begins like one of the formats that the decoders open (mainly ``FORMATS``)."""
     return (
         content[4:8] in _ISO_BOXES
         or content.startswith(_SIGNATURES)
@@ -51,7 +51,7 @@ def looks_like_video(content: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Upload:
-    """A clip as the retrieval model sees it, and as the question answering model does."""
+    """The frames of a clip for the retrieval model and for the question answering model."""
 
     clip: Clip
     images: Sequence[bytes]

@@ -16,7 +16,7 @@ from pipelines.recipe.data import ShapesConfig
 from pipelines.shapes.events import Motion, Script, Shape, Triple
 
 _CAPTIONS_STREAM = 4
-"""Second word of the random seed: captions are drawn apart from the events and the pictures."""
+"""Second number of the random seed, so that captions are drawn independently of the events and the pictures."""
 
 Attribute = Literal["colour", "shape", "motion"]
 

@@ -1,4 +1,4 @@
-"""A generated data set in MSR-VTT's layout whose truth is known.
+"""A generated data set in MSR-VTT's layout with known ground truth.
 
 Clips show one or two consecutive events ("a red circle moves left then a blue square grows") as
 real H.264 files ``videos/video<N>.mp4``. ``truth.jsonl`` beside the annotation files says which
@@ -13,14 +13,11 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from pipelines.recipe.data import ShapesConfig
-from pipelines.shapes.captions import Caption, Question, draw_captions, questions_about
+from pipelines.shapes.captions import Caption, draw_captions, questions_about
 from pipelines.shapes.events import Script, draw_script
 from pipelines.shapes.rendering import encode_mp4, render_clip
 from pipelines.workspace.storage import Storage
@@ -32,29 +29,9 @@ ANSWERS = 1500
 """Answers that get a class id, the most frequent first (as in MSR-VTT-QA)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A generated clip: what happens, how it looks, and what is said about it."""
-
-    script: Script
-    frames: UInt8[np.ndarray, "frames height width 3"]
-    captions: Sequence[Caption]
-    questions: Sequence[Question]
-
-
 def video_id(number: int) -> str:
     """The id of clip ``number``, as MSR-VTT names its videos."""
     return f"video{number}"
-
-
-def generate_clip(config: ShapesConfig, number: int) -> Clip:
-    """Clip ``number``, from 0; those from ``config.train_videos`` on are the test split.
-
-    Raises:
-        ValueError: there is no clip of that number.
-    """
-    script = draw_script(config, number)
-    return Clip(script, render_clip(config, script), draw_captions(config, script), questions_about(script))
 
 
 def write_clip(config: ShapesConfig, number: int, folder: Storage) -> None:
@@ -88,7 +65,7 @@ def write_annotations(config: ShapesConfig, folder: Storage) -> None:
         for key, script in enumerate(test)
     ]
     folder.write_bytes("MSRVTT_JSFUSION_test.csv", _csv(["key", "vid_key", "video_id", "sentence"], rows))
-    # MSR-VTT-QA has a validation file of its own; a tenth of the training clips plays it here.
+    # MSR-VTT-QA has a validation file of its own; here it holds a tenth of the training clips.
     num_validation = len(train) // 10
     questions = {
         "train": train[num_validation:],

@@ -31,7 +31,7 @@ MIN_FRAMES = 8
 """Frames of the shortest clip: enough for two events whose object comes or goes inside them."""
 
 _EVENTS_STREAM, _ORDER_STREAM = 1, 2
-"""Second words of the random seeds, so that independent draws never share a stream."""
+"""Second numbers of the random seeds, so that independent draws never share a stream."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pipelines.recipe.data import ShapesConfig
 from pipelines.shapes.events import Colour, Event, Motion, Script, Shape
 
 _RENDERING_STREAM = 3
-"""Second word of the random seed: appearance is drawn apart from the events."""
+"""Second number of the random seed, so that appearance is drawn independently of the events."""
 
 _RGB: dict[Colour, tuple[int, int, int]] = {
     "red": (225, 30, 30),

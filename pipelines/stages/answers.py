@@ -15,8 +15,9 @@ from pipelines.recipe.data import SPLITS, DataConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Counts
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.records import MANIFEST_FILE
-from pipelines.workspace.storage import Storage, content_digest
+from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def answers_stage(recipe: Recipe) -> Stage:
 
     Raises:
         FileNotFoundError: the data set's questions, or the file of the vocabulary, are not there.
-        ValueError: the data can have no questions.
+        ValueError: the data cannot have questions.
     """
     recipe.require_questions()
     data, answers = recipe.data, recipe.video_qa.answers
@@ -48,7 +49,9 @@ def answers_stage(recipe: Recipe) -> Stage:
         for split in SPLITS:
             if total := counts.get(f"{split}_questions"):
                 known = counts[f"{split}_answerable"]
-                logger.info("answers: the vocabulary has those of %s of %s %s questions", f"{known:,}", total, split)
+                logger.info(
+                    "answers: the vocabulary has the answers of %s of %s %s questions", f"{known:,}", total, split
+                )
         return {"rows": len(vocabulary), "errors": 0, **counts}
 
     inputs = ("shapes", "manifest") if generated else ("manifest",)

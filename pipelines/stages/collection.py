@@ -10,7 +10,7 @@ from pipelines.workspace.uris import absolute_uri
 
 
 def collection_stage(videos: str) -> Stage:
-    """The manifest of the collection ``videos``, which is looked at here and now, so that a plan tells what is new.
+    """The manifest of the collection ``videos``. It is listed when the stage is made, so that a plan shows what is new.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`find_collection`.

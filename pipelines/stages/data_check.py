@@ -11,7 +11,7 @@ from pipelines.datasets.answers import Vocabulary
 from pipelines.datasets.requirements import NEEDING, require_data
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.answers import choose_vocabulary
-from pipelines.stages.stage import Graph, Step
+from pipelines.stages.plan import Graph, Step
 from pipelines.workspace.records import MANIFEST_FILE
 
 TELLING = ("manifest", "answers")

@@ -16,7 +16,7 @@ from pipelines.workspace.artifact import Counts
 
 
 def estimator_stage(recipe: Recipe) -> Stage:
-    """Trains the estimator on the labels, or takes a given one as it is."""
+    """Trains the estimator on the labels, or uses a given one unchanged."""
     training = recipe.estimator
 
     def take(context: StageContext) -> Counts:

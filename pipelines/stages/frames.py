@@ -1,4 +1,4 @@
-"""The stage ``frames``: every video decoded once, in shards, with what is missing done on a rerun."""
+"""The stage ``frames``: every video is decoded once, in shards; a rerun decodes only what is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from pipelines.workspace.shards import ShardPool, shard_size
 from pipelines.workspace.storage import Storage
 
 VERSION = 2
-"""Not of the class alone: who reads the pool has its name, and with it no part in how it is filled."""
+"""A constant besides the class, because stages that only read the pool need its name and should not depend on the
+class."""
 
 
 def frames_stage(recipe: Recipe) -> Stage:
@@ -35,7 +36,7 @@ def frames_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
 
 
 def frames_identity(recipe: Recipe) -> Mapping[str, Any]:
-    """What a stored frame depends on, besides its video, and the version of the code that made it."""
+    """What a stored frame depends on besides its video, including the version of the code that made it."""
     return with_version(frames_settings(recipe), VERSION)
 
 
@@ -152,6 +153,6 @@ def _refuse_many(errors: pa.Table, total: int, max_fraction: float) -> None:
         examples = "; ".join(f"{row['video_id']}: {row['reason']}, {row['message']}" for row in first)
         raise ValueError(
             f"{len(errors):,} of {total:,} videos could not be decoded ({examples}); frames.max_error_fraction allows "
-            f"{max_fraction:.1%}. Mend the files, or raise frames.max_error_fraction, and run the same command again: "
-            "the frames of the others are kept"
+            f"{max_fraction:.1%}. Repair the files, or raise frames.max_error_fraction, and run the same command "
+            "again: the frames of the others are kept"
         )

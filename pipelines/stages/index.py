@@ -2,9 +2,9 @@
 
     collection ─► manifest ─► frames ─► index
 
-The first two are those of every pipeline, so an index that is made again decodes only new videos, and
-those that cannot be used become rows of the errors table. Features lie in a pool named by the model
-and the way of decoding alone. An index brings its model along: searching needs nothing else.
+The first two are those of every pipeline, so an index that is made again decodes only new videos, and unusable videos
+become rows of the errors table. Features lie in a pool that is named only by the model and the way of decoding. An
+index contains a copy of its model, so searching needs nothing else.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.search.index_folder import CURRENT, VECTORS, features_pool
 from pipelines.search.search_model import SearchModel
 from pipelines.stages.frames import frames_identity, frames_pool, frames_settings
+from pipelines.stages.plan import Graph
 from pipelines.stages.pooled import PooledStage, ShardJob, with_version
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest, plain
 from pipelines.workspace.records import INDEX_FILE, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool
@@ -93,7 +94,7 @@ def videos_with_frames(inputs: Mapping[str, Artifact]) -> pa.Table:
     """The videos that have frames: where these lie, and what the manifest says."""
     frames = inputs["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "key", "shard", "row"])
     manifest = inputs["manifest"].storage.read_table(MANIFEST_FILE, columns=["key", "uri", "start_s", "end_s"])
-    # Neighbours in a shard of frames are encoded together, so that few shards are opened.
+    # Sorted by shard, so that neighbours in a shard are encoded together and few shards are opened.
     return frames.join(manifest, "key", join_type="inner").sort_by([("shard", "ascending"), ("row", "ascending")])
 
 
@@ -128,7 +129,7 @@ def commit_index(output: Storage, found: pa.Table, rows: pa.Table) -> None:
 
 
 def publish(graph: Graph) -> None:
-    """Makes searches use the index that ``graph`` has made; running ones keep what they have.
+    """Makes searches use the index that ``graph`` has made; running searches keep the old one.
 
     The document names the artifact, and the pools of features and of frames.
     """

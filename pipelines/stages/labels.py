@@ -20,7 +20,7 @@ from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
 VERSION = 1
-"""As that of the frames."""
+"""A constant for the same reason as the version of the frames."""
 
 
 def labels_stage(recipe: Recipe) -> Stage:
@@ -31,7 +31,7 @@ def labels_stage(recipe: Recipe) -> Stage:
 def labels_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     """Where label shards lie: one pool per kind of label, model and way of decoding."""
     identity = with_version({"labels": _labels_settings(recipe), "frames": frames_identity(recipe)}, VERSION)
-    # All labels are read at once.
+    # Labels are read shard by shard, never row by row.
     return ShardPool(workspace.folder("shards", f"labels-{digest(identity)}"), LABELS, read_by_row=False)
 
 
@@ -109,7 +109,7 @@ def wanted_videos(inputs: Mapping[str, Artifact], recipe: Recipe) -> pa.Table:
 
 
 def _texts(manifest: Storage, *, from_captions: bool) -> dict[str, list[str]]:
-    """The texts of each video that play the game: captions, or the questions that are not tested with."""
+    """The texts of each video that get labels: captions, or the questions for training and validation."""
     table = manifest.read_table(MANIFEST_FILE, columns=["video_id", "captions", "questions"])
     return {
         row["video_id"]: row["captions"]

@@ -11,9 +11,9 @@ from pipelines.recipe.data import DataConfig
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, read_document
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import ERRORS_FILE, MANIFEST_FILE
-from pipelines.workspace.storage import content_digest
 from pipelines.workspace.uris import join_uri, last_name, parent_uri
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _FORMER_VERSION = 3
 
 
 def manifest_stage(data: DataConfig) -> Stage:
-    """Reads a data set into the manifest; refuses what cannot be used before any work starts."""
+    """Reads a data set into the manifest; refuses unusable data before any work starts."""
     generated = data.shapes is not None
 
     def run(context: StageContext) -> Counts:
@@ -81,7 +81,7 @@ def manifest_stage(data: DataConfig) -> Stage:
 
 
 def _moved(artifact: Artifact) -> str | None:
-    """Says that generated videos are looked for where the workspace was before, if that is so."""
+    """Says so if the manifest of generated videos still names the former place of the workspace."""
     try:
         table = artifact.storage.read_table(MANIFEST_FILE, columns=["uri"])
     except FileNotFoundError:
@@ -94,9 +94,9 @@ def _moved(artifact: Artifact) -> str | None:
 
 
 def _take_to_new_place(context: StageContext) -> Counts | None:
-    """Rewrites the addresses in a finished manifest whose workspace was moved, and nothing else; None = none is there.
+    """Rewrites only the addresses in the finished manifest of a workspace that was moved; None if there is no manifest.
 
-    The keys stay as they are: frames and labels are found by them.
+    The keys stay, because frames and labels are found by them.
     """
     shapes = context.inputs["shapes"].storage
     try:

@@ -1,4 +1,4 @@
-"""Which settings of a recipe name what workers read."""
+"""Settings of a recipe that name files and folders which workers read."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.workspace.uris import absolute_uri, is_local, parent_uri
 
 
 def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The settings that name what workers read besides the workspace, each with its place.
+    """The settings that name files and folders, besides the workspace, which workers read, each with its place.
 
-    Annotations are read by the driver alone.
+    Only the driver reads annotations.
     """
     data = recipe.data
     own = data.annotations if data.dataset == "captions_file" and data.annotations is not None else data.questions
@@ -30,7 +30,7 @@ def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
         "labels.checkpoint": recipe.labels.checkpoint,
         **{setting: place for stage in graph.stages for setting, place in stage.reads.items()},
     }
-    # What names published weights or an architecture of open_clip is no path.
+    # A tag of published weights or an architecture of open_clip is not a path.
     yield from (
         (setting, place)
         for setting, place in checkpoints.items()

@@ -1,8 +1,8 @@
-"""A stage over keyed shards: what is missing, partial, lost and done, the same for frames, labels and features.
+"""The base of the stages over keyed shards: which rows are done, missing or lost. Frames, labels and features share it.
 
-Such a stage wants rows that have a key each, and makes them in shards of a pool that it shares with other runs
-(see :mod:`pipelines.workspace.shards`). It makes what the pool lacks, and commits only when every row that it
-wants is there: made well, or with the reason why it could not be.
+Such a stage needs one row per key, and keeps the rows in shards of a pool that it shares with other runs (see
+:mod:`pipelines.workspace.shards`). It makes the rows that the pool lacks. It commits only when every row is there,
+either with its data or with the reason why it could not be made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.recipe.resources import ActorResources, TaskResources
 from pipelines.resources.sharded_work import Work, map_shards
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts
-from pipelines.workspace.errors import StorageError
+from pipelines.workspace.errors import StorageError, examples
 from pipelines.workspace.shards import ShardPool, newest_rows, split_shards
 from pipelines.workspace.storage import Storage
 
@@ -39,24 +39,24 @@ class ShardJob:
     resources: TaskResources | ActorResources
     videos_per_shard: int
     constructor: dict[str, Any] | None = None
-    """Arguments of ``work``, where it is a class."""
+    """Arguments of ``work``, if it is a class."""
 
 
 @dataclass(frozen=True)
 class PooledStage(ABC):
-    """A stage over keyed shards; what differs between these is left to the classes made from it."""
+    """A stage over keyed shards; subclasses define what differs between the stages."""
 
     recipe: Recipe
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Raised when the code changes what is made for the same settings. The pool's name holds it, so all is made
-    anew, also what later stages made of it."""
+    """Raised when a change of the code changes the result for the same settings. The pool's name contains it, so all
+    rows are made again, and with them the results of later stages."""
     inputs: ClassVar[tuple[str, ...]]
     unit: ClassVar[str]
-    """What the work is counted in, e.g. ``frames``."""
+    """The unit in which the work is counted, e.g. ``frames``."""
     columns: ClassVar[tuple[str, ...]]
-    """Those of the pool that the commit needs."""
+    """Columns of the pool that the commit needs."""
 
     @property
     @abstractmethod
@@ -77,7 +77,7 @@ class PooledStage(ABC):
 
     @abstractmethod
     def commit(self, context: StageContext, wanted: pa.Table, found: pa.Table) -> Counts:
-        """Writes the artifact, but for its document, from the pool's rows of every key that is wanted."""
+        """Writes the artifact, except for its document, from the pool's rows of all wanted keys."""
 
     @property
     def keeps(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ class PooledStage(ABC):
         return ()
 
     def begins_anew(self, context: StageContext) -> bool:
-        """Whether what is there already does not count."""
+        """Whether existing rows are ignored and made again."""
         return context.forced
 
     def done(self, pool: ShardPool, since: int) -> pa.Table:
@@ -115,11 +115,11 @@ class PooledStage(ABC):
         return f"{total - left:,} of {total:,} videos are done" if left < total else None
 
     def lost(self, artifact: Artifact) -> str | None:
-        """What is gone of the shards that the artifact points into."""
+        """What is missing of the shards that the artifact points into."""
         return self.pool(Storage(self.recipe.workspace)).describe_loss(artifact.storage)
 
     def run(self, context: StageContext) -> Counts:
-        """Makes what is missing, and commits when all is there.
+        """Makes the missing rows, and commits when all rows are there.
 
         Raises:
             StorageError: rows that were made are not in the pool, although they were made again.
@@ -131,7 +131,7 @@ class PooledStage(ABC):
         self._make(job, without(wanted, self.done(pool, since)), len(wanted), work)
         found = pool.index(self.columns, since=since)
         if len(absent := without(wanted, found)):
-            # A shard was damaged between its writing and this look, or a network file system lists it late.
+            # A shard was damaged since it was written, or a network file system lists it late.
             logger.warning("%s: %s; they are made again", self.name, _not_there(absent, wanted, pool))
             self._make(job, absent, len(wanted), work)
             found = pool.index(self.columns, since=since)
@@ -160,9 +160,9 @@ class PooledStage(ABC):
 
 
 def with_version(settings: Mapping[str, Any], version: int) -> Mapping[str, Any]:
-    """What names a pool: the settings of its rows and, from the second on, the version of the stage.
+    """The identity of a pool: the settings of its rows and, from version 2 on, the version of the stage.
 
-    The first adds nothing, so that pools keep the names that they had before versions counted.
+    Version 1 adds nothing, so that pools keep the names that they had before versions were part of them.
     """
     return settings if version == 1 else {**settings, "stage_version": version}
 
@@ -173,6 +173,5 @@ def without(wanted: pa.Table, found: pa.Table) -> pa.Table:
 
 
 def _not_there(absent: pa.Table, wanted: pa.Table, pool: ShardPool) -> str:
-    names = ", ".join(absent.column("video_id").slice(0, _NAMED).to_pylist())
-    more = " …" if len(absent) > _NAMED else ""
-    return f"{len(absent):,} of {len(wanted):,} videos are not in {pool.storage.place()} ({names}{more})"
+    names = examples(absent.column("video_id").to_pylist(), limit=_NAMED)
+    return f"{len(absent):,} of {len(wanted):,} videos are not in {pool.storage.place()} ({names})"

@@ -14,7 +14,7 @@ from pipelines.workspace.artifact import Counts
 def qa_evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
     """Evaluates the question answering model that the recipe trains, or ``checkpoint`` without training.
 
-    The vocabulary is the stage ``answers``'s.
+    The vocabulary comes from the stage ``answers``.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -30,7 +30,7 @@ def qa_evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
     if checkpoint is None:
         inputs.append("video_qa")
     else:
-        # Any number of answers: the vocabulary is an input.
+        # The number of answers does not matter here, because the vocabulary is an input.
         settings |= given_model(checkpoint, recipe.video_qa_model(2))
     reads = {} if checkpoint is None else {"the checkpoint of qa_evaluation": checkpoint}
     return Stage(name="qa_evaluation", version=1, settings=settings, inputs=tuple(inputs), run=run, reads=reads)

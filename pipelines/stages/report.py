@@ -1,4 +1,4 @@
-"""The stage ``report``: one page about the run, complete in itself."""
+"""The stage ``report``: one page about the run, in a file that needs no others."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def report_stage(recipe: Recipe, stages: Iterable[Stage]) -> Stage:
     """Writes the page about what ``stages`` made."""
 
     def run(context: StageContext) -> Counts:
-        from pipelines.report.content import Reader
         from pipelines.report.page import make_page
+        from pipelines.report.reader import Reader
 
         pool = frames_pool(context.workspace, recipe)
         page = make_page(Reader(context.inputs, context.workspace, pool, recipe), recipe)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pipelines.models.clip_weights import handed_out, weights_folders
-from pipelines.models.folder import FRAMES_JSON, MODEL
+from pipelines.models.clip_weights import weights_folders
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.stages.training import progress_of_training, say_what_is_left_out, teacher_inputs, train, training_data
+from pipelines.stages.training import progress_of_training, teacher_inputs, train_on_pairs, training_data
 from pipelines.train.files import RETRIEVAL_METRICS
-from pipelines.workspace.artifact import Counts, plain
+from pipelines.workspace.artifact import Counts
 
 
 def retrieval_stage(recipe: Recipe) -> Stage:
@@ -17,32 +16,19 @@ def retrieval_stage(recipe: Recipe) -> Stage:
     training = recipe.retrieval
 
     def run(context: StageContext) -> Counts:
-        from pipelines.train.pairs import steps_of_epochs
         from pipelines.train.retrieval import RetrievalTask
 
         data = training_data(recipe, context)
         view = data.captions("train")
-        say_what_is_left_out("retrieval", view)
-        task = RetrievalTask(
-            model_config=recipe.model,
-            training=training,
-            clip_weights=handed_out(context.workspace, recipe.model.clip),
-            seed=recipe.seed,
+        metrics = train_on_pairs(
+            recipe,
+            context,
+            RetrievalTask,
+            view,
             data=data,
-            loader_processes=recipe.resources.retrieval.loader_processes,
-            steps_per_epoch=steps_of_epochs(
-                view.texts_per_video,
-                batch_size=training.batch_size,
-                seed=recipe.seed,
-                epochs=training.epochs,
-                max_texts=training.max_captions_per_video,
-            ),
+            max_texts=training.max_captions_per_video,
+            model_config=recipe.model,
         )
-        metrics = train(recipe, context, task, checkpoint=training.checkpoint, precision=training.precision)
-        # The folder of the model then holds all that searching with it needs.
-        model = context.output.folder(MODEL)
-        model.write_json(FRAMES_JSON, plain(recipe.frames))
-        context.tracker.log_model(model)
         return {"rows": len(view), "errors": 0, **metrics}
 
     return Stage(

@@ -1,4 +1,4 @@
-"""Which settings of a section count in a fingerprint: the fields themselves say it, where they are declared."""
+"""Which settings of a section count in a fingerprint, as the declarations of the fields say."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 from hbi_models.configs import Use, content_named_by, counts_for, is_absent
 from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, model_folder
 from pipelines.workspace.artifact import digest, plain
-from pipelines.workspace.storage import content_digest
+from pipelines.workspace.contents import content_digest
 from pipelines.workspace.uris import join_uri
 
 
 def counting(section: Any, *uses: Use) -> dict[str, Any]:
-    """The settings of ``section`` that can change a result, as JSON types; what they name by path, by its content.
+    """The settings of ``section`` that can change a result, as JSON types. Paths are replaced by digests of their
+    contents.
 
     Args:
         section: a frozen dataclass of settings.
-        uses: what its model, if it holds one, is used for; settings without part in that are left out.
+        uses: what the model of the section, if it has one, is used for; settings that do not matter for that are left
+            out.
 
     Raises:
         FileNotFoundError: a setting names a checkpoint that is not there.
@@ -40,7 +42,8 @@ def _value(value: Any, item: Field[Any], uses: Collection[Use]) -> Any:
 
 
 def checkpoint_digest(checkpoint: str) -> str:
-    """What a checkpoint holds, wherever it lies: of a file its bytes, of a folder of ours its weights and description.
+    """A digest of the contents of a checkpoint: of the bytes of a file, or of weights and description in a folder of
+    ours.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -52,7 +55,8 @@ def checkpoint_digest(checkpoint: str) -> str:
 
 
 def given_model(checkpoint: str, config: Any) -> dict[str, Any]:
-    """What an evaluation of ``checkpoint`` depends on: of a published file, which does not say it, also ``config``.
+    """What an evaluation of ``checkpoint`` depends on. For a published file this includes ``config``, which is not in
+    the file.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.

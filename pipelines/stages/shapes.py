@@ -23,7 +23,8 @@ def shapes_stage(shapes: ShapesConfig, recipe: Recipe) -> Stage:
         from pipelines.shapes.data_set import write_annotations, write_clips
 
         total = shapes.train_videos + shapes.test_videos
-        # What the tasks hold travels to them; the tracker stays with the driver.
+        # Variables that the function uses are sent to the tasks, so it must not use the context: the tracker stays in
+        # the driver.
         output = context.output
 
         def write(numbers: pa.Table) -> pa.Table:

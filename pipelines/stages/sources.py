@@ -1,11 +1,11 @@
-"""Which source a stage's work is made of, found without importing it, and a digest of each file's part in it.
+"""Which source code a stage's work uses, found without importing it, and a digest of the used part of each file.
 
-The work begins at the stage's function. From there every name that a definition uses is followed, through
-imports at the top of a file and inside of functions, to the definition behind it, in any module of
-``hbi_models`` and ``pipelines``. So a function that nobody on that way uses has no part, though its file may have.
+The search begins at the stage's function. From there every name that a definition uses is followed to its own
+definition in any module of ``hbi_models`` and ``pipelines``, through imports at the top of a file and inside functions.
+So a function that is not used in this way has no part in the digest, even if its file has.
 
-What is left out: settings count by their values; and what keeps bytes, shares out machines, plans or tells about
-the work computes no result. Comments, docstrings and formatting do not count either.
+Left out are settings, because their values are in the fingerprint, and modules that store data, allot machines, plan
+the work or report about it, because they compute no result. Comments, docstrings and formatting do not count either.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.workspace.errors import examples
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("hbi_models", "pipelines")
 LEFT_OUT = (
@@ -26,6 +28,8 @@ LEFT_OUT = (
     "pipelines.progress",
     "pipelines.recipe",
     "pipelines.resources",
+    "pipelines.stages.execution",
+    "pipelines.stages.plan",
     "pipelines.stages.settings",
     "pipelines.stages.sources",
     "pipelines.stages.stage",
@@ -35,7 +39,7 @@ LEFT_OUT = (
 )
 
 _SHOWN = 3
-"""Files that a message names."""
+"""Number of files that a message names."""
 
 _WHOLE = "*"
 """Stands for all definitions of a module."""
@@ -60,7 +64,7 @@ class Sources:
         return dict(_digests(self, frozenset(self._beginnings(work))))
 
     def follow(self, beginnings: Iterable[Definition]) -> dict[str, str]:
-        """As :meth:`digests`, of what is reached from ``beginnings``."""
+        """As :meth:`digests`, for all definitions that are reached from ``beginnings``."""
         parts: dict[str, set[str]] = {}
         todo = list(beginnings)
         seen: set[Definition] = set()
@@ -72,7 +76,7 @@ class Sources:
             module = _read(self, definition[0]) if self._is_ours(definition[0]) else None
             if module is None:
                 continue
-            # What a module does when it is imported, it does for all who use a part of it.
+            # Code that runs on import affects all who use a part of the module.
             for name in module.definitions if definition[1] == _WHOLE else [definition[1], _EFFECTS]:
                 if name in module.definitions:
                     parts.setdefault(module.file, set()).add(module.text(name))
@@ -146,7 +150,7 @@ class _Module:
 
     @cached_property
     def definitions(self) -> dict[str, list[ast.stmt]]:
-        """The statements behind each name at the top level, but for imports."""
+        """The statements that define each name at the top level, except imports."""
         found: dict[str, list[ast.stmt]] = {}
         for statement in _top_level(self.tree.body):
             for name in _defined(statement):
@@ -173,7 +177,7 @@ class _Module:
         found = [self.imports[name]] if name in self.imports else []
         if name in self.definitions:
             return found + [used for part in self.definitions[name] for used in self._used(part)]
-        # Or a module of this package, if anything.
+        # Otherwise it can only be a module of this package.
         return found or [(f"{self.name}.{name}", _WHOLE)]
 
     def _used(self, part: ast.stmt) -> Iterator[Definition]:
@@ -187,12 +191,12 @@ class _Module:
                 elif node.id in self.imports:
                     yield self.imports[node.id]
             elif isinstance(node, ast.Constant) and str(node.value).partition(".")[0] in self.sources.packages:
-                # Of a process that is started: python -m pipelines.video.decode_child.
+                # The name of a module that is started as a process: python -m pipelines.video.decode_child.
                 yield str(node.value), _WHOLE
 
 
 def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a module, those under its conditions too, but for what is there for type checkers alone."""
+    """The statements of a module, including those under conditions, except those for type checkers only."""
     for statement in body:
         if isinstance(statement, ast.If):
             if not (isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"):
@@ -226,7 +230,7 @@ def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, Definition]]:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below ``node`` but annotations, which nothing is computed with."""
+    """All nodes below ``node`` except annotations, which change no result."""
     yield node
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns"):
@@ -237,7 +241,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes docstrings away, those of attributes too."""
+    """Removes docstrings, including those of attributes."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -253,12 +257,11 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def changed_files(before: Any, now: Mapping[str, str]) -> str | None:
-    """The files whose part in the work is another one than ``before``, in words; None = none.
+    """The files whose part in the work has changed since ``before``, in words; None = none.
 
-    Nothing is known of work that an earlier version of this project did.
+    None, too, if ``before`` was not recorded, as in artifacts of earlier versions.
     """
     if not isinstance(before, Mapping):
         return None
     files = sorted(file for file in {*before, *now} if before.get(file) != now.get(file))
-    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
-    return ", ".join(files[:_SHOWN]) + more if files else None
+    return examples(files, limit=_SHOWN) if files else None

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.models.folder import MODEL
+from pipelines.models.clip_weights import handed_out
+from pipelines.models.folder import FRAMES_JSON, MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import CheckpointConfig, Precision
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.stage import StageContext
 from pipelines.train.files import RAY_SNAPSHOT
 from pipelines.train.history import History
-from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.artifact import Artifact, plain
 from pipelines.workspace.storage import Storage
 
 if TYPE_CHECKING:
     from pipelines.splits import QuestionView, SplitView
     from pipelines.train.loop import Task
-    from pipelines.train.pairs import TrainingData
+    from pipelines.train.pairs import PairTask, TrainingData
 
 logger = logging.getLogger(__name__)
 
 
 def progress_of_training(inputs: Mapping[str, Artifact], output: Storage) -> str | None:
-    """How far an interrupted training came; it goes on from its last checkpoint before that step."""
+    """How far an interrupted training came; it resumes from its last checkpoint before that step."""
     points = History(output).points
     if points:
         return f"stopped at step {points[-1][0]:,}"
-    # A run that is stopped in its first second has its first points on their way still.
+    # If a run is stopped in its first second, its first points may not have reached the history.
     return "stopped after its first checkpoint" if output.exists(RAY_SNAPSHOT) else None
 
 
@@ -76,3 +77,56 @@ def train(
         ),
         trial=context.trial,
     )
+
+
+def train_on_pairs(
+    recipe: Recipe,
+    context: StageContext,
+    task: type[PairTask[Any]],
+    view: SplitView | QuestionView,
+    *,
+    data: TrainingData,
+    max_texts: int | None,
+    complete: Callable[[Storage], None] = lambda model: None,
+    **settings: Any,
+) -> dict[str, float]:
+    """Trains a model on the videos and texts of ``view``; its folder then holds all that using the model needs.
+
+    Args:
+        recipe: of the run.
+        context: of the stage.
+        task: what kind of training; its ``kind`` names the sections of the recipe.
+        view: what is trained on.
+        data: where the training finds it, and what it is validated with.
+        max_texts: texts of a video used per epoch; None = all.
+        complete: writes into the model's folder what this kind of model needs besides its weights.
+        settings: arguments of this kind of task in addition to the common ones.
+
+    Returns:
+        The last validation metrics.
+    """
+    from pipelines.train.pairs import steps_of_epochs
+
+    say_what_is_left_out(task.kind, view)
+    training = getattr(recipe, task.kind)
+    made = task(
+        training=training,
+        seed=recipe.seed,
+        data=data,
+        loader_processes=getattr(recipe.resources, task.kind).loader_processes,
+        steps_per_epoch=steps_of_epochs(
+            view.texts_per_video,
+            batch_size=training.batch_size,
+            seed=recipe.seed,
+            epochs=training.epochs,
+            max_texts=max_texts,
+        ),
+        clip_weights=handed_out(context.workspace, recipe.model.clip),
+        **settings,
+    )
+    metrics = train(recipe, context, made, checkpoint=training.checkpoint, precision=training.precision)
+    model = context.output.folder(MODEL)
+    complete(model)
+    model.write_json(FRAMES_JSON, plain(recipe.frames))
+    context.tracker.log_model(model)
+    return metrics

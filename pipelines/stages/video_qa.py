@@ -6,14 +6,14 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines.models.clip_weights import handed_out, weights_folders
-from pipelines.models.folder import FRAMES_JSON, MODEL
+from pipelines.models.clip_weights import weights_folders
+from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
-from pipelines.stages.training import progress_of_training, say_what_is_left_out, teacher_inputs, train, training_data
+from pipelines.stages.training import progress_of_training, teacher_inputs, train_on_pairs, training_data
 from pipelines.train.files import VIDEO_QA_METRICS
-from pipelines.workspace.artifact import Counts, plain
+from pipelines.workspace.artifact import Counts
 from pipelines.workspace.records import MANIFEST_FILE
 from pipelines.workspace.storage import Storage
 
@@ -26,42 +26,31 @@ def video_qa_stage(recipe: Recipe) -> Stage:
 
     def run(context: StageContext) -> Counts:
         from pipelines.datasets.answers import Vocabulary
-        from pipelines.train.pairs import steps_of_epochs
         from pipelines.train.video_qa import VideoQATask
 
         data = training_data(recipe, context)
         vocabulary = Vocabulary.read(context.inputs["answers"].storage)
         view = data.questions("train", answerable_by=vocabulary)
-        say_what_is_left_out("video_qa", view)
         asked = sum(data.questions("train").texts_per_video)
         kept = sum(view.texts_per_video)
         if kept < asked:
             logger.info(
-                "video_qa: %s of %s training questions have another answer, and are left out", asked - kept, asked
+                "video_qa: %s of %s training questions have an answer outside the vocabulary, and are left out",
+                asked - kept,
+                asked,
             )
-        task = VideoQATask(
-            model_config=recipe.video_qa_model(len(vocabulary)),
-            training=training,
-            seed=recipe.seed,
+        metrics = train_on_pairs(
+            recipe,
+            context,
+            VideoQATask,
+            view,
             data=data,
+            max_texts=training.max_questions_per_video,
+            complete=vocabulary.write,
+            model_config=recipe.video_qa_model(len(vocabulary)),
             vocabulary=vocabulary,
             init_checkpoint=_start(recipe, context),
-            clip_weights=handed_out(context.workspace, recipe.model.clip),
-            loader_processes=recipe.resources.video_qa.loader_processes,
-            steps_per_epoch=steps_of_epochs(
-                view.texts_per_video,
-                batch_size=training.batch_size,
-                seed=recipe.seed,
-                epochs=training.epochs,
-                max_texts=training.max_questions_per_video,
-            ),
         )
-        metrics = train(recipe, context, task, checkpoint=training.checkpoint, precision=training.precision)
-        # The folder of the model then holds all that answering a question about a video file needs.
-        model = context.output.folder(MODEL)
-        vocabulary.write(model)
-        model.write_json(FRAMES_JSON, plain(recipe.frames))
-        context.tracker.log_model(model)
         return {"rows": kept, "errors": 0, "videos": len(view), "left_out": asked - kept, **metrics}
 
     return Stage(
@@ -85,7 +74,7 @@ def video_qa_stage(recipe: Recipe) -> Stage:
 
 
 def _start(recipe: Recipe, context: StageContext) -> str | None:
-    """The checkpoint from which question answering starts; says what of it is used."""
+    """The checkpoint from which question answering starts; logs which part of it is used."""
     from pipelines.models.initial_weights import checkpoint_kind
 
     checkpoint = recipe.video_qa.init_checkpoint

@@ -1,4 +1,4 @@
-"""Whether the weights that a run needs can be had and fit: asked before its first stage starts."""
+"""Checks, before the first stage of a run starts, that the weights it needs exist and fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from hbi_models.configs import LossConfig
 from pipelines.models.clip_weights import hand_out
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.stage import Stage, Step
+from pipelines.stages.plan import Step
+from pipelines.stages.stage import Stage
 from pipelines.workspace.artifact import digest
 from pipelines.workspace.storage import Storage
 
@@ -19,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
-    """Reads the weights that the steps which are not done start from, and fits them to their models.
+    """Loads the initial weights of all unfinished steps into their models.
 
-    What a tag names is put into the workspace, from which all nodes take it. A video that is decoded for hours in
-    vain costs more than a model that is loaded twice.
+    Weights that a tag names are put into the workspace, from which all nodes read them. Loading a model twice costs
+    less than hours of decoding before the mistake is noticed.
 
     Raises:
         FileNotFoundError, ValueError: some cannot be had, or do not fit; the message says which and what to do.
@@ -34,7 +35,7 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
         for name, checkpoint in _retrieval_checkpoints(pending, recipe):
             from pipelines.models.initial_weights import load_checkpoint
 
-            logger.info("%s: looks whether %s fits", name, checkpoint)
+            logger.info("%s: checking that %s fits", name, checkpoint)
             load_checkpoint(checkpoint, recipe.model, Path(scratch))
     if "estimator" in pending and recipe.estimator.init_checkpoint is not None:
         from pipelines.models.estimator import make_estimator
@@ -72,7 +73,7 @@ def _starts_from_clip(pending: Mapping[str, Stage], recipe: Recipe) -> bool:
 
 
 def _retrieval_checkpoints(pending: Mapping[str, Stage], recipe: Recipe) -> list[tuple[str, str]]:
-    """Stages that start from a retrieval model from elsewhere, with its place."""
+    """Stages that start from a given retrieval model, with its place."""
     found = []
     if "retrieval" in pending and recipe.retrieval.init_checkpoint is not None:
         found.append(("retrieval", recipe.retrieval.init_checkpoint))

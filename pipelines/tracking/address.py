@@ -13,7 +13,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 
 _DATABASE_PREFIX = "sqlite:///"
 _WITHOUT_SCHEME = ("databricks", "databricks-uc")
-"""Addresses of MLflow that are no paths although they have no scheme."""
+"""Addresses of MLflow that have no scheme but are not paths."""
 
 
 def tracking_uri(workspace: Storage) -> str:
@@ -23,7 +23,7 @@ def tracking_uri(workspace: Storage) -> str:
     folder the command was started in.
 
     Raises:
-        ValueError: the variable names a folder, or a database at another place than the one that is written there.
+        ValueError: the variable names a folder, or MLflow would read the path of its database differently.
     """
     given = os.environ.get(VARIABLE)
     if given:
@@ -53,7 +53,7 @@ def sqlite_uri(path: Path) -> str:
     plain = f"{_DATABASE_PREFIX}{path}"
     if make_url(plain).database == str(path):
         return plain
-    # Without the name of the driver MLflow would make a folder whose name is the quoted path.
+    # With the driver's name, because otherwise MLflow makes a folder whose name is the quoted path.
     quoted = URL.create("sqlite+pysqlite", database=str(path)).render_as_string()
     if make_url(quoted).database != str(path):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""MLflow: a run per pipeline run, a nested run per stage, written by the driver alone.
+"""MLflow: a run per pipeline run and a nested run per stage, all written by the driver.
 
-Workers send their curves to the driver (``pipelines.train.metric_sink``), so the default SQLite
-file has one writer. The server named by ``MLFLOW_TRACKING_URI`` is used where there is one; what it
-misses while it is away is recorded later (``pipelines.tracking.recording``).
+Workers send their curves to the driver (``pipelines.train.metric_sink``), so the default SQLite file has one writer. If
+``MLFLOW_TRACKING_URI`` names a server, that is used. What it misses while it cannot be reached is recorded later
+(``pipelines.tracking.recording``).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PipelineTracker:
         config: which experiment.
         recipe: its settings become the parameters of the run.
         name: of the run.
-        identity: tags that tell the run from all others; one that has them is continued.
+        identity: tags that identify the run; an existing run with these tags is continued.
 
     Raises:
         ValueError: ``MLFLOW_TRACKING_URI`` is no address of a server or a database.
@@ -112,15 +112,15 @@ class PipelineTracker:
         return self.open_run(uuid.uuid4().hex, name, settings, tags=tags, nested=True, output=output)
 
     def nested_runs(self) -> list[Run] | None:
-        """MLflow's runs below this one; None while the server is away."""
+        """MLflow's runs below this one; None while the server cannot be reached."""
         return self._recording.ask(lambda: self._recorder.nested(self.run.state))
 
     def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
-        """Tags the run with the fingerprint of every stage, the data's among them."""
+        """Tags the run with the fingerprint of every stage, including those of the data."""
         self.run.log_tags({f"fingerprint.{stage}": fingerprint for stage, fingerprint in fingerprints.items()})
 
     def finish(self, status: Status) -> None:
-        """Ends the parent run, and records what can be recorded."""
+        """Ends the parent run, and records as much as possible."""
         self.run.finish(status)
         try:
             self._recording.close()
@@ -131,7 +131,7 @@ class PipelineTracker:
 
 
 class MlflowRun(StageTracker):
-    """What one run should hold; every change is recorded at once, or noted while the server is away."""
+    """What one run should hold. Every change is recorded at once, or noted while the server cannot be reached."""
 
     def __init__(self, recording: Recording, state: RunState, workspace: Storage, *, log_models: bool) -> None:
         self._recording, self.state, self._workspace, self._log_models = recording, state, workspace, log_models
@@ -143,7 +143,7 @@ class MlflowRun(StageTracker):
         self._save(figures=(*self.state.figures, (step, _now_ms(), figures)))
 
     def log_batch(self, points: Sequence[Point]) -> None:
-        # An earlier run may have begun the curve.
+        # An earlier run of the command may have begun the curve.
         self._save(points if self._has_curve else None)
         self._has_curve = True
 
@@ -152,7 +152,7 @@ class MlflowRun(StageTracker):
         self._save(None)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Tags of the run; one that it has is replaced."""
+        """Tags of the run; they replace existing ones."""
         self._save(tags={**self.state.tags, **tags})
 
     def log_document(self, name: str, document: Any) -> None:
@@ -173,7 +173,7 @@ class MlflowRun(StageTracker):
         except (StorageError, ValueError) as error:
             if status == "FINISHED":
                 raise
-            # What ended the run is being raised, and must not be hidden by this.
+            # The error that ended the run is being raised, and must not be hidden by this one.
             logger.warning("%s", error)
 
     def _save(self, points: Sequence[Point] | None = (), **changes: Any) -> None:
@@ -182,7 +182,7 @@ class MlflowRun(StageTracker):
 
 
 def record_missed(workspace: Storage) -> None:
-    """Records what an MLflow server that was away has missed of earlier runs, where it is back."""
+    """Records what an MLflow server has missed of earlier runs, if it can be reached now."""
     if not is_left(workspace):
         return
     uri = tracking_uri(workspace)
@@ -197,16 +197,16 @@ def record_missed(workspace: Storage) -> None:
 def _recorder(workspace: Storage, uri: str) -> MlflowRecorder:
     for noisy in ("alembic", "mlflow.store", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It warns that a pickled model runs code when it is loaded: the docs say so, once.
+    # Hides a warning that a pickled model runs code when it is loaded, which the documentation mentions.
     logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
-    # It warns of every attempt; that a server is away is said once.
+    # Hides a warning per attempt; that the server cannot be reached is logged once.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     from pipelines.tracking.recorder import MlflowRecorder
 
     given = os.environ.get(VARIABLE)
     recorder = MlflowRecorder(uri, workspace)
     if not given:
-        # MLflow exports it, but it belongs to this workspace, not to whatever this process runs next.
+        # MLflow sets this variable for the whole process, but it holds only for this workspace.
         os.environ.pop(VARIABLE, None)
     return recorder
 

@@ -1,7 +1,7 @@
-"""Brings MLflow's runs to what they should hold; doing so again, in another process too, changes nothing.
+"""Updates MLflow's runs to what they should hold. Repeating an update, also in another process, changes nothing.
 
-A run is found by a key of ours, which is a tag of MLflow's run. Points that the server has are not sent
-again, documents and files take the place of what has their name, and a model is logged once.
+A run is found by a key of ours, which is a tag of MLflow's run. Points that the server has are not sent again,
+documents and files replace those of the same name, and a model is logged once.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ KEY, PARENT = "hbi.run", "mlflow.parentRunId"
 
 _PARAM_LENGTH = 500
 _BATCH = {"params": 100, "tags": 100, "metrics": 900}
-"""Most of a kind in one call."""
+"""Largest number of each kind in one call."""
 _MOST_RUNS = 50_000  # of one parent; MLflow gives no more at once
 
 _PROBE_S = 5
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", _TIMEOUT: "20"}
-"""MLflow's own, 7 and 120 s, would hold up a training for minutes. What the user has set is kept."""
+"""MLflow's defaults, 7 retries and 120 s, would delay a training by minutes. Settings of the user are kept."""
 _UPLOAD_TIMEOUT_S = "600"
-"""A server that passes a model on to a store answers when it has arrived there."""
+"""Long, because a server that forwards a model to a store answers only when it has arrived there."""
 
 _TROUBLE = frozenset({429, 500, 502, 503, 504})
 _CLIENTS = {"s3": "boto3", "gs": "google.cloud.storage"}
-"""What MLflow itself writes to an object store with."""
+"""The packages with which MLflow writes to object stores."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class _Recorded:
     run_id: str
     state: RunState
     points: set[tuple[int, str]] | None = None
-    """Steps and names that the server has; None = it was not asked yet."""
+    """Steps and names of the points that the server has; None = not asked yet."""
 
 
 class MlflowRecorder:
@@ -88,7 +88,7 @@ class MlflowRecorder:
         mlflow.set_tracking_uri(uri)
 
     def require_answer(self) -> None:
-        """Asks a server for a sign of life; takes a few seconds at most."""
+        """Checks that the server answers, within a few seconds."""
         if not self._is_server:
             return  # a database is asked by the first call
         with self._naming_errors():
@@ -104,12 +104,12 @@ class MlflowRecorder:
             raise AwayError(f"cannot record the run in {shown(self._uri)}: it answers {answer.status_code}")
 
     def record(self, run: RunState, points: Sequence[Point] | None = ()) -> None:
-        """Brings MLflow's run to ``run``; of its curves it gets ``points``, None = all that the history holds."""
+        """Updates MLflow's run to ``run`` and adds ``points`` to its curves; None = all points of the history."""
         try:
             with self._naming_errors():
                 self._record(run, points)
         except AwayError:
-            # Whether it arrived is not known: before it is sent again, the server is asked what it has.
+            # Whether the points arrived is not known, so the server is asked what it has before they are sent again.
             self._runs.pop(run.key, None)
             raise
 
@@ -127,7 +127,8 @@ class MlflowRecorder:
     def _record(self, run: RunState, points: Sequence[Point] | None) -> None:
         known = self._runs.get(run.key) or self._continued(run)
         run_id, had = known.run_id, known.state
-        # A parameter cannot be changed; settings that may differ from an earlier run's change no result.
+        # Only new ones are sent, because MLflow does not allow a parameter to change. A run is continued only if at
+        # most settings without effect on results differ.
         params = [(name, value[:_PARAM_LENGTH]) for name, value in run.params.items() if name not in had.params]
         self._send(run_id, params=[Param(*item) for item in params])
         self._send(run_id, tags=[RunTag(*item) for item in run.tags.items() if had.tags.get(item[0]) != item[1]])
@@ -149,7 +150,7 @@ class MlflowRecorder:
         known.state = run
 
     def _continued(self, run: RunState) -> _Recorded:
-        """MLflow's run, which is made if it is not there."""
+        """MLflow's run, which is created if it does not exist."""
         found = self._find(run.key, run.experiment)
         if found is None:
             tags = {KEY: run.key}
@@ -196,12 +197,12 @@ class MlflowRecorder:
             try:
                 path.write_bytes(self._workspace.read_bytes(file))
             except FileNotFoundError:
-                logger.warning("%s is gone: its run in MLflow is without it", self._workspace.place(file))
+                logger.warning("%s does not exist any more, so its run in MLflow lacks it", self._workspace.place(file))
                 return
             self._client.log_artifact(run_id, str(path))
 
     def _log_model(self, run_id: str, folder: str, experiment: str) -> bool:
-        """Whether it was not there before."""
+        """Logs a model unless that was done before; returns whether it did."""
         from pipelines.models.mlflow_model import served_model
 
         for logged in self._client.search_logged_models(
@@ -211,7 +212,7 @@ class MlflowRecorder:
                 return False
             self._client.delete_logged_model(logged.model_id)
         if not self._workspace.exists(folder):
-            logger.warning("%s is gone: its run in MLflow is without it", self._workspace.place(folder))
+            logger.warning("%s does not exist any more, so its run in MLflow lacks it", self._workspace.place(folder))
             return False
         model, signature = served_model(self._workspace.folder(folder))
         with _long_timeout(), mlflow.start_run(run_id=run_id):
@@ -230,7 +231,8 @@ class MlflowRecorder:
         if name not in self._experiments:
             found = self._client.get_experiment_by_name(name)
             if found is None:
-                # A server decides itself where artifacts lie; with a database MLflow would take the current folder.
+                # A server chooses the place of artifacts. With a database MLflow would use the current folder, so it is
+                # set here.
                 location = None if self._is_server else _artifact_uri(self._workspace)
                 _require_client(location)
                 self._experiments[name] = str(self._client.create_experiment(name, artifact_location=location))
@@ -253,7 +255,7 @@ class MlflowRecorder:
         except StorageError:
             raise
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            # It may repeat the address, with the credentials in it.
+            # The message may repeat the address with its credentials.
             text = str(error).replace(self._uri.rstrip("/"), shown(self._uri)).strip() or type(error).__name__
             message = f"cannot record the run in {shown(self._uri)}: {text.splitlines()[0][:300]}"
             if self._is_server and _is_away(error):
@@ -266,7 +268,7 @@ class MlflowRecorder:
 
 @contextmanager
 def _long_timeout() -> Iterator[None]:
-    """Waits long for the answer to an upload, unless the user has set how long."""
+    """Sets a long timeout for the answer to an upload, unless the user has set one."""
     if os.environ[_TIMEOUT] != _PATIENCE[_TIMEOUT]:
         yield
         return
@@ -278,7 +280,7 @@ def _long_timeout() -> Iterator[None]:
 
 
 def _is_away(error: BaseException | None) -> bool:
-    """Whether a server does not answer, or answers that it is in trouble."""
+    """Whether a server does not answer, or answers with an error of its own."""
     while error is not None:
         if isinstance(error, requests.exceptions.SSLError):
             return False
@@ -298,7 +300,7 @@ def _artifact_uri(workspace: Storage) -> str:
 
 
 def _require_client(location: str | None) -> None:
-    """Raises ``ValueError`` where MLflow would find out at the end of a stage that it cannot write there."""
+    """Raises ``ValueError`` if MLflow cannot write there, which it would notice only at the end of a stage."""
     package = _CLIENTS.get((location or "").partition("://")[0])
     try:
         found = package is None or find_spec(package) is not None

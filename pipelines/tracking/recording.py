@@ -1,8 +1,8 @@
-"""Records the runs of a process in MLflow; what a server that is away misses is recorded later.
+"""Records the runs of a process in MLflow. What a server misses while it cannot be reached is recorded later.
 
-Curves, files and models lie in the workspace anyway. So while the server is away only a note for each run is
-kept, ``unrecorded/<time and name>/<key>.json``: its settings and figures, and where the rest lies. When the server is
-back, or by the next run in the workspace, MLflow's runs are brought to what notes and workspace say.
+Curves, files and models are in the workspace anyway. So while the server cannot be reached, only a note is kept for
+each run, ``unrecorded/<time and name>/<key>.json``: its settings and values, and where the rest lies. When the server
+is back, or in the next run in the workspace, MLflow's runs are updated from notes and workspace.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Answer = TypeVar("Answer")
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 60.0
 _FORMER_FOLDER = "undelivered"
-"""Of the workspace, where calls to MLflow were kept before there were notes."""
+"""Folder of the workspace in which older versions kept calls to MLflow."""
 
 
 class AwayError(StorageError):
-    """The server cannot be reached, or is in trouble: later it may do what it was asked."""
+    """The server cannot be reached or has an error of its own; the same request may succeed later."""
 
 
 class Recording:
@@ -45,16 +45,16 @@ class Recording:
 
     Args:
         workspace: where the notes are kept.
-        server: as it is named to the user.
+        server: its name in messages.
         recorder: writes to MLflow.
 
     Raises:
-        StorageError: the server refuses; one that is away is a warning.
+        StorageError: the server refuses; a server that cannot be reached is only a warning.
     """
 
     def __init__(self, workspace: Storage, server: str, recorder: MlflowRecorder) -> None:
         self._workspace, self._server, self._recorder = workspace, server, recorder
-        # By name they are in the order of time.
+        # Sorted by name they are in the order of time.
         self._name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex}"
         self._notes = workspace.folder(UNRECORDED, self._name)
         self._lock = threading.Lock()
@@ -62,11 +62,11 @@ class Recording:
         self._claimed = False
         self._open: dict[str, RunState] = {}
         self._missed: dict[str, RunState] = {}
-        """What the server does not hold yet."""
+        """Runs of which the server does not have everything yet."""
         self._refusal: StorageError | ValueError | None = None
         self._closing = threading.Event()
         self._waiter: threading.Thread | None = None
-        """Runs while the server is away."""
+        """Waits for the server while it cannot be reached."""
         try:
             recorder.require_answer()
             record_left(workspace, server, recorder)
@@ -74,9 +74,9 @@ class Recording:
             self._go_away(error)
 
     def save(self, run: RunState, points: Sequence[Point] | None = ()) -> None:
-        """Brings MLflow's run to ``run`` and adds new ``points`` of its curves; None = all of its history.
+        """Updates MLflow's run to ``run`` and adds new ``points`` of its curves; None = all of its history.
 
-        While the server is away this returns at once: the points are in the history, the rest is noted.
+        While the server cannot be reached this returns at once: the points are in the history, the rest is noted.
 
         Raises:
             StorageError: the server or database refuses what is sent, or what was sent in the background; or the
@@ -98,7 +98,7 @@ class Recording:
             self._note(run)
 
     def ask(self, question: Callable[[], Answer]) -> Answer | None:
-        """The answer to a question to the server; None while it is away."""
+        """The answer to a question to the server; None while it cannot be reached."""
         with self._lock:
             if self._waiter is None:
                 try:
@@ -108,7 +108,8 @@ class Recording:
         return None
 
     def close(self) -> None:
-        """Tries once more where the server is away; what it has missed then is for the next run in the workspace.
+        """Tries once more if the server cannot be reached; what is still missing is left to the next run in the
+        workspace.
 
         Raises:
             StorageError: the server refuses what it had missed.
@@ -124,16 +125,16 @@ class Recording:
 
     def _note(self, run: RunState) -> None:
         if not self._claimed:
-            # While it is held no other process records these runs.
+            # While this lock is held no other process records these runs.
             self._claim.enter_context(held(self._workspace, _claim_name(self._name)))
             self._claimed = True
         if self._missed.get(run.key) != run:
             self._notes.write_json(f"{run.key}.json", {"server": self._server, "run": asdict(run)})
-        # Another object each time: its history may have grown.
+        # A new object each time, because its history may have grown.
         self._missed[run.key] = replace(run)
 
     def _go_away(self, error: AwayError) -> None:
-        """Says once that the server is away, notes what it may miss, and waits for it."""
+        """Warns once that the server cannot be reached, notes what it may miss, and waits for it."""
         logger.warning(
             "%s. The run goes on: what the server misses is in the workspace, and is recorded as soon as it is back, "
             "or else by the next run in this workspace. %s says of which runs",
@@ -153,7 +154,7 @@ class Recording:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _catch_up(self) -> bool:
-        """Records what was missed; whether there is nothing more to be tried."""
+        """Records what was missed; returns whether nothing is left to try."""
         count = 0
         try:
             self._recorder.require_answer()
@@ -169,6 +170,7 @@ class Recording:
                 for run in missed:
                     self._recorder.record(run, None)
                     with self._lock:
+                        # Another object means that more was missed while this one was recorded.
                         if self._missed[run.key] is run:
                             del self._missed[run.key]
                             count += 1
@@ -187,26 +189,26 @@ def is_left(workspace: Storage) -> bool:
 def record_left(workspace: Storage, server: str, recorder: MlflowRecorder) -> None:
     """Records what ``server`` has missed of earlier runs in the workspace.
 
-    Runs that never ended do so as ``KILLED``: their process is gone.
+    Runs that never ended are ended as ``KILLED``, because their process is gone.
 
     Args:
         workspace: where their notes are kept.
-        server: as it is named to the user; notes for other servers are left alone.
+        server: its name in messages; notes for other servers are left alone.
         recorder: writes to MLflow.
 
     Raises:
-        AwayError: the server is away.
+        AwayError: the server cannot be reached.
     """
     if workspace.folders(_FORMER_FOLDER):
         logger.warning(
-            "%s holds calls to an MLflow server that an older version of this program kept; they are not made any "
-            "more: remove the folder",
+            "%s holds calls to an MLflow server that an older version of this program kept, and that this version "
+            "does not send: remove the folder",
             workspace.place(_FORMER_FOLDER),
         )
     for name in workspace.folders(UNRECORDED):
         notes = workspace.folder(UNRECORDED, name)
         with held_if_free(workspace, _claim_name(name)) as claim:
-            # Its process is still at it, or has recorded everything meanwhile.
+            # Its process still works on it, or has recorded everything in the meantime.
             if claim is None or not (files := notes.files(suffix=".json")):
                 continue
             try:
@@ -229,7 +231,7 @@ def record_left(workspace: Storage, server: str, recorder: MlflowRecorder) -> No
                 raise
             except (StorageError, ValueError, LookupError, TypeError, AttributeError) as error:
                 logger.warning(
-                    "what %s says of runs cannot be recorded: %s. Remove the folder to give it up", notes.place(), error
+                    "the runs in %s cannot be recorded: %s. Remove the folder to give them up", notes.place(), error
                 )
                 continue
             notes.delete("")

@@ -11,7 +11,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """All that MLflow's run should hold by now; what is large is named by its place in the workspace."""
+    """Everything that MLflow's run should hold by now; large things are named by their place in the workspace."""
 
     key: str
     """A tag of MLflow's run, by which it is found again; known before MLflow has made the run."""
@@ -25,9 +25,9 @@ class RunState:
     folder: str | None = None
     """Folder of the workspace whose history holds the curves."""
     figures: tuple[tuple[int, int, Mapping[str, float]], ...] = ()
-    """Step, time in ms, values: metrics that are in no history."""
+    """Metrics that no history holds: step, time in ms, values."""
     documents: Mapping[str, Any] = field(default_factory=dict)
-    """JSON documents that are in no file of the workspace, by the name they get."""
+    """JSON documents that are not files of the workspace, by their file name in MLflow."""
     files: tuple[str, ...] = ()
     """Files of the workspace."""
     model: str | None = None

@@ -36,12 +36,13 @@ class _SourceDataset(Dataset[Any]):
 def load_ahead(
     source: BatchSource[Batch], addresses: Sequence[BatchAddress], *, processes: int, pin_memory: bool
 ) -> Generator[Batch, None, None]:
-    """The batches at ``addresses`` in order, made ahead of their use; closing it ends the thread or the processes.
+    """The batches at ``addresses`` in order, made ahead of their use; closing the generator ends the thread or the
+    processes.
 
     Args:
-        source: makes a batch; it travels to the processes.
+        source: makes a batch; it is sent to the processes.
         addresses: which batches.
-        processes: loader processes; 0 = a thread, which is enough where batches are small.
+        processes: loader processes; 0 = a thread, which is enough for small batches.
         pin_memory: put batches into page-locked memory, for copies that overlap with the GPU's work.
     """
     if processes == 0:
@@ -59,8 +60,8 @@ def _in_processes(
         num_workers=processes,
         prefetch_factor=_AHEAD,
         pin_memory=pin_memory,
-        # A forked child would inherit Ray's and gRPC's threads in an unknown state. A fork server's socket would stay
-        # in the node's temporary folder, because Ray kills a training's workers at its end.
+        # Spawned, because a forked child would inherit Ray's and gRPC's threads in an unknown state. A fork server
+        # would leave its socket in the node's temporary folder, because Ray kills a training's workers at the end.
         multiprocessing_context="spawn",
     )
     # The processes end with the loader's iterator, which only this frame holds.
@@ -74,6 +75,7 @@ def _in_thread(source: BatchSource[Batch], addresses: Sequence[BatchAddress]) ->
     def offer(item: Batch | BaseException | None) -> bool:
         while not stop.is_set():
             try:
+                # With a timeout, so that the thread notices when nobody takes batches any more.
                 ready.put(item, timeout=0.1)
                 return True
             except queue.Full:

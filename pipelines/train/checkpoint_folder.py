@@ -14,8 +14,8 @@ _INDEX = "index.json"
 class CheckpointFolder:
     """Keeps two checkpoints: the best by score, of equal ones the last, and the latest, to go on from.
 
-    ``index.json`` names them and is written after their files, so a training that is killed at any
-    point finds whole checkpoints; what the index no longer names is removed.
+    ``index.json`` names them and is written after their files, so a training that is killed at any point finds whole
+    checkpoints. Checkpoints that the index no longer names are removed.
     """
 
     def __init__(self, storage: Storage) -> None:

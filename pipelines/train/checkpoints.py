@@ -27,7 +27,7 @@ from pipelines.train.history import Point, from_record, to_record
 from pipelines.workspace.errors import DamagedFileError
 
 UNSCORED = -1e9
-"""Score of a checkpoint within an epoch: good to resume from, never the best."""
+"""Score of a checkpoint within an epoch: it serves to resume, and is never the best."""
 
 TRAINING = "training.pt"
 POSITION = "position.json"
@@ -36,7 +36,7 @@ CURVE = "curve.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a training run stands; the next step to do is ``step_in_epoch`` of ``epoch``."""
+    """How far a training is; its next step is ``step_in_epoch`` of ``epoch``."""
 
     epoch: int = 0
     step_in_epoch: int = 0

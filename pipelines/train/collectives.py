@@ -1,14 +1,12 @@
-"""Gathering over ranks: the only place that knows there is more than one.
+"""Gathering over ranks: the only module that knows that there are several.
 
-Losses see gathered tensors and are computed in full on every rank. The backward pass of the
-gather sums over ranks before it takes the rank's own slice; together with the mean that
-DistributedDataParallel takes, W workers with batch B / W have the gradients of one worker
-with batch B. (The published backward keeps the local slice without the sum, which scales
-encoder gradients by 1 / W.)
+Losses see gathered tensors and are computed in full on every rank. The backward pass of the gather sums over ranks
+before it takes the rank's own slice. With the mean that DistributedDataParallel takes, W workers with batch B / W then
+have the gradients of one worker with batch B. (The published backward keeps the local slice without the sum, which
+scales encoder gradients by 1 / W.)
 
-Every rank takes part in the same collectives in the same order, whatever its data holds. Work that
-may fail on one rank alone goes through ``together``; numbers that are not finite are gathered like
-others, and all ranks see them.
+Every rank takes part in the same collectives in the same order, whatever its data is. Work that may fail on one rank
+alone goes through ``together``. Numbers that are not finite are gathered like others, so all ranks see them.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ T = TypeVar("T")
 
 
 class OtherRankError(ValueError):
-    """This rank could go on, and another cannot; the message names it and its error."""
+    """This rank could continue, but another one cannot; the message names that rank and its error."""
 
 
 class Rows(Protocol):
     """Tensors with one row per pair: ``PairFeatures`` or ``AnsweredPairs``."""
 
     def map(self: R, function: Callable[[Tensor], Tensor]) -> R:
-        """The same with ``function`` applied to each tensor, always in the same order."""
+        """The same rows with ``function`` applied to each tensor, always in the same order."""
         ...
 
 
@@ -84,7 +82,8 @@ def gather_pairs(pairs: R) -> R:
 
     pairs.map(collect)
     count = leaves[0].shape[0]
-    # Dozens of small messages would each pay the latency; masks travel as 0 and 1, labels as whole numbers.
+    # One message, because each of dozens of small ones would cost the latency. Masks are sent as 0 and 1, labels as
+    # whole numbers.
     message = torch.cat([leaf.reshape(count, -1).float() for leaf in leaves], dim=1)
     columns = iter(torch.split(all_gather_with_gradient(message), [leaf[0].numel() for leaf in leaves], dim=1))
     return pairs.map(lambda leaf: next(columns).reshape(-1, *leaf.shape[1:]).to(leaf.dtype))
@@ -100,16 +99,16 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def together(work: Callable[[], T], device: torch.device) -> T:
-    """What ``work`` returns on this rank, once it is done on all; it holds no collective itself.
+    """What ``work`` returns on this rank, after it is done on all ranks; ``work`` itself must not use collectives.
 
-    One that failed alone would leave the others waiting for it in their next collective.
+    If one rank failed alone, the others would wait for it in their next collective.
 
     Args:
         work: reads, writes or computes something on this rank.
         device: where ranks exchange tensors.
 
     Raises:
-        OtherRankError: it failed, but not here.
+        OtherRankError: it failed on another rank.
         Exception: what ``work`` raised here.
     """
     if world_size() == 1:

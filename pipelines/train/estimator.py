@@ -77,7 +77,7 @@ class LabelTable:
 
 @dataclass
 class EstimatorTask:
-    """The estimator as the training loop wants it."""
+    """The training of the estimator, for the training loop."""
 
     training: EstimatorTrainingConfig
     channels: int
@@ -119,7 +119,7 @@ class EstimatorTask:
             members = np.flatnonzero(shards == shard)
             parts.append(self._read(shard, columns, index.take(members)))
             places.append(members)
-        # In the order of the index: how pairs were grouped into shards must not show in the batches.
+        # In the order of the index, so that batches do not depend on how pairs were grouped into shards.
         table = pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
         return {
             split: LabelTable(
@@ -142,7 +142,7 @@ class EstimatorTask:
             if places.null_count:
                 raise DamagedFileError(
                     f"{self.labels.place(shard)} does not hold {places.null_count:,} of the {len(wanted):,} labels "
-                    "that its index says to be there"
+                    "that its index lists"
                 )
         except DamagedFileError as error:
             ShardPool(self.labels, LABELS).set_aside(shard, error)
@@ -165,7 +165,7 @@ class EstimatorTask:
     def loss(self, model: nn.Module, batch: LabelBatch, device: torch.device) -> Mapping[str, Tensor]:
         batch = batch.to(device)
         error = (model(batch.similarity) - batch.interaction) * batch.mask
-        # The mean runs over padding too, as published: every rank then has the same divisor.
+        # The mean includes padding, as published. Every rank then has the same divisor.
         return {"loss": error.square().mean()}
 
     def after_step(self, model: nn.Module) -> None:
@@ -180,11 +180,11 @@ class EstimatorTask:
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Share of the labels' variance, within real cells, that the estimator explains.
 
-        Rows are spread over ranks; where there is no validation split the training rows serve.
+        Rows are spread over ranks. Without a validation split the training rows are used.
         """
         tables = together(lambda: self._tables, device)
         table = tables["val"] if len(tables["val"]) else tables["train"]
-        # On the device, because NCCL adds up nothing that lies elsewhere.
+        # On the device, because NCCL cannot add tensors on the CPU.
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         for start in range(rank() * 512, len(table), 512 * world_size()):
             batch = table.batch(np.arange(start, min(start + 512, len(table)))).to(device)
@@ -198,6 +198,6 @@ class EstimatorTask:
 
 
 def _names(table: pa.Table) -> pa.Array:
-    """What tells the labels in ``table`` apart: the key of the video and its texts, and the number of the text."""
+    """A name for each label in ``table``: the key of the video and its texts, and the number of the text."""
     numbers = table.column("caption_index").cast(pa.string())
     return pc.binary_join_element_wise(table.column("key"), numbers, "/").combine_chunks()

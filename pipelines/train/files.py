@@ -6,16 +6,16 @@ HISTORY = "history.jsonl"
 """Every point of every curve, one step a line."""
 
 NON_FINITE = "non_finite_batch.json"
-"""What stopped a training whose loss was no number any more."""
+"""Report of a training that was stopped because its loss was not finite."""
 
 CHECKPOINTS = "checkpoints"
-"""Folder to go on from, where a trial of a tuning trains by itself."""
+"""Folder of checkpoints of a training without Ray Train, such as a trial of a tuning."""
 
 RAY_TRAIN = "train"
 """Folder of Ray Train's own checkpoints."""
 
 RAY_SNAPSHOT = f"{RAY_TRAIN}/checkpoint_manager_snapshot.json"
-"""Names Ray Train's checkpoints that are whole."""
+"""Ray Train's list of its complete checkpoints."""
 
 SCORE = "validation/score"
 """The metric by which the best checkpoint is chosen; higher is better."""

@@ -1,4 +1,4 @@
-"""The curves of a training, point by point, as they lie beside its checkpoints."""
+"""The curves of a training, point by point, in a file beside its checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Point = tuple[int, Mapping[str, float]]
 
 
 def to_record(point: Point) -> dict[str, float]:
-    """A point as it is written down: its metrics beside its ``step``."""
+    """A point as a record of the file: its metrics beside its ``step``."""
     step, metrics = point
     return {"step": step, **metrics}
 
@@ -24,17 +24,18 @@ def from_record(record: Any) -> Point:
     """The point that was written down as ``record``.
 
     Raises:
-        ValueError: it is none.
-    """
+        ValueError: it is not a point."""
     metrics = dict(record) if isinstance(record, Mapping) else {}
     step = metrics.pop("step", None)
     if type(step) is not int or not all(type(value) in (int, float) for value in metrics.values()):
-        raise ValueError(f"{record!r:.80} is no point of a curve; a whole step and metrics that are numbers are needed")
+        raise ValueError(
+            f"{record!r:.80} is not a point of a curve; a whole step and metrics that are numbers are needed"
+        )
     return step, metrics
 
 
 class History:
-    """All points of a training stage, kept beside its checkpoints; a restart goes on with it."""
+    """All points of a training stage, kept beside its checkpoints; a restart continues them."""
 
     def __init__(self, storage: Storage) -> None:
         self._log = LineLog(storage, HISTORY)
@@ -43,7 +44,7 @@ class History:
             self._add(map(from_record, self._log.records()))
         except ValueError as error:
             raise DamagedFileError(
-                f"{storage.place(HISTORY)} is damaged, or something else wrote it: {error}"
+                f"{storage.place(HISTORY)} is damaged, or another program wrote it: {error}"
             ) from error
 
     @property
@@ -56,12 +57,13 @@ class History:
         return {name: value for _, metrics in self.points for name, value in metrics.items() if name.startswith(prefix)}
 
     def extend(self, points: Sequence[Point]) -> None:
-        """Adds points and commits them; a step that is done again replaces the old point."""
+        """Adds points and commits them; the point of a repeated step replaces the old one."""
         self._add(points)
         self._log.append(map(to_record, points))
 
     def complete(self, points: Sequence[Point]) -> None:
-        """The training ended: adds those of ``points`` that are missing, and puts all into one file, a step a line."""
+        """To be called when the training has ended: adds missing ``points`` and puts all into one file, a step per
+        line."""
         missing = [
             (step, {name: value for name, value in metrics.items() if name not in self._metrics.get(step, {})})
             for step, metrics in points

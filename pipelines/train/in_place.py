@@ -1,6 +1,6 @@
-"""Trains in the process that calls it, which holds the resources of one worker: a trial of a tuning.
+"""Trains in the calling process, which holds the resources of one worker, such as a trial of a tuning.
 
-A trainer inside a trial would start a controller and a worker of its own first, 28 s against 3 s.
+Ray's trainer would first start a controller and a worker of its own, which takes 28 s instead of 3 s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FLUSH_S = 1.0
 
 
 class _PlaceReporter:
-    """Keeps checkpoints in a place, and hands points on: those before a checkpoint only when it is kept."""
+    """Keeps checkpoints, and passes points on. The points before a checkpoint are passed on after it is kept."""
 
     def __init__(self, place: CheckpointPlace, receive: Callable[[list[Point]], None]) -> None:
         self._place, self._receive = place, receive
@@ -29,7 +29,7 @@ class _PlaceReporter:
         self._flushed = time.monotonic()
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        # The receiver of a validation may end this process, so what it judges must be kept before.
+        # The receiver of a validation may end this process, so the checkpoint must be kept first.
         if time.monotonic() - self._flushed >= _FLUSH_S:
             self.flush()
         self._points.append((step, dict(metrics)))
@@ -40,7 +40,7 @@ class _PlaceReporter:
         self.flush()
 
     def flush(self) -> None:
-        """Hands on what has not been handed on."""
+        """Passes on the points that are waiting."""
         points, self._points = self._points, []
         self._flushed = time.monotonic()
         if points:

@@ -1,7 +1,7 @@
 """The training loop of every model: steps, schedule, validation, checkpoints, resuming.
 
-The loop runs on each rank of a Ray Train worker group, and as it is in a single process. It
-knows no model and no data set: a :class:`Task` provides both.
+The same loop runs on each rank of a Ray Train worker group and in a single process. It knows no model and no data set:
+a :class:`Task` provides both.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, t
 from pipelines.train.files import SCORE as SCORE
 from pipelines.train.history import Point
 from pipelines.train.seeds import step_seed
+from pipelines.workspace.errors import examples
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Task(Protocol[Batch]):
         ...
 
     def after_step(self, model: nn.Module) -> None:
-        """Puts constraints on the weights back in place."""
+        """Applies the constraints on the weights."""
         ...
 
     def row_names(self, batch: Batch) -> list[str]:
@@ -100,7 +101,7 @@ class Task(Protocol[Batch]):
 
 
 class Reporter(Protocol):
-    """Receives what a rank reports; called on every rank, equally often."""
+    """Receives the reports of a rank; every rank calls it equally often."""
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One point of each named curve."""
@@ -125,9 +126,7 @@ class NonFiniteLossError(ArithmeticError):
 
     def __str__(self) -> str:
         rows = [name for part in self.report["ranks"] for name in part["rows"]]
-        listed = ", ".join(rows[:_NAMED_ROWS]) + (
-            f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
-        )
+        listed = examples(rows, limit=_NAMED_ROWS)
         saved = f" (all of them: {self.report['saved']})" if "saved" in self.report else ""
         good = (
             f"; the last good checkpoint is {self.report['last_checkpoint']}"
@@ -149,7 +148,7 @@ class LoopSettings:
     log_every_steps: int = 5
     precision: Precision = "float32"
     validations_per_epoch: int = 1
-    """Those before the epoch's end are saved to go on from, never as the best."""
+    """Checkpoints before the epoch's end serve to resume, and are never the best."""
 
 
 class TrainingLoop(Generic[Batch]):
@@ -176,7 +175,8 @@ class TrainingLoop(Generic[Batch]):
             together(lambda: self._resume(resume), device)
         self.model: nn.Module = self.core
         if world_size() > 1:
-            # Every parameter that is trained gets a gradient in every step, and no buffer changes.
+            # No search for unused parameters is needed: each that is trained gets a gradient in every step. No buffer
+            # changes.
             self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True)
 
     def _resume(self, folder: Path) -> None:
@@ -194,7 +194,8 @@ class TrainingLoop(Generic[Batch]):
             OtherRankError: another rank cannot go on, because of its data, its storage or its checkpoint.
         """
         meter = _Throughput()
-        # Whatever loads the batches ends with the training: Ray kills what is left, which leaves its files behind.
+        # The loader must end with the training: Ray kills processes that are left, and their temporary files would
+        # stay.
         with closing(together(lambda: self.task.batches(self.position), self.device)) as batches:
             while self.position.epoch < self.task.epochs:
                 steps = self.task.steps(self.position.epoch)
@@ -221,18 +222,18 @@ class TrainingLoop(Generic[Batch]):
                 self._within_epoch(steps, meter)
 
     def _step(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
-        # Whatever draws random numbers in a step draws the same ones after a restart.
+        # Seeded in every step, so that a step draws the same random numbers after a restart.
         torch.manual_seed(step_seed(self.task.seed, self.position.step))
         with self._autocast():
             parts = self.task.loss(self.model, batch, self.device)
         loss = parts["loss"]
-        # All ranks must stop together: one that went on would wait for the others' gradients.
+        # All ranks must stop together, because one that continued would wait for the others' gradients.
         if not torch.isfinite(mean_over_ranks(loss)):
             raise self._non_finite("loss", loss, parts, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         trained = [parameter for parameter in self.core.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, self.task.optimizer_config.max_grad_norm)
-        # The norm is the same on all ranks. A step with such a gradient would leave no good weight to save.
+        # The norm is the same on all ranks. A step with such a gradient would destroy every weight.
         if not torch.isfinite(norm):
             raise self._non_finite("gradient", norm, parts, batch)
         self.optimizer.step()
@@ -242,7 +243,8 @@ class TrainingLoop(Generic[Batch]):
         return parts, norm
 
     def _non_finite(self, what: str, value: Tensor, parts: Mapping[str, Tensor], batch: Batch) -> NonFiniteLossError:
-        """What to raise, on every rank the same; where some ranks' losses are finite, the others are reported."""
+        """The error to raise, the same on every rank. If only some ranks' losses are not finite, only those are
+        reported."""
         mine = {
             "rank": rank(),
             "value": _as_json(value),
@@ -270,7 +272,7 @@ class TrainingLoop(Generic[Batch]):
         self._report({**metrics, **meter.read()})
 
     def _within_epoch(self, steps: int, meter: _Throughput) -> None:
-        """Validates and saves where a part of the epoch is done, or saves alone where that is due."""
+        """Validates and saves after each part of an epoch; saves without validation where only that is due."""
         parts, done = self.settings.validations_per_epoch, self.position.step_in_epoch
         every = self.settings.checkpoint_every_steps
         if done * parts // steps > (done - 1) * parts // steps:
@@ -311,7 +313,7 @@ class TrainingLoop(Generic[Batch]):
 
 
 def _as_json(value: Tensor) -> float | str:
-    """A number, or the word for one that JSON does not have."""
+    """A number, or a word for a number that JSON does not have."""
     number = float(value.detach())
     return number if math.isfinite(number) else str(number)
 
@@ -332,7 +334,7 @@ class _Throughput:
         self._pairs += pairs
 
     def read(self) -> dict[str, float]:
-        """The figures since the last reading."""
+        """The values since the last reading."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         figures = {"throughput/pairs_per_s": self._pairs / seconds, "throughput/waiting": self._waited / seconds}
         self.restart()

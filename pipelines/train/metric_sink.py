@@ -3,8 +3,8 @@
 A small actor keeps points until the driver fetches them. The driver alone writes to MLflow and
 to the log, so no database has more than one writer and no node needs to reach one.
 
-This is for those who look on: points on their way are lost with the driver or the actor. Every
-checkpoint holds the curve up to it, and the history is completed from that at the end.
+This serves to watch a training: points on their way are lost if the driver or the actor dies. Every checkpoint holds
+the curve up to it, and at the end the history is completed from there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.train.history import Point
 
 POLL_S = 1.0
-"""Seconds between two looks into the sink."""
+"""Seconds between two fetches."""
 
 
 @ray.remote(num_cpus=0)
@@ -39,7 +39,7 @@ class MetricSink:
 
 
 def start_sink() -> Any:
-    """A sink on this node: it lives as long as the process that fetches from it, and starts again where it dies."""
+    """A sink on this node. It lives as long as the process that fetches from it, and is restarted if it dies."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return MetricSink.options(  # type: ignore[attr-defined]
         scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
@@ -47,7 +47,7 @@ def start_sink() -> Any:
 
 
 def fetch(sink: Any, receive: Callable[[list[Point]], None]) -> None:
-    """Hands on what is in the sink, in the caller's thread."""
+    """Passes on the points in the sink, in the caller's thread."""
     points = ray.get(sink.take.remote())
     if points:
         receive(points)

@@ -1,4 +1,4 @@
-"""What training on (video, text) pairs shares: how batches are made, and a task that shows them.
+"""What trainings on (video, text) pairs share: how batches are made, and the base of their tasks.
 
 Texts are captions or questions. The batch of a step is a function of (seed, epoch, step) and the
 augmentation of a clip one of (seed, epoch, pass, video): neither depends on the number of ranks
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -97,7 +97,7 @@ class TrainingData:
     frames_pool: Storage
     """Folder of the frame shards."""
     estimator: Storage | None = None
-    """Checkpoint folder of the teacher, where it is the estimator."""
+    """Checkpoint folder of the teacher, if that is the estimator."""
 
     def captions(self, split: Split) -> SplitView:
         """The videos of a split with their captions."""
@@ -180,8 +180,10 @@ class PairSource:
 
 @dataclass(kw_only=True)
 class PairTask(ABC, Generic[Batch]):
-    """What the training loop asks of a training on pairs, but for the model, its loss and its validation."""
+    """The base of trainings on pairs: all that the loop needs, except the model, its loss and its validation."""
 
+    kind: ClassVar[str]
+    """What kind of model it trains: the name of its stage and of its sections in a recipe."""
     training: Any
     """Settings of the training, a ``PairTraining``."""
     seed: int
@@ -189,15 +191,17 @@ class PairTask(ABC, Generic[Batch]):
     loader_processes: int
     steps_per_epoch: Sequence[int]
     """Epochs may differ by a few steps where videos differ in their number of texts."""
+    clip_weights: Storage | None = None
+    """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
 
     @property
     @abstractmethod
     def encoder_config(self) -> RetrievalConfig:
-        """Settings of the model, or part of it, that encodes texts and videos."""
+        """Settings of the model, or of the part of it that encodes texts and videos."""
 
     @abstractmethod
     def encoder(self, model: nn.Module) -> RetrievalModel:
-        """That model, or part of ``model``, without what distributes it."""
+        """The part of ``model`` that encodes texts and videos, without DistributedDataParallel around it."""
 
     @abstractmethod
     def source(self, *, rank: int, world_size: int) -> BatchSource[Batch]:
@@ -248,13 +252,13 @@ class PairTask(ABC, Generic[Batch]):
         return square_size(vision.get("image_size", 224))
 
     def draws(self) -> BatchDraws:
-        """What dropout and the tie-break noise draw in this step, for this rank's rows."""
+        """The random draws of dropout and the tie-break noise in this step, for this rank's rows."""
         size = int(self.training.batch_size)
-        # The loop seeds torch anew in every step, on all ranks alike.
+        # The loop seeds torch in every step, with the same seed on all ranks.
         return BatchDraws(torch.initial_seed(), batch_size=size, first=rank() * (size // world_size()))
 
     def install_teacher(self, encoder: RetrievalModel) -> None:
-        """Gives ``encoder`` the trained estimator as its teacher, where it has one.
+        """Puts the trained estimator into ``encoder`` if that has an estimator as its teacher.
 
         Raises:
             ValueError: there is no trained estimator.

@@ -4,9 +4,8 @@ Ray Train restarts the group from the last checkpoint when a worker or a node di
 when the same command runs again: its folder lies in the stage's own folder, whose name is the
 stage's fingerprint, so a different experiment never resumes this one.
 
-A trial of a tuning already has a process with the resources of one worker. Where one worker is all
-there is, and where the recipe asks for none, the same loop runs in the process that calls, and the
-group is not started.
+A trial of a tuning already has a process with the resources of one worker. If it needs only one worker, or if the
+recipe asks for none, the same loop runs in the calling process and no group is started.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class _Job:
     place: str
     """Where checkpoints go, for messages."""
     start: Storage | None
-    """A checkpoint to go on from where Ray knows of none."""
+    """A checkpoint to resume from if Ray knows of none."""
 
 
 class _RayReporter:
@@ -89,7 +88,7 @@ class _Done:
 
     curve: list[Point]
     non_finite: Mapping[str, Any] | None = None
-    """The report of what went wrong where a restart would not help."""
+    """The report of an error that a restart would not solve."""
 
 
 def _work(config: dict[str, Any]) -> _Done:
@@ -108,7 +107,7 @@ def _work(config: dict[str, Any]) -> _Done:
 
 @contextmanager
 def _checkpoint(job: _Job) -> Iterator[Path | None]:
-    """The folder of the checkpoint to go on from, if there is one."""
+    """The folder of the checkpoint to resume from, if there is one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
@@ -161,7 +160,7 @@ def train_on_ray(
             report = {**error.report, "saved": output.place(NON_FINITE)}
             output.write_json(NON_FINITE, report)
             raise NonFiniteLossError(report) from error
-    # A driver or a sink that was killed has taken points with it; the checkpoints have all of them.
+    # If a driver or a sink was killed, points are missing in the history. The checkpoints have all of them.
     history.complete(curve)
     return {"steps": total, **history.latest("validation/"), "best/score": score}
 
@@ -175,7 +174,7 @@ def _train_here(
     receive: Receive,
 ) -> tuple[list[Point], float]:
     """Trains in this process; returns the whole curve, and the score of the checkpoint that it commits."""
-    # A process without a GPU of its own may see those of others.
+    # A process that was given no GPU may still see those of others.
     device = torch.device("cuda" if on_gpu else "cpu")
     try:
         curve = train_in_place(task, device=device, settings=settings, place=place, receive=receive)
@@ -217,7 +216,7 @@ def _train_on_workers(
             storage_path=output.path(),
             storage_filesystem=output.filesystem,
             failure_config=FailureConfig(max_failures=resources.max_failures),
-            # The best by validation, and always the last one, which resuming needs.
+            # Ray keeps the best by validation, and always the last one, which resuming needs.
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
             ),
@@ -232,7 +231,7 @@ def _train_on_workers(
         last = {} if result.checkpoint is None else {"last_checkpoint": result.checkpoint.path}
         raise NonFiniteLossError({**done.non_finite, **last})
     kept = {Path(checkpoint.path).name: float(metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints}
-    # Where Ray's list was lost, the best checkpoint may be one that it no longer knew.
+    # If Ray's list was lost, the best checkpoint may be one that the new list does not name.
     kept |= {checkpoint.name: checkpoint.score for checkpoint in unlisted_checkpoints(output, kept)}
     best = max(kept, key=lambda name: kept[name])
     with TemporaryDirectory() as scratch:
@@ -241,12 +240,12 @@ def _train_on_workers(
 
 
 def _mendable(error: WorkerGroupError) -> Exception | None:
-    """What the user can mend among the workers' failures: Ray's own message buries it in tracebacks."""
-    # Ray wraps what a worker raised, and has no public way back.
+    """The first failure of the workers that the user can correct; Ray's own message hides it in tracebacks."""
+    # Ray wraps what a worker raised, and offers no public way to unwrap it.
     found = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
     mendable = [raised for raised in found if isinstance(raised, (OSError, ValueError))]
     own = [raised for raised in mendable if not isinstance(raised, OtherRankError)]
-    # A worker that another one stopped repeats its error, which may be a mistake of the program.
+    # A worker that was stopped by another one repeats that one's error, which may be a bug of the program.
     if not mendable or (not own and len(mendable) < len(found)):
         return None
     logger.info("workers failed: %s", error)
@@ -254,10 +253,11 @@ def _mendable(error: WorkerGroupError) -> Exception | None:
 
 
 def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Result:
-    """Fits in a thread and fetches in the caller's.
+    """Trains in a thread, and fetches points in the caller's thread.
 
-    Tune ends a trial in the very call that reports to it. And in the main thread Ray Train would take over
-    the handling of Ctrl-C, for good, and end an interrupted process as if nothing had happened.
+    Points are fetched in the caller's thread because Tune ends a trial inside the call that reports to it. The training
+    is not run in the main thread because Ray Train would replace the handler of Ctrl-C there, and an interrupted run
+    would end as if it had succeeded.
     """
     done: Future[Result] = Future()
 
@@ -267,7 +267,7 @@ def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Resu
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             done.set_exception(error)
 
-    # A daemon: where Tune or the user ends it, nothing waits for the rest of the training.
+    # A daemon thread, so that nothing waits for the rest of the training when Tune or the user ends the process.
     threading.Thread(target=fit, name="fit", daemon=True).start()
     while not wait([done], timeout=POLL_S).done:
         fetch_points()

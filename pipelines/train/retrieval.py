@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,20 +25,17 @@ from pipelines.splits import SplitView
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
-from pipelines.workspace.storage import Storage
 
 _VALIDATION_BATCH = 64
 
 
 @dataclass(kw_only=True)
 class RetrievalTask(PairTask[PairBatch]):
-    """The retrieval model as the training loop wants it."""
+    """The training of the retrieval model, for the training loop."""
 
+    kind = "retrieval"
     model_config: RetrievalConfig
     training: RetrievalTrainingConfig
-    clip_weights: Storage | None = None
-    """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
-    kind: str = field(default="retrieval", init=False)
 
     @property
     def encoder_config(self) -> RetrievalConfig:
@@ -93,7 +90,7 @@ class RetrievalTask(PairTask[PairBatch]):
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Retrieval within the validation split, every caption a query; videos are spread over ranks.
 
-        Without a validation split there is nothing to choose by, and the last epoch counts.
+        Without a validation split the last epoch is chosen.
         """
         view = together(lambda: self._validation, device)
         if not len(view):
@@ -102,7 +99,7 @@ class RetrievalTask(PairTask[PairBatch]):
         encode: dict[str, Any] = {"device": device, "batch_size": _VALIDATION_BATCH}
         encode["num_levels"] = counted_levels(core.config.level_rates)
         levels = together(lambda: encode_videos(core, view.store, own, **encode), device)
-        # A rank has nothing to give where there are fewer videos than ranks.
+        # With fewer videos than ranks, some ranks have nothing to contribute.
         parts = [part for part in gather_objects((list(own), levels)) if part[0]]
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()
         videos = tuple(level.map(lambda tensor: tensor[order]) for level in concatenate([part for _, part in parts]))

@@ -1,10 +1,9 @@
 """Which (video, text) pairs make the batch of a step, and in which order; texts are captions or questions.
 
-An epoch shows every text once. It makes as many passes over the videos as the video with the
-most texts has; a pass takes one text of each video that has one left. A batch never
-holds two texts of one video, which the contrastive loss would count as a mistake. The
-order is a function of (seed, epoch) alone: the number of workers, a restart and the speed of
-the machine change nothing.
+An epoch shows every text once. It makes as many passes over the videos as the video with the most texts has texts. A
+pass takes one text of each video that has one left. A batch never holds two texts of one video, because the contrastive
+loss would count them as non-matching. The order depends only on (seed, epoch), and not on the number of workers,
+restarts or the speed of the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Pair:
 def epoch_batches(
     texts_per_video: Sequence[int], *, batch_size: int, seed: int, epoch: int, max_texts: int | None = None
 ) -> list[list[Pair]]:
-    """The global batches of an epoch; what is left at its end and makes no other batch is left out.
+    """The global batches of an epoch; pairs that do not fill another batch at the end are left out.
 
     Where videos differ in their number of texts, epochs may differ by a few batches.
 

@@ -1,4 +1,4 @@
-"""Seeds of what a training draws, step by step."""
+"""Seeds of the random numbers of a training, step by step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _PRIMES = 11400714785074694791, 14029467366897019727, 2870177450012600261
 def step_seed(seed: int, step: int) -> int:
     """The seed of everything that is drawn in a step: the same on every rank, and after a restart.
 
-    It is the 64-bit mix of xxHash over (seed, step, 0), a signed number. Python 3.8 to 3.14 hash tuples
-    of small whole numbers to the same value, but promise it to nobody.
+    It is the 64-bit mix of xxHash over (seed, step, 0), a signed number. Python 3.8 to 3.14 give the same value as the
+    hash of a tuple of small integers, but do not promise it.
     """
     first, second, fifth = _PRIMES
     numbers = (seed, step, 0)

@@ -1,4 +1,4 @@
-"""What a training finds where it is a trial of a tuning."""
+"""What a training is given if it is a trial of a tuning."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class TrialHost:
-    """What a training finds in a trial of a tuning: a process with the resources of one worker, and its judge."""
+    """Settings of a training that is a trial of a tuning, in a process with the resources of one worker."""
 
     validations_per_epoch: int = 1
-    """Those within an epoch are for the scheduler alone: they choose no checkpoint and change no weight."""
+    """Only the scheduler uses those within an epoch: they choose no checkpoint and change no weight."""
     checkpoints: CheckpointPlace | None = None
     """Where checkpoints are kept; None = in the stage's own folder."""
 

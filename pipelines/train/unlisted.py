@@ -1,7 +1,7 @@
 """Checkpoints of a training on Ray Train that Ray's own list does not name.
 
-Ray keeps one list of its checkpoints, and writes it in place. A machine that stops in the middle leaves
-half a list; the checkpoints themselves are whole, since each is written before it is listed.
+Ray keeps one list of its checkpoints, and overwrites it in place. A machine that stops in the middle leaves half a
+list. The checkpoints themselves are whole, because each is written before it is listed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def unlisted_checkpoints(output: Storage, listed: Collection[str]) -> list[Unlis
                 try:
                     found.append(Unlisted(name, *inspect(train.download(name, Path(scratch)))))
                 except DamagedFileError as error:
-                    # The copy of one was interrupted: there is another one before it.
+                    # Copying this one was interrupted; the one before it is used.
                     logger.info("left out: %s", error)
     return sorted(found, key=lambda checkpoint: checkpoint.position.step)
 
@@ -49,7 +49,7 @@ def unlisted_checkpoints(output: Storage, listed: Collection[str]) -> list[Unlis
 def place_to_go_on_from(output: Storage) -> Storage | None:
     """The furthest whole checkpoint of a training whose list is missing or damaged; a damaged one is removed.
 
-    None where the list is as Ray writes it, or there is no whole checkpoint.
+    None if the list is as Ray writes it, or if there is no whole checkpoint.
     """
     if _list_is_whole(output):
         return None
@@ -65,7 +65,7 @@ def place_to_go_on_from(output: Storage) -> Storage | None:
 
 
 def _list_is_whole(output: Storage) -> bool:
-    """Whether Ray's list is there, and every checkpoint that it names."""
+    """Whether Ray's list exists, and every checkpoint that it names."""
     try:
         document = output.read_json(RAY_SNAPSHOT)
         names = {result["checkpoint_dir_name"] for result in document["checkpoint_results"]}

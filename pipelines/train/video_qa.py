@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,6 @@ from pipelines.train.batches import BatchAddress
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
-from pipelines.workspace.storage import Storage
 
 _VALIDATION_BATCH = 64
 
@@ -55,16 +54,14 @@ class QuestionSource:
 
 @dataclass(kw_only=True)
 class VideoQATask(PairTask[QuestionBatch]):
-    """The question answering model as the training loop wants it."""
+    """The training of the question answering model, for the training loop."""
 
+    kind = "video_qa"
     model_config: VideoQAConfig
     training: VideoQATrainingConfig
     vocabulary: Vocabulary
     init_checkpoint: str | None
     """A question answering or retrieval model to start from."""
-    clip_weights: Storage | None = None
-    """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
-    kind: str = field(default="video_qa", init=False)
 
     @property
     def encoder_config(self) -> RetrievalConfig:
@@ -118,10 +115,9 @@ class VideoQATask(PairTask[QuestionBatch]):
         return {"loss": loss.total, **loss.parts}
 
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
-        """Accuracy over all validation questions, of which those outside the vocabulary are wrong.
+        """Accuracy over all validation questions; those with an answer outside the vocabulary count as wrong.
 
-        Videos are spread over ranks. Without validation questions there is nothing to choose by,
-        and the last epoch counts.
+        Videos are spread over ranks. Without validation questions the last epoch is chosen.
         """
         view = together(lambda: self._validation, device)
         if not len(view):

@@ -1,1 +1,1 @@
-"""Tuning of the settings of a recipe: Ray Tune runs the trials, Optuna proposes them, MLflow keeps them."""
+"""Tuning of the settings of a recipe: Ray Tune runs the trials, Optuna proposes them, MLflow records them."""

@@ -1,11 +1,11 @@
-"""The driver's side of a tuning: runs what its trials share, hands them out, writes down what becomes of them.
+"""The driver's side of a tuning: runs the stages that trials share, starts trials, and records their results.
 
-Everything that happens to a trial is committed to the journal before Tune goes on, so whatever is
-killed, the same command goes on from there. Ray Tune itself is in :mod:`pipelines.tune.trials`.
+Everything that happens to a trial is committed to the journal before Tune goes on, so that the same command continues a
+tuning that was killed. Ray Tune itself is in :mod:`pipelines.tune.ray_tune`.
 
-The stages before the tuned one are run here, each distinct one once, never by a trial: a trial that ran
-them itself would hold the CPUs that they wait for. A trial is handed out when its inputs are done;
-meanwhile the trials that run keep running, and free their CPUs as they end.
+The stages before the tuned one are run here, each distinct one once. A trial must not run them, because it would hold
+the CPUs that they wait for. A trial is started when its inputs are done. Meanwhile other trials keep running, and free
+their CPUs when they end.
 """
 
 from __future__ import annotations
@@ -27,23 +27,14 @@ from pipelines.resources.placement import checked_nodes, require_lasting
 from pipelines.run import run_step
 from pipelines.stages.data_check import TELLING, KnownData, finished, known_data, pending
 from pipelines.stages.places import places_of
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.stages.weights_check import WeightsChecks
 from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.train.files import CHECKPOINTS, RAY_TRAIN
+from pipelines.tune.journal import HOPELESS, Journal, Phase, Report, TrialRecord
 from pipelines.tune.space import describe
 from pipelines.tune.tracking import TrialRun, TuningTracker
-from pipelines.tune.tuning import (
-    HOPELESS,
-    POPULATION,
-    Journal,
-    Phase,
-    Report,
-    TrialRecord,
-    Tuning,
-    require_tuning_data,
-    with_inputs,
-)
+from pipelines.tune.tuning import POPULATION, Tuning, require_tuning_data
 from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -52,7 +43,7 @@ _POLL_S = 0.2
 
 
 def run_tuning(tuning: Tuning) -> None:
-    """Does what is missing of the tuning, from its first trial to its report.
+    """Does the missing parts of the tuning, from its first trial to its report.
 
     Raises:
         PlacementError: the nodes of the cluster do not see the folders of the tuning.
@@ -70,7 +61,8 @@ def run_tuning(tuning: Tuning) -> None:
     from pipelines.resources.ray_session import ray_session
 
     recipe = tuning.recipe
-    # Ray Train learns from the dashboard that a trial with a worker group was ended, and frees its resources.
+    # A trial with a worker group needs the dashboard: Ray Train learns from it that the trial was ended, and frees its
+    # resources.
     dashboard = tuning.resources.workers > 1
     with (
         ray_session(recipe.resources, dashboard=dashboard),
@@ -91,10 +83,11 @@ def run_tuning(tuning: Tuning) -> None:
 
 
 def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> None:
-    # They import Ray, whose switches the session sets first, and what draws.
+    # Imported here because they import Matplotlib and Ray, which reads the session's environment variables on import.
+    from pipelines.tune.pictures import pictures_of
     from pipelines.tune.proposals import ListedTrials, ProposedTrials, final_records, population
+    from pipelines.tune.ray_tune import concurrent_trials, run_population, run_to_the_end, run_with_halving
     from pipelines.tune.results import Results
-    from pipelines.tune.trials import concurrent_trials, run_population, run_to_the_end, run_with_halving
 
     journal, scheduler = Journal(tuning.storage), tuning.config.scheduler.name
 
@@ -119,11 +112,12 @@ def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> 
     finals = ListedTrials(final_records(tuning, journal))
     with Driver(tuning, "final", finals, journal, inputs, tracker, artifact, concurrent_trials(tuning)) as driver:
         run_to_the_end(tuning, driver)
-    Results.of(tuning, journal).write(tracker)
+    results = Results.of(tuning, journal)
+    results.write(tracker, pictures_of(results))
 
 
 class InputStages:
-    """Runs what a trial needs, in a thread, one recipe after another."""
+    """Runs the stages that trials need, in a thread, one recipe after another."""
 
     def __init__(self, stage: str, tracker: PipelineTracker, weights: WeightsChecks) -> None:
         self._stage, self._tracker, self._weights = stage, tracker, weights
@@ -131,7 +125,7 @@ class InputStages:
         self._running: tuple[Recipe, Future[None]] | None = None
 
     def ready(self, recipe: Recipe) -> bool:
-        """Whether a trial of ``recipe`` can start; if not, what it needs is on its way: ask again.
+        """Whether a trial of ``recipe`` can start. If not, its inputs are being made: ask again later.
 
         Raises:
             Exception: a stage that it needs failed.
@@ -145,7 +139,7 @@ class InputStages:
             if recipe_running == recipe:
                 return True
         graph = make_graph(recipe)
-        names = [stage.name for stage in with_inputs(graph, self._stage)[:-1]]
+        names = [stage.name for stage in graph.with_inputs(self._stage)[:-1]]
         steps = graph.plan(until_stage=self._stage)
         known_data(graph, finished(steps)).require(recipe, [*pending(steps), self._stage])
         self._weights.require(steps, recipe)
@@ -202,7 +196,7 @@ class Driver:
         inputs: runs the stages that trials need.
         tracker: MLflow.
         output: the folder in which a trial trains.
-        limit: most trials at once; None = Tune finds out what fits.
+        limit: most trials at once; None = as many as Tune finds resources for.
     """
 
     def __init__(
@@ -221,7 +215,7 @@ class Driver:
         self._waiting: tuple[TrialRecord, Recipe] | None = None
         self._live: dict[str, TrialRun] = {}
         self._started: dict[str, float] = {}
-        # Every report has a line of its own, so the progress needs none in between.
+        # Every report is logged with the progress, so no further lines are needed.
         self._progress = Progress(
             {"trial": "tuning", "final": "final ranking"}[phase],
             total=queue.total,
@@ -231,7 +225,7 @@ class Driver:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune puts its callbacks into snapshots, from which nobody goes on."""
+        """Nothing. Tune pickles its callbacks into its snapshots, which are not used."""
         return {}
 
     def __enter__(self) -> Driver:
@@ -246,7 +240,7 @@ class Driver:
             run.interrupt("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def prepare(self) -> bool:
-        """Waits for the inputs of the next trial; whether there is one."""
+        """Waits for the inputs of the next trial; returns whether there is one."""
         while self._find():
             while (ready := self._has_inputs()) is False:
                 time.sleep(_POLL_S)
@@ -258,8 +252,8 @@ class Driver:
         """The next trial to start; None = none now, perhaps later.
 
         Raises:
-            StopIteration: there are no more, or :meth:`prepare` must be called before the next: where no trial
-                runs, Tune sits and waits, and keeps the CPUs of the last trial from the stages of the next.
+            StopIteration: there are no more, or :meth:`prepare` must be called first. If no trial runs, Tune would only
+                wait, and hold the CPUs that the stages of the next trial need.
         """
         if self._limit is not None and len(self._live) >= self._limit:
             return None
@@ -275,13 +269,13 @@ class Driver:
         return record
 
     def _find(self) -> bool:
-        """Takes the next trial from the queue if none is waiting; whether there is one."""
+        """Takes the next trial from the queue if none is waiting; returns whether there is one."""
         if self._waiting is None and (following := self._queue.next()) is not None:
             self._waiting = following, self._tuning.recipe_of(following.values, following.seed)
         return self._waiting is not None
 
     def _has_inputs(self) -> bool | None:
-        """Whether the waiting trial has its inputs; None = it never will, and is one that failed."""
+        """Whether the waiting trial has its inputs; None = a stage failed, and with it the trial."""
         assert self._waiting is not None
         record, recipe = self._waiting
         try:
@@ -293,9 +287,9 @@ class Driver:
             return None
 
     def start(self, record: TrialRecord) -> None:
-        """A trial is handed out."""
+        """A trial is started."""
         self._journal.put(record)
-        # jobs.gc removes what no run needs.
+        # Recorded, because jobs.gc removes folders that no run needs.
         self._tuning.graph.record(self._tuning.recipe, beside={self._tuning.folder, *self._journal.folders})
         self._live[record.name] = self._nested_run(record)
 

@@ -13,8 +13,10 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import Trial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from pipelines.tune.space import Parameter, Range, Setting, Space, TuningConfig, Values
-from pipelines.tune.tuning import Journal, Report, TrialRecord, Tuning, slug
+from pipelines.recipe.tuning import TuningConfig
+from pipelines.tune.journal import Journal, Report, TrialRecord
+from pipelines.tune.space import Parameter, Range, Setting, Space, Values
+from pipelines.tune.tuning import Tuning, slug
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -22,14 +24,14 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _LEAST_FOR_IMPORTANCE = 4
 
 _ATTEMPTS = 50
-"""Draws after which a space is taken to hold no setting that was not tried."""
+"""Number of draws after which all settings of a space are assumed to have been tried."""
 
 
 class Proposer:
     """Proposes settings and learns from trials.
 
-    Ray Tune's own wrapper of Optuna keeps its state in Tune's snapshots and takes no past trials where
-    fields are conditional; this one is filled from records, which are committed one by one.
+    Ray Tune's own wrapper of Optuna keeps its state in Tune's snapshots, and cannot be given past trials if fields are
+    conditional. This one is restored from records, which are committed one by one.
     """
 
     def __init__(self, config: TuningConfig, space: Space) -> None:
@@ -39,12 +41,12 @@ class Proposer:
         self._asked: dict[str, Trial] = {}
 
     def propose(self, name: str, number: int, attempt: int = 0) -> Setting | None:
-        """The setting of trial ``number``, to be known by ``name``; None where a grid has no more."""
+        """The setting of trial ``number``, which gets the name ``name``; None if a grid has no more."""
         if self._grid is not None:
             if number >= len(self._grid):
                 return None
             self._study.enqueue_trial(_encode(self._space, self._grid[number]))
-        # A sampler of its own for every draw: a tuning that goes on draws what it would have drawn.
+        # A new sampler for every draw, so that a resumed tuning draws the same settings as an uninterrupted one.
         seed = int(np.random.SeedSequence([self._sampler.seed, number, attempt]).generate_state(1)[0])
         if self._sampler.name == "tpe":
             self._study.sampler = TPESampler(
@@ -55,7 +57,7 @@ class Proposer:
         return self._ask(name)
 
     def started(self, record: TrialRecord) -> None:
-        """A trial of an earlier run is known, with what was reported of it."""
+        """Adds a trial of an earlier run with its reports."""
         self._study.enqueue_trial(_encode(self._space, record.values))
         self._ask(record.name)
         for report in record.reports:
@@ -70,7 +72,7 @@ class Proposer:
         self._asked[name].report(report.value, report.progress)
 
     def ended(self, record: TrialRecord) -> None:
-        """A trial came to its end. One that was stopped is known to be worse than those that went on."""
+        """A trial came to its end. A stopped trial counts as worse than those that went on."""
         trial = self._asked.pop(record.name)
         if record.state == "finished":
             self._study.tell(trial, record.value)
@@ -83,9 +85,9 @@ class Proposer:
 
 
 def importances(study: optuna.Study) -> Mapping[str, float]:
-    """How much each field decides whether a trial is among the best, in shares of 1; the largest first.
+    """How much each field influences whether a trial is among the best, in shares of 1; the largest first.
 
-    Empty where there are too few trials, or all came to the same.
+    Empty if there are too few trials, or all have the same value.
     """
     values = [trial.value for trial in study.get_trials(deepcopy=False)]
     if len(values) < _LEAST_FOR_IMPORTANCE or len({*values}) == 1:
@@ -95,15 +97,15 @@ def importances(study: optuna.Study) -> Mapping[str, float]:
 
 
 def evaluator_of(study: optuna.Study) -> PedAnovaImportanceEvaluator:
-    """PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023, arXiv 2304.10255), which needs no forest.
+    """PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023, arXiv 2304.10255), which needs no random forest.
 
-    It looks at the best tenth of the trials, or at the five that it needs at least, or at half of few.
+    It considers the best tenth of the trials, but at least five, and at most half of them.
     """
     return PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(study.trials))))
 
 
 def study_of(tuning: Tuning, values: Iterable[tuple[Setting, float]]) -> optuna.Study:
-    """Settings and what came of them, as Optuna draws and judges them."""
+    """Settings and their values as a study of Optuna, for its pictures and importances."""
     study = new_study(tuning.config)
     for setting, value in values:
         distributions = {field: _distribution(tuning.space[field].domain) for field in setting}
@@ -131,7 +133,7 @@ def _distribution(domain: Range | Values) -> BaseDistribution:
 def _suggest(trial: Trial, parameter: Parameter) -> object:
     domain = parameter.domain
     if not isinstance(domain, Range):
-        # By place: Optuna takes no lists as values.
+        # By position, because Optuna does not accept lists as values.
         return domain.values[trial.suggest_categorical(parameter.field, list(range(len(domain.values))))]
     if domain.integer:
         return trial.suggest_int(parameter.field, int(domain.low), int(domain.high))
@@ -193,7 +195,7 @@ class ProposedTrials:
 
 
 class ListedTrials:
-    """Trials that are known beforehand, without those that ended in an earlier run."""
+    """A fixed list of trials, without those that ended in an earlier run."""
 
     def __init__(self, records: Sequence[TrialRecord]) -> None:
         self._left = [record for record in records if not record.ended]
@@ -231,10 +233,10 @@ def population(tuning: Tuning, journal: Journal) -> list[TrialRecord]:
 def final_records(tuning: Tuning, journal: Journal) -> list[TrialRecord]:
     """The trainings of the final ranking, seed after seed, those of earlier runs as they stand.
 
-    The seed of the trials chose the finalists, so a setting may be among them by luck with that seed. It
-    is therefore not among the seeds of the ranking, which are the same for all settings.
+    The finalists were chosen with the seed of the trials, so a setting may be among them by luck with that seed. The
+    ranking therefore uses other seeds, the same for all settings.
     """
-    # A finalist may be one of the baselines: one training is enough, and goes by the baseline's name.
+    # A finalist may equal a baseline: it is then trained once, under the baseline's name.
     settings = [*tuning.config.baselines.items(), *finalists(tuning, journal)]
     records: dict[str, TrialRecord] = {}
     for seed in final_seeds(tuning):
@@ -263,6 +265,6 @@ def finalists(tuning: Tuning, journal: Journal) -> list[tuple[str, Setting]]:
     if not finished:
         reasons = [f"{record.name}: {record.reason}" for record in journal.of("trial")]
         raise ValueError(f"no trial was trained to its end ({'; '.join(reasons[:3])}); there is nothing to rank")
-    # Sorting keeps the order of equal ones: the first one to be tried goes first.
+    # Sorting is stable, so of equal trials the one that was tried first comes first.
     ranked = sorted(finished, key=lambda record: -sign * (record.value or 0.0))
     return [(record.label, record.values) for record in ranked[: tuning.config.finalists]]

@@ -1,148 +1,28 @@
-"""What a tune file says: which settings are tuned, judged by what, tried how often; and the space of them.
+"""The space of a tuning: which values a field of the recipe may have, and the settings that follow.
 
-A setting is a mapping from field names (``model.loss.kl``) to values. Fields that hang on others
-(``when``) are in a setting only where their condition holds.
+A setting is a mapping from field names (``model.loss.kl``) to values. A field with a condition on others (``when``) is
+in a setting only if the condition holds.
 
-Imports nothing but the standard library and ``hbi_models.configs``, like ``pipelines.recipe.recipe``.
+Imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import difflib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from hbi_models.configs import require
-from pipelines.recipe.checks import require_counts
 
 Setting = Mapping[str, Any]
 
 _RANGES = ("uniform", "loguniform", "int")
 _LISTS = ("choice", "grid")
 _DIGITS = 4
-"""Significant digits of a drawn number: more are noise in every table and recipe."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """Who proposes the next setting."""
-
-    name: Literal["tpe", "random", "grid"] = "tpe"
-    """``tpe``: Optuna's tree-structured Parzen estimator, which learns from the trials before;
-    ``random``; ``grid``: every combination in turn, where every field lists its values."""
-
-    seed: int = 0
-    """The setting of trial n is a function of this, of n, and for ``tpe`` of the trials that ended before."""
-
-    startup_trials: int = 8
-    """``tpe``: trials drawn at random before there is enough to learn from."""
-
-    def __post_init__(self) -> None:
-        require_counts(self, "tune.sampler", "startup_trials")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """Who ends bad trials early."""
-
-    name: Literal["asha", "pbt", "none"] = "asha"
-    """``asha``: asynchronous successive halving (Li et al., MLSys 2020, arXiv 1810.05934). ``pbt``:
-    population-based training (Jaderberg et al., 2017, arXiv 1711.09846): all trials train together, bad
-    ones take over weights and settings of good ones. ``none``: every trial is trained to its end."""
-
-    reports_per_epoch: int = 1
-    """Validations in an epoch, at each of which a trial may be ended; more than one are for the scheduler
-    alone and change no result."""
-
-    grace_epochs: float = 1.0
-    """``asha``: epochs for which no trial is ended."""
-
-    reduction_factor: float = 3.0
-    """``asha``: one in so many goes on at each rung; rungs lie at the grace period times its powers."""
-
-    perturbation_epochs: float = 1.0
-    """``pbt``: epochs between two exchanges."""
-
-    quantile: float = 0.25
-    """``pbt``: fraction of the trials at the bottom that take over from as many at the top."""
-
-    def __post_init__(self) -> None:
-        require_counts(self, "tune.scheduler", "reports_per_epoch")
-        for name, epochs in (("grace_epochs", self.grace_epochs), ("perturbation_epochs", self.perturbation_epochs)):
-            reports = epochs * self.reports_per_epoch
-            require(
-                epochs > 0 and abs(reports - round(reports)) < 1e-6,
-                f"tune.scheduler.{name} is {epochs}; it must be a positive multiple of 1 / reports_per_epoch, "
-                f"1 / {self.reports_per_epoch}: trials are judged at their reports",
-            )
-        require(
-            self.reduction_factor > 1,
-            f"tune.scheduler.reduction_factor is {self.reduction_factor}; it must be larger than 1",
-        )
-        require(0 < self.quantile <= 0.5, f"tune.scheduler.quantile is {self.quantile}; it must lie in (0, 0.5]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuningConfig:
-    """A search over settings of a recipe."""
-
-    space: dict[str, Any] = field(default_factory=dict)
-    """Field of the recipe → how its values are drawn, as text or as a mapping:
-
-    * ``loguniform 0.05 10``, ``uniform 0 1``, ``int 1 8``: both ends included;
-    * ``choice 1 2 3``, or ``{choice: [[1, 0, 0], [1, 1, 1]]}`` for values that are no single words;
-    * ``grid 1 2 3``: the same, where every value is to be tried, with the sampler ``grid``;
-    * a mapping may add ``when: {other.field: value or [values]}``: then the field is tuned only in
-      trials whose other field has that value, and keeps the recipe's value in the rest."""
-
-    stage: str = "retrieval"
-    """The training stage that is tuned."""
-
-    metric: str = "validation/score"
-    """What is compared: any metric that the stage reports after an epoch, at the checkpoint that the
-    stage chooses. ``validation/score`` is the mean R@1 of both directions for the retrieval model."""
-
-    direction: Literal["max", "min"] = "max"
-    """Whether the metric is to be large or small."""
-
-    trials: int = 16
-    """Settings to try; more in a later run go on with the same tuning."""
-
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-
-    finalists: int = 2
-    """Best settings of the trials that are trained again, with several seeds, for the final ranking."""
-
-    seeds: int = 3
-    """Trainings of each finalist and baseline, with the seeds after the recipe's own: that one chose
-    the finalists, and a mean over it would flatter them."""
-
-    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name → values of fields, for settings that enter the final ranking in any case."""
-
-    recipe: dict[str, Any] = field(default_factory=dict)
-    """Fields of the recipe that all trials change, such as fewer epochs; they go before the recipe and
-    the command line."""
-
-    concurrent_trials: int | None = None
-    """Most trials at once; null = as many as fit on the cluster."""
-
-    map: list[str] | None = None
-    """The one or two fields over which the metric is drawn; null = the first two of the space."""
-
-    def __post_init__(self) -> None:
-        require_counts(self, "tune", "trials", "finalists", "seeds", "concurrent_trials")
-        require(
-            self.map is None or len(self.map) in (1, 2),
-            f"tune.map names {len(self.map or ())} fields; a picture has one or two",
-        )
+"""Significant digits of a drawn number; more would only be noise in tables and recipes."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +51,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Values:
-    """A list of values; with ``every`` they are all to be tried."""
+    """A list of values; with ``every`` all of them are tried."""
 
     values: tuple[Any, ...]
     every: bool = False
@@ -201,7 +81,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """All parameters; each follows those that it hangs on."""
+    """All parameters; each comes after those that its condition names."""
 
     parameters: tuple[Parameter, ...]
 
@@ -267,7 +147,7 @@ def parse_space(document: Mapping[str, Any]) -> Space:
     """The space that a tune file describes.
 
     Raises:
-        ValueError: there is nothing to tuning, or a description cannot be understood or met.
+        ValueError: there is nothing to tune, or a description is not valid or cannot be met.
     """
     require(bool(document), "tune.space is empty; name fields to tune, such as model.loss.kl: loguniform 0.05 10")
     given = {field: _parse_parameter(field, description) for field, description in document.items()}
@@ -287,7 +167,7 @@ def _unplaced(parameter: Parameter, given: Mapping[str, Parameter]) -> str:
             f"tune.space.{parameter.field} is tuned when {unknown[0]} has a value, and {unknown[0]} is not "
             "tuned; leave the condition out, or tune that field, too"
         )
-    return f"tune.space: the conditions of {', '.join(sorted(given))} hang on one another; remove one of them"
+    return f"tune.space: the conditions of {', '.join(sorted(given))} depend on one another; remove one of them"
 
 
 def _parse_parameter(field: str, description: Any) -> Parameter:
@@ -337,62 +217,10 @@ def _parse_range(field: str, kind: str, arguments: Sequence[Any]) -> Range:
 
 
 def _parse_list(field: str, kind: str, values: Sequence[Any]) -> Values:
-    require(len(values) > 0, f"tune.space.{field} is a {kind} of nothing; list its values")
+    require(len(values) > 0, f"tune.space.{field} is a {kind} without values; list them")
     distinct = [value for place, value in enumerate(values) if value not in values[:place]]
     require(len(distinct) == len(values), f"tune.space.{field} lists a value twice: {' '.join(map(str, values))}")
     return Values(tuple(values), every=kind == "grid")
-
-
-def flatten(document: Mapping[str, Any], known: Sequence[str], path: str = "") -> dict[str, Any]:
-    """Sections and dotted names of a document as one level of field names; what is a field ends the descent."""
-    found: dict[str, Any] = {}
-    for key, value in document.items():
-        name = f"{path}{key}"
-        if isinstance(value, Mapping) and name not in known:
-            found |= flatten(value, known, f"{name}.")
-        else:
-            found[name] = value
-    return found
-
-
-def field_names(kind: type, path: str = "") -> Iterator[str]:
-    """Names of all settings of a configuration class, those of sections that may be absent included."""
-    types = get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        sections = [option for option in (types[item.name], *get_args(types[item.name])) if _is_section(option)]
-        if sections:
-            yield from field_names(sections[0], f"{path}{item.name}.")
-        else:
-            yield f"{path}{item.name}"
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
-
-
-def check_fields(names: Sequence[str], known: Sequence[str], place: str) -> None:
-    """Raises ``ValueError`` for a name that is no field, with those that look like it."""
-    for name in names:
-        if name in known:
-            continue
-        last = name.rsplit(".", 1)[-1]
-        alike = difflib.get_close_matches(name, known, n=3) or [other for other in known if other.endswith(f".{last}")]
-        hint = f"; did you mean {' or '.join(alike[:3])}?" if alike else ""
-        raise ValueError(f"{place} names {name}, which is no field of a recipe{hint} (--print_config shows all)")
-
-
-def with_values(document: Mapping[str, Any], values: Setting) -> dict[str, Any]:
-    """A copy of a recipe's ``document`` in which some fields have other values."""
-    changed = copy.deepcopy(dict(document))
-    for name, value in values.items():
-        section = changed
-        *sections, leaf = name.split(".")
-        for part in sections:
-            if section.get(part) is None:
-                section[part] = {}
-            section = section[part]
-        section[leaf] = copy.deepcopy(value)
-    return changed
 
 
 def describe(setting: Setting, digits: int = _DIGITS) -> str:

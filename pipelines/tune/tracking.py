@@ -1,9 +1,8 @@
 """A tuning in MLflow: one parent run, one nested run per trial, all written by the driver.
 
-Trials write files and talk to Tune; the driver reads their histories and is the only one that
-opens the database, so a SQLite file has one writer however many trials run, and nothing is lost when
-one dies: the history is committed before Tune hears of it. A tuning that goes on finds its runs by
-their tags and logs what they lack.
+Trials write files and report to Tune. Only the driver opens the database, and reads the trials' histories for it, so a
+SQLite file has one writer however many trials run. Nothing is lost when a trial dies, because its history is committed
+before Tune gets the report. A resumed tuning finds its runs by their tags and logs what is missing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from typing import Any
 from pipelines.recipe.recipe import Recipe
 from pipelines.tracking.mlflow_runs import MlflowRun, PipelineTracker
 from pipelines.tracking.run_state import Status
-from pipelines.tune.tuning import TrialRecord, Tuning
+from pipelines.tune.journal import TrialRecord
+from pipelines.tune.tuning import Tuning
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.storage import Storage
 
@@ -40,9 +40,10 @@ class TuningTracker(PipelineTracker):
         return TrialRun(self.open_run(key, record.name, recipe, tags=tags, nested=True, output=output))
 
     def unsettled(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """Those of the ended ``records`` whose nested runs do not say so: the driver was killed in between.
+        """Those of the ended ``records`` whose nested runs are not marked as ended, because the driver was killed in
+        between.
 
-        Of a server that is away it is not known, so it is told again of all of them.
+        If the server cannot be reached this is not known, so all of them are recorded again.
         """
         nested = self.nested_runs() or []
         statuses = {run.data.tags.get("trial"): run.info.status for run in nested}
@@ -61,14 +62,14 @@ class TuningTracker(PipelineTracker):
         tables: Mapping[str, Mapping[str, Sequence[Any]]],
         documents: Mapping[str, Any],
     ) -> None:
-        """What the whole tuning came to: files of its folder, figures, tables by column, JSON documents.
+        """Logs the results of the whole tuning: files of its folder, metrics, tables by column, JSON documents.
 
-        A tuning that is extended has new figures, so they are curves over the number of ``trials``.
+        A tuning that is extended has new metrics, so they are curves over the number of ``trials``.
         """
         self.run.log_files(folder, names)
         self.run.log_metrics(metrics, trials)
         for name, table in tables.items():
-            # As MLflow's log_table writes it, which would add the rows once more every time.
+            # In the format of MLflow's log_table, which itself would append the rows again at every call.
             rows = [list(row) for row in zip(*table.values(), strict=True)]
             self.run.log_document(name, {"columns": list(table), "data": rows})
         shown = [{"path": name, "type": "table"} for name in tables]

@@ -1,314 +1,40 @@
-"""The trials under Ray Tune: who trains where, who ends bad ones, and what each does in its own process.
+"""What a trial does in its own process: an ordinary run of an ordinary stage that reports to Ray Tune.
 
-A trial is an ordinary run of an ordinary stage. Its artifact lies where ``jobs.run`` looks for it, an
-interrupted one goes on from the stage's own checkpoints, and its curves are the stage's history. What a trial
-of population-based training ends with was made by several settings, so it is no stage's artifact: it lies in
-the folder of the tuning, and the settings that the best ones ended with go into the final ranking, where
-each is trained from the start.
+Its artifact lies where ``jobs.run`` looks for it, an interrupted trial resumes from the stage's own checkpoints, and
+its curves are the stage's history. The result of a trial of population-based training was made with several settings,
+so it is not the artifact of a stage and lies in the folder of the tuning. The last settings of the best trials go into
+the final ranking, where each is trained from the start.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import Searcher
 
 from pipelines.graph import make_graph
+from pipelines.recipe.fields import with_values
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.resources import TrainResources
-from pipelines.resources.ray_session import cluster_cpus, cluster_gpus, worker_gpus
+from pipelines.stages.execution import execute_step
 from pipelines.stages.stage import StageContext
 from pipelines.tracker import StageTracker
 from pipelines.train.checkpoint_folder import CheckpointFolder
 from pipelines.train.files import CHECKPOINTS, RAY_TRAIN, SCORE
 from pipelines.train.history import History, Point
 from pipelines.train.trial_host import TrialHost
-from pipelines.tune.driver import Driver
-from pipelines.tune.space import Range, Space, with_values
-from pipelines.tune.tuning import HOPELESS, POPULATION, Journal, MakeRecipe, Report, TrialRecord, Tuning
+from pipelines.tune.journal import HOPELESS, Report, TrialRecord
+from pipelines.tune.tuning import MakeRecipe, Tuning
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
 
-logger = logging.getLogger(__name__)
-
-PROGRESS, VALUE = "progress", "value"
-"""What a scheduler reads in a report: its clock, and the metric."""
-
-_ENVIRONMENT = {
-    # Tune's own result files; the journal, the histories and MLflow hold the same.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # An interrupt shall interrupt; Tune would return as if all were done.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Relative paths of a recipe mean the same in a trial as in the command.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # The driver says what happens.
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # A worker group inside a trial waits until a trial that was ended has given its CPUs back.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
-}
-
-_TUNE = "tune"
-"""Folder of the tuning for what Tune writes on the way; nobody reads it afterwards."""
-
-
-def run_to_the_end(tuning: Tuning, driver: Driver) -> None:
-    """Runs the driver's trials, each to its end."""
-    while driver.prepare():
-        _fit(tuning, driver, FIFOScheduler(), "it was ended from outside")
-
-
-def run_with_halving(tuning: Tuning, driver: Driver, journal: Journal) -> None:
-    """Runs the driver's trials under successive halving, which knows the trials of earlier rounds and runs."""
-    share = f"1/{tuning.config.scheduler.reduction_factor:g}"
-    while driver.prepare():
-        _fit(tuning, driver, Halving(tuning, journal), f"asha: below the best {share} of those that came as far")
-
-
-class Halving(ASHAScheduler):  # type: ignore[misc]
-    """Successive halving that goes on where the journal ends.
-
-    Tune gives a trial that is resumed another id. It is known by its name here, so the score with which it
-    came to a rung before is the one that counts there, and none of later validations takes a second place.
-    """
-
-    def __init__(self, tuning: Tuning, journal: Journal) -> None:
-        config = tuning.config.scheduler
-        super().__init__(
-            time_attr=PROGRESS,
-            metric=VALUE,
-            mode=tuning.config.direction,
-            max_t=tuning.reports,
-            grace_period=round(config.grace_epochs * config.reports_per_epoch),
-            reduction_factor=config.reduction_factor,
-        )
-        for record in journal.of("trial"):
-            trial = _NamedTrial(record.name)
-            super().on_trial_add(None, trial)
-            for report in record.reports:
-                super().on_trial_result(None, trial, {PROGRESS: report.progress, VALUE: report.value})
-
-    def on_trial_add(self, controller: Any, trial: Trial) -> None:
-        super().on_trial_add(controller, _NamedTrial(name_of(trial)))
-
-    def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        action: str = super().on_trial_result(controller, _NamedTrial(name_of(trial)), result)
-        return action
-
-    def on_trial_complete(self, controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        super().on_trial_complete(controller, _NamedTrial(name_of(trial)), result)
-
-    def on_trial_remove(self, controller: Any, trial: Trial) -> None:
-        super().on_trial_remove(controller, _NamedTrial(name_of(trial)))
-
-
-@dataclass(frozen=True)
-class _NamedTrial:
-    """A trial as far as a scheduler asks, under our name."""
-
-    trial_id: str
-
-
-def run_population(tuning: Tuning, driver: Driver) -> None:
-    """Runs the driver's trials, all together, under population-based training."""
-    members = {record.name: configuration(record) for record in _all(driver)}
-    if not members:
-        return
-    config = tuning.config.scheduler
-    scheduler = PopulationBasedTraining(
-        time_attr=PROGRESS,
-        metric=VALUE,
-        mode=tuning.config.direction,
-        perturbation_interval=config.perturbation_epochs * config.reports_per_epoch,
-        quantile_fraction=config.quantile,
-        hyperparam_mutations={"values": _mutations(tuning.space)},
-        custom_explore_fn=lambda changed: {**changed, "values": _within(tuning.space, changed["values"])},
-        log_config=False,
-    )
-    # Population-based training takes no searcher; its trials are known beforehand.
-    space = {
-        "name": tune.grid_search(list(members)),
-        "values": tune.sample_from(lambda spec: dict(members[spec.config.name]["values"])),
-        "seed": tuning.recipe.seed,
-    }
-    _fit(tuning, driver, scheduler, "it was ended from outside", population=space)
-
-
-def concurrent_trials(tuning: Tuning) -> int | None:
-    """Most trials at once; None where Tune counts, because a trial holds the resources of its one worker.
-
-    A trial with a worker group holds none, and too many of them would wait for one another's.
-    """
-    resources, wanted = tuning.resources, tuning.config.concurrent_trials
-    if resources.workers <= 1:
-        return wanted
-    gpus = worker_gpus(resources)
-    limits = [cluster_cpus() / (resources.workers * resources.cpus_per_worker)] if resources.cpus_per_worker else []
-    limits += [cluster_gpus() / (resources.workers * gpus)] if gpus else []
-    return max(1, int(min([*limits, *([wanted] if wanted else [])], default=1)))
-
-
-def _all(driver: Driver) -> list[TrialRecord]:
-    records = []
-    while driver.prepare():
-        if (record := driver.next()) is not None:
-            records.append(record)
-    return records
-
-
-def _fit(
-    tuning: Tuning,
-    driver: Driver,
-    scheduler: TrialScheduler,
-    stopped_by: str,
-    *,
-    population: Mapping[str, Any] | None = None,
-) -> None:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # It misses Tune's own result files.
-    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
-    job, alone = TrialJob.of(tuning), population is None
-    members = tuning.storage.folder(POPULATION)
-
-    def train(config: dict[str, Any]) -> None:
-        if alone:
-            run_trial(config, job=job)
-        else:
-            run_member(config, job=job, folder=members)
-
-    storage = tuning.storage.folder(_TUNE)
-    storage.delete("")
-    Tuner(
-        tune.with_resources(train, _trial_resources(tuning.resources)),
-        param_space=dict(population or {}),
-        tune_config=TuneConfig(
-            search_alg=DriverSearcher(driver, tuning.config.direction) if alone else None,
-            scheduler=scheduler,
-            num_samples=-1 if alone else 1,
-            # One that waits to be used again keeps its CPUs from the stages that the next trial needs.
-            reuse_actors=False,
-            trial_name_creator=name_of,
-            trial_dirname_creator=name_of,
-        ),
-        run_config=RunConfig(
-            name="round",
-            storage_path=storage.path(),
-            storage_filesystem=storage.filesystem,
-            # Of lost processes: what a trial raises itself is not tried again.
-            failure_config=FailureConfig(max_failures=tuning.resources.max_failures),
-            callbacks=[DriverCallback(driver, stopped_by)],
-            # A scheduler has no say in what came to its end.
-            stop=lambda trial_id, result: result["state"] != "running",
-            verbose=0,
-        ),
-    ).fit()
-    storage.delete("")
-
-
-def _trial_resources(resources: TrainResources) -> dict[str, float] | PlacementGroupFactory:
-    if resources.workers > 1:
-        # Its workers ask for their own. Tune wants to know of something that a trial holds: a byte.
-        return PlacementGroupFactory([{"memory": 1}])
-    return {"CPU": resources.cpus_per_worker, "GPU": worker_gpus(resources)}
-
-
-def _mutations(space: Space) -> dict[str, Any]:
-    mutations: dict[str, Any] = {}
-    for parameter in space.parameters:
-        domain = parameter.domain
-        if not isinstance(domain, Range):
-            mutations[parameter.field] = list(domain.values)
-        elif domain.integer:
-            mutations[parameter.field] = tune.randint(int(domain.low), int(domain.high) + 1)
-        else:
-            draw = tune.loguniform if domain.log else tune.uniform
-            mutations[parameter.field] = draw(domain.low, domain.high)
-    return mutations
-
-
-def _within(space: Space, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """A mutated setting inside the space: factors of 0.8 and 1.2 may leave it."""
-    return {
-        field: domain.tidy(value) if isinstance(domain := space[field].domain, Range) else value
-        for field, value in setting.items()
-    }
-
-
-class DriverSearcher(Searcher):  # type: ignore[misc]
-    """Tune asks the driver for trials through this; it keeps nothing itself."""
-
-    def __init__(self, driver: Driver, mode: str) -> None:
-        super().__init__(metric=VALUE, mode=mode)
-        self._driver = driver
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        try:
-            record = self._driver.next()
-        except StopIteration:
-            finished: str = Searcher.FINISHED
-            return finished
-        return None if record is None else configuration(record)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The callback says more."""
-
-    def save(self, checkpoint_path: str) -> None:
-        # Tune wants a file; the journal has all.
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """The journal has all."""
-
-
-class DriverCallback(Callback):  # type: ignore[misc]
-    """Tune tells the driver through this what happens to its trials."""
-
-    def __init__(self, driver: Driver, stopped_by: str) -> None:
-        self._driver, self._stopped_by = driver, stopped_by
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.running(str(trial))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        report = Report(**{item.name: result[item.name] for item in fields(Report)})
-        if result["state"] == "running":
-            self._driver.reported(str(trial), report, trial.config["values"])
-        elif result["state"] == "finished":
-            self._driver.ended(str(trial), "finished", "trained to its end", report)
-        else:
-            self._driver.ended(str(trial), "failed", result["reason"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.ended(str(trial), "stopped", self._stopped_by)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.ended(str(trial), "failed", f"it failed too often; at last: {trial.get_error()}")
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        logger.warning("%s: its process was lost; it goes on from its last checkpoint", trial)
-
 
 def configuration(record: TrialRecord) -> dict[str, Any]:
-    """What Tune hands to the function of a trial."""
+    """The configuration that Tune passes to the function of a trial."""
     return {"name": record.name, "values": dict(record.values), "seed": record.seed}
-
-
-def name_of(trial: Trial) -> str:
-    """Tune's name of a trial: ours. It keeps it when it takes over the configuration of another."""
-    return str(trial.config["name"])
 
 
 @dataclass(frozen=True)
@@ -346,7 +72,7 @@ class TrialJob:
 
 
 class TuneTracker(StageTracker):
-    """Tells Tune of every validation but the last, which is told when the stage is committed."""
+    """Reports every validation to Tune except the last, which is reported when the stage is committed."""
 
     def __init__(self, job: TrialJob, total_reports: int) -> None:
         self._job, self._total = job, total_reports
@@ -359,7 +85,7 @@ class TuneTracker(StageTracker):
                     self.tell(report)
 
     def tell(self, report: Report) -> None:
-        """Reports; where Tune ends the trial, this call does not return."""
+        """Reports to Tune; if Tune ends the trial, this call does not return."""
         tune.report({**plain(report), "state": "running"})
 
 
@@ -369,7 +95,8 @@ def run_trial(config: Mapping[str, Any], *, job: TrialJob) -> None:
         recipe = job.recipe(config)
         total = job.total_reports(recipe)
         graph = make_graph(recipe)
-        graph.execute(
+        execute_step(
+            graph,
             graph.plan(until_stage=job.stage)[-1],
             tracker=TuneTracker(job, total),
             config=recipe,
@@ -380,14 +107,14 @@ def run_trial(config: Mapping[str, Any], *, job: TrialJob) -> None:
     except HOPELESS as error:
         tell_failure(error)
         return
-    # Nobody goes on with a training that is committed, and its checkpoints are several times its model.
+    # A committed training is never resumed, and its checkpoints are several times as large as its model.
     for folder in (CHECKPOINTS, RAY_TRAIN):
         output.delete(folder)
     tune.report({**plain(chosen), "progress": total, "state": "finished"})
 
 
 def tell_failure(error: Exception) -> None:
-    """Reports that trying again would not help; a scheduler passes over the value."""
+    """Reports an error that a repetition would not solve; schedulers ignore the value."""
     nothing = Report(progress=0, epoch=0.0, step=0, value=math.nan)
     tune.report({**plain(nothing), "state": "failed", "reason": f"{type(error).__name__}: {error}"})
 
@@ -410,7 +137,7 @@ def chosen_report(job: TrialJob, output: Storage) -> Report:
 
 
 class _SharedCheckpoints(CheckpointFolder):
-    """Checkpoints that Tune may give to another trial, and in whose place it may give another's."""
+    """Checkpoints that Tune may give to another trial, or replace with those of another trial."""
 
     reported: Path
     """The checkpoint that the next report goes with."""
@@ -437,7 +164,8 @@ class _SharingTracker(TuneTracker):
 
 
 def run_member(config: Mapping[str, Any], *, job: TrialJob, folder: Storage) -> None:
-    """The function that Tune runs: trains on with ``values``, from where this trial or a better one stood."""
+    """The function that Tune runs: continues to train with ``values``, from the checkpoint of this or a better
+    trial."""
     recipe = job.recipe(config)
     total = job.total_reports(recipe)
     graph = make_graph(recipe)

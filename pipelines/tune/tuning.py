@@ -1,40 +1,30 @@
-"""A tuning of a recipe's settings: who it is, what it refuses, what its trials have done so far, what is left.
+"""A tuning of a recipe's settings: what identifies it, what it refuses, what is left of it to do.
 
-The journal, and nothing that Ray Tune or Optuna write, is what a tuning goes on from: Tune's own
-snapshots come every ten seconds, are not atomic, and hold no scheduler; Optuna's storages need a local
-file, a SQL server or Redis, and a workspace may lie in a bucket. Sampler and scheduler are filled anew
-from the records, so that a driver may be killed at any point. Imports nothing heavy.
+Imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from hbi_models.configs import require
 from pipelines.datasets.requirements import require_validation
 from pipelines.graph import make_graph
+from pipelines.recipe.fields import check_fields, field_names, flatten, with_values
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TrainResources
+from pipelines.recipe.tuning import TuningConfig
 from pipelines.stages.data_check import KnownData, pending
-from pipelines.stages.stage import Graph, Stage
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage
 from pipelines.tables import plan_table, table
-from pipelines.tune.space import (
-    Setting,
-    Space,
-    TuningConfig,
-    check_fields,
-    describe,
-    field_names,
-    flatten,
-    parse_space,
-    with_values,
-)
+from pipelines.tune.journal import FORMER_FOLDER, TRIALS, Journal, Phase, TrialRecord
+from pipelines.tune.space import Setting, Space, describe, parse_space
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.storage import Storage
 
@@ -43,27 +33,24 @@ MakeRecipe = Callable[[Mapping[str, Any]], Recipe]
 
 FOLDER = "tune"
 """Of the workspace; a folder per tuning."""
-FORMER_FOLDER = "search"
-"""What earlier versions called it; a tuning that began there stays there."""
 
 SUMMARY = "summary.json"
-"""Written last: a tuning that has one is done, as far as it was asked for."""
+"""Written last: a tuning with a summary is done, as far as the summary says."""
 RANKING = "ranking.txt"
 BEST_RECIPE = "best_recipe.yaml"
-TRIALS = "trials.jsonl"
 POPULATION = "population"
 """Folder that holds a folder per trial of population-based training."""
 
 _OUTSIDE = ("workspace", "seed", "evaluation", "resources", "tracking")
-"""Sections in which nothing is tuned: seeds have their own setting, the others change no trained model."""
+"""Sections that cannot be tuned: seeds have their own setting, the others do not change the trained model."""
 
 _LIVE = ("loss", "augmentation")
-"""Sections whose values a training reads anew in every step, so that they may change on the way."""
+"""Sections whose values a training reads in every step, so that they may change during a training."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search over settings of ``recipe``; :func:`make_tuning` makes one that makes sense."""
+    """A search over settings of ``recipe``; :func:`make_tuning` makes and checks one."""
 
     recipe: Recipe
     """With the changes that the tune file makes for all trials."""
@@ -78,10 +65,10 @@ class Tuning:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this tuning from others.
+        """The identity of this tuning.
 
-        How many trials, finalists, seeds and baselines there are has no part in it: a later run with
-        more of them goes on with the same tuning.
+        The numbers of trials, finalists, seeds and baselines are not part of it: a later run with more of them
+        continues the same tuning.
         """
         config = self.config
         return digest(
@@ -134,10 +121,7 @@ class Tuning:
         Raises:
             ValueError: the recipe refuses them.
         """
-        try:
-            recipe = self.make_recipe(with_values(plain(self.recipe), values))
-        except ValueError as error:
-            raise ValueError(f"tune.space: {describe(values)} is refused: {error}") from error
+        recipe = _changed(self.recipe, values, self.make_recipe, "tune.space")
         return recipe if seed is None else replace(recipe, seed=seed)
 
     def record(self, name: str, values: Setting, *, phase: Phase, label: str, seed: int) -> TrialRecord:
@@ -150,7 +134,7 @@ class Tuning:
             values=values,
             seed=seed,
             fingerprint=graph.fingerprints[self.config.stage],
-            folders=tuple(graph.folders(with_inputs(graph, self.config.stage))),
+            folders=tuple(graph.folders(graph.with_inputs(self.config.stage))),
         )
 
     @cached_property
@@ -159,7 +143,7 @@ class Tuning:
         found = {}
         for name, recipes in self.probes.items():
             graphs = list(map(make_graph, recipes))
-            stages = {stage.name for graph in graphs for stage in with_inputs(graph, self.config.stage)}
+            stages = {stage.name for graph in graphs for stage in graph.with_inputs(self.config.stage)}
             found[name] = frozenset(
                 stage for stage in stages if len({graph.fingerprints.get(stage) for graph in graphs}) > 1
             )
@@ -169,123 +153,12 @@ class Tuning:
     def shared(self) -> list[Stage]:
         """Stages before the tuned one that all trials share, in order."""
         apart = frozenset().union(*self.readers.values())
-        return [stage for stage in with_inputs(self.graph, self.config.stage)[:-1] if stage.name not in apart]
-
-
-def with_inputs(graph: Graph, name: str) -> list[Stage]:
-    """The stage ``name``, last, after all the stages that it needs, in order."""
-    stages = {stage.name: stage for stage in graph.stages}
-    needed: set[str] = set()
-    waiting = [name]
-    while waiting:
-        needed.add(stage := waiting.pop())
-        waiting += stages[stage].inputs
-    return [stage for stage in graph.stages if stage.name in needed]
+        return [stage for stage in self.graph.with_inputs(self.config.stage)[:-1] if stage.name not in apart]
 
 
 def slug(label: str) -> str:
     """``label`` as a part of names."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-
-
-Phase = Literal["trial", "final"]
-"""``trial``: one training per setting. ``final``: finalists and baselines, several seeds each."""
-
-TrialState = Literal["running", "finished", "stopped", "failed"]
-"""``stopped``: ended early by the scheduler. ``failed``: it raised, or its process died too often."""
-
-HOPELESS = (ArithmeticError, ValueError, FileNotFoundError)
-"""What would happen again: a trial that raises it has failed. After anything else Tune tries it again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """One validation of a trial."""
-
-    progress: int
-    """Validations since the start of the training, this one included: the scheduler's clock."""
-    epoch: float
-    step: int
-    value: float
-    """The metric that is tuned for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """One training with one setting and one seed."""
-
-    name: str
-    phase: Phase
-    label: str
-    """Which setting: ``trial-003``, or the name of a baseline. Trainings with several seeds share it."""
-    values: Mapping[str, Any]
-    """Values of the fields that differ from the recipe; those at the end where the scheduler changed them."""
-    seed: int
-    fingerprint: str
-    """Of the trained stage; its artifact is the trial's result."""
-    folders: tuple[str, ...] = ()
-    """Folders of the workspace that it needs: those of its stages."""
-    state: TrialState = "running"
-    reports: tuple[Report, ...] = ()
-    value: float | None = None
-    """The metric at the chosen checkpoint of a finished trial, else the last one reported."""
-    reason: str = ""
-    """Why it ended."""
-    seconds: float = 0.0
-    """From its start to its end, in the run of the command in which it ended."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.state != "running"
-
-    def reported(self, report: Report) -> TrialRecord:
-        """The record with one more report; one that is made again after a restart replaces the old one."""
-        kept = tuple(other for other in self.reports if other.progress < report.progress)
-        return replace(self, reports=(*kept, report), value=report.value)
-
-    def value_at(self, progress: int) -> float | None:
-        """The last value reported up to ``progress``."""
-        return next((report.value for report in reversed(self.reports) if report.progress <= progress), None)
-
-
-class Journal:
-    """The records of a tuning, in the order in which the trials were first started."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._records: dict[str, TrialRecord] = {}
-        if storage.exists(TRIALS):
-            for line in storage.read_bytes(TRIALS).decode().splitlines():
-                document = json.loads(line)
-                reports = tuple(Report(**report) for report in document.pop("reports"))
-                if document["phase"] == FORMER_FOLDER:
-                    document["phase"] = "trial"
-                record = TrialRecord(**document | {"reports": reports, "folders": tuple(document["folders"])})
-                self._records[record.name] = record
-
-    def __getitem__(self, name: str) -> TrialRecord:
-        return self._records[name]
-
-    def get(self, name: str) -> TrialRecord | None:
-        """The record of a trial that was started."""
-        return self._records.get(name)
-
-    @property
-    def folders(self) -> set[str]:
-        """Folders of the workspace that the trials need."""
-        return {folder for record in self._records.values() for folder in record.folders}
-
-    def of(self, phase: Phase) -> list[TrialRecord]:
-        """All records of a phase."""
-        return [record for record in self._records.values() if record.phase == phase]
-
-    def put(self, record: TrialRecord) -> TrialRecord:
-        """Commits a record."""
-        self._records[record.name] = record
-        lines = (json.dumps(plain(record)) for record in self._records.values())
-        self._storage.write_bytes(TRIALS, "".join(f"{line}\n" for line in lines).encode())
-        return record
 
 
 def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -> Tuning:
@@ -310,11 +183,11 @@ def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -
         len({*names} - {""}) == len(names),
         f"tune.baselines are named {', '.join(config.baselines)}; their names must differ in letters or digits",
     )
-    changed = _made(recipe, changes, make_recipe, "tune.recipe")
-    # Trials may run in another folder than the command.
+    changed = _changed(recipe, changes, make_recipe, "tune.recipe")
+    # An absolute path, because trials may run in another folder than the command.
     changed = replace(changed, workspace=Storage(changed.workspace).uri)
     for name, values in config.baselines.items():
-        _made(changed, values, make_recipe, f"tune.baselines.{name}")
+        _changed(changed, values, make_recipe, f"tune.baselines.{name}")
     tuning = Tuning(changed, config, space, make_recipe)
     _check_stage(tuning)
     _check_fields(tuning)
@@ -326,7 +199,7 @@ def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -
     return tuning
 
 
-def _made(recipe: Recipe, values: Setting, make_recipe: MakeRecipe, place: str) -> Recipe:
+def _changed(recipe: Recipe, values: Setting, make_recipe: MakeRecipe, place: str) -> Recipe:
     try:
         return make_recipe(with_values(plain(recipe), values))
     except ValueError as error:
@@ -387,7 +260,7 @@ def _check_population(tuning: Tuning) -> None:
         require(
             not set(_LIVE).isdisjoint(parameter.field.split(".")) and not parameter.when,
             f"tune.scheduler is pbt, which changes settings on the way, and {parameter.field} is fixed when a "
-            f"training starts, or hangs on another field; tune fields of {' and '.join(_LIVE)} sections without "
+            f"training starts, or depends on another field; tune fields of {' and '.join(_LIVE)} sections without "
             "conditions, or choose asha or none",
         )
     require(
@@ -428,19 +301,19 @@ def require_tuning_data(tuning: Tuning, known: KnownData) -> None:
 
 
 def asked_for(tuning: Tuning) -> str:
-    """A digest of how far the tuning is to go: the summary of a shorter one says nothing about it."""
+    """A digest of the extent of the tuning: the summary of a shorter one is not enough."""
     config = tuning.config
     return digest([config.trials, config.finalists, config.seeds, config.baselines, config.map])
 
 
 def is_done(tuning: Tuning) -> bool:
-    """Whether there is a summary of all that is asked for."""
+    """Whether there is a summary of everything that the configuration asks for."""
     return tuning.storage.exists(SUMMARY) and tuning.storage.read_json(SUMMARY)["asked_for"] == asked_for(tuning)
 
 
 def plan_of(tuning: Tuning) -> str:
-    """The space, the stages that all trials share with their states, and the trials that there are."""
-    config, document = tuning.config, plain(tuning.recipe)
+    """The space, the stages that all trials share with their states, and the trials so far."""
+    config, values = tuning.config, flatten(plain(tuning.recipe), tuning.space.fields)
     space = table(
         ["field", "drawn from", "when", "the recipe has", "run once per value"],
         [
@@ -448,7 +321,7 @@ def plan_of(tuning: Tuning) -> str:
                 parameter.field,
                 str(parameter.domain),
                 "; ".join(f"{name} is {' or '.join(map(str, values))}" for name, values in parameter.when.items()),
-                str(_value(document, parameter.field)),
+                str(values.get(parameter.field)),
                 ", ".join(stage.name for stage in tuning.graph.stages if stage.name in tuning.readers[parameter.field]),
             ]
             for parameter in tuning.space.parameters
@@ -461,7 +334,7 @@ def plan_of(tuning: Tuning) -> str:
     trained = (config.finalists + len(config.baselines)) * config.seeds
     return "\n\n".join(
         [
-            f"Search {tuning.fingerprint} in {tuning.storage.uri}: the {best} {config.metric} of {config.stage}, "
+            f"Tuning {tuning.fingerprint} in {tuning.storage.uri}: the {best} {config.metric} of {config.stage}, "
             f"sampler {config.sampler.name}, scheduler {config.scheduler.name}",
             space,
             f"Stages that all trials share\n\n{plan_table(steps)}",
@@ -474,12 +347,6 @@ def plan_of(tuning: Tuning) -> str:
 
 def _states(journal: Journal, phase: Phase) -> str:
     counts: Counter[str] = Counter(record.state for record in journal.of(phase))
-    names = {"finished": "finished", "stopped": "ended early", "failed": "failed", "running": "to go on with"}
+    names = {"finished": "finished", "stopped": "ended early", "failed": "failed", "running": "to be continued"}
     known = [f"{counts[state]} {name}" for state, name in names.items() if counts[state]]
     return f", of which {', '.join(known)}" if known else ""
-
-
-def _value(document: Any, field: str) -> Any:
-    for part in field.split("."):
-        document = (document or {}).get(part)
-    return document

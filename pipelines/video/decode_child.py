@@ -23,14 +23,9 @@ from typing import Literal
 
 from PIL import Image
 
-from pipelines.video.containers import (
-    FrameCountError,
-    UnreadableVideoError,
-    WrongTimesError,
-    first_line,
-    frame_pixels,
-)
+from pipelines.video.containers import frame_pixels
 from pipelines.video.decoders import Decoder, Frame, PyAVDecoder, open_decoder
+from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError, first_line
 from pipelines.video.messages import Message, receive, send
 from pipelines.video.sampling import sample_times
 from pipelines.video.timeline import Note
@@ -90,7 +85,7 @@ def extract(source: str | bytes, settings: ExtractSettings) -> ExtractedVideo:
         try:
             return _extract(decoder, settings)
         except WrongTimesError as error:
-            # Counted frames, the last resort, are never wrong about times that they do not look at.
+            # Last resort: PyAV counts frames and ignores their times, so this error cannot come again.
             following = PyAVDecoder(source, trust_pts=decoder.name == "decord")
             following.notes.append(Note("wrong_times", first_line(error)))
         finally:
@@ -121,11 +116,12 @@ def main(arguments: list[str]) -> None:
     requests, replies = os.dup(0), os.dup(1)
     _silence_standard_streams()
     _die_with(parent)
-    # Before the limit, so that it measures videos and not libraries. Without decord, PyAV reads everything.
+    # Imported before the limit is set, so that the limit counts videos and not libraries. decord may be missing.
     with contextlib.suppress(ImportError, OSError):
         importlib.import_module("decord")
     _limit_memory(max_memory)
-    # A decoder may hang while it holds the interpreter's lock; the kernel then ends an orphan.
+    # The kernel ends this process at its time limit: a decoder may hang while it holds the interpreter's lock, and the
+    # parent may be gone.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for request in _requests(requests):
         signal.setitimer(signal.ITIMER_REAL, request.header["timeout_s"])
@@ -150,7 +146,7 @@ def _serve(request: Message) -> Message:
 
 
 def _memory_is_short(source: str | bytes) -> bool:
-    """Whether frames of this size cannot be held: decoders call a failed allocation invalid data."""
+    """Whether memory is too small for frames of this size. Decoders report a failed allocation as invalid data."""
     try:
         bytearray(_BYTES_PER_PIXEL * frame_pixels(source))
     except UnreadableVideoError:
@@ -259,7 +255,7 @@ def _requests(file: int) -> Iterator[Message]:
 
 
 def _silence_standard_streams() -> None:
-    """Native libraries write about damaged files to both; neither carries our messages any more."""
+    """Native libraries write to these streams about damaged files. Our messages use copies that were made before."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
@@ -270,7 +266,7 @@ def _die_with(parent: int) -> None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        # It died before the line above took effect.
+        # The parent died before the line above took effect.
         os._exit(0)
 
 

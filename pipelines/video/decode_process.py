@@ -1,4 +1,4 @@
-"""A decoding process that can be killed: a video that hangs, crashes or bloats costs itself only.
+"""A decoding process that can be killed: a video that hangs, crashes or takes too much memory costs only itself.
 
 Decoders are native code fed with untrusted files. Inside the pipeline's own process a hang would
 stop a Ray worker for ever (signals do not reach code that holds the interpreter's lock) and a
@@ -63,8 +63,9 @@ class DecodeProcess:
         """Frames of the file at path ``source``, or of its bytes.
 
         Raises:
-            ExtractionError: there are none; the process is fit for the next video all the same.
+            ExtractionError: there are none; the next video can be decoded all the same.
         """
+        # The process also limits itself, a second later, for the case that this one dies.
         header = {"settings": asdict(settings), "timeout_s": self._timeout_s + 1}
         request = Message({**header, "path": source}) if isinstance(source, str) else Message(header, [source])
         with self._lock:
@@ -74,12 +75,12 @@ class DecodeProcess:
             except ExtractionError as error:
                 if error.reason != "crash" or not reused:
                     raise
-                # An earlier video may have damaged the process: a fresh one tells whose fault it was.
+                # An earlier video may have damaged the process; a fresh one shows whether this video is the cause.
                 reply = self._ask(request)
         reason: Reason | None = next((word for word in get_args(Reason) if word == reply.header.get("reason")), None)
         if reason is not None:
             if reason == "memory":
-                # What a failed allocation left behind in native code is unknown.
+                # The state of native code after a failed allocation is unknown.
                 self.close()
             raise ExtractionError(reason, str(reply.header.get("message")))
         try:
@@ -125,7 +126,7 @@ class DecodeProcess:
             raise
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # The signal of a parent's death follows the thread that started the child, so only the main thread uses it.
+        # Linux sends this signal when the thread that started the child ends, so only the main thread asks for it.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -167,7 +168,7 @@ def _checked_video(reply: Message) -> ExtractedVideo:
     if video.decoder not in ("decord", "pyav"):
         raise ValueError("the decoder is unknown")
     if video.notes is not None and not isinstance(video.notes, str):
-        raise TypeError("the notes are no text")
+        raise TypeError("the notes are not a text")
     return video
 
 

@@ -1,8 +1,8 @@
 """Two video decoders behind one small interface, and the choice between them.
 
-PyAV reads by presentation time: what it returns says when it is shown, and is compared with what was asked. decord 0.6
-(its last release) counts frames, and returns others than those asked for where a file does not suit that: see
-docs/decoding.md for the table. It reads only files that are known to suit it.
+PyAV reads by presentation time: every frame that it returns says when it is shown, and this is compared with the time
+that was asked for. decord 0.6 (its last release) counts frames, and returns wrong ones for some kinds of files (see the
+table in docs/decoding.md). It reads only files that it is known to read correctly.
 """
 
 from __future__ import annotations
@@ -18,15 +18,8 @@ import av.error
 import numpy as np
 from jaxtyping import UInt8
 
-from pipelines.video.containers import (
-    FrameCountError,
-    UnreadableVideoError,
-    WrongTimesError,
-    first_line,
-    open_container,
-    reading,
-    video_stream,
-)
+from pipelines.video.containers import open_container, video_stream
+from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError, first_line, reading
 from pipelines.video.key_frames import holds_no_picture
 from pipelines.video.orientation import UPRIGHT, Matrix, display_matrix, upright
 from pipelines.video.timeline import KeyFrame, Note, Timeline, read_timeline
@@ -58,7 +51,7 @@ class Decoder(Protocol):
     name: DecoderName
     timeline: Timeline
     notes: list[Note]
-    """What a user may want to know of the decoding, so far."""
+    """Remarks about the decoding so far."""
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Yields what is shown at the times of the frames at ``indices``, which increase strictly.
@@ -79,7 +72,7 @@ class Decoder(Protocol):
 
 
 def open_decoder(source: str | bytes, choice: Literal["auto", "decord", "pyav"] = "auto") -> Decoder:
-    """Opens the file at path ``source``, or the file's bytes: with PyAV, or with decord where that is chosen and right.
+    """Opens the file at path ``source``, or the file's bytes: with PyAV, or with decord if it is chosen and correct.
 
     Raises:
         UnreadableVideoError: it is not a video that the chosen decoder reads.
@@ -96,7 +89,7 @@ def open_decoder(source: str | bytes, choice: Literal["auto", "decord", "pyav"] 
 
 
 def decord_doubt(timeline: Timeline, orientation: Matrix = UPRIGHT) -> str | None:
-    """Why decord returns other frames of a file than those that are asked for; nothing if it is right."""
+    """Why decord would return wrong frames of a file; None if it is correct."""
     a, b, c, d = orientation
     doubts = {
         f"the format is {timeline.container}": timeline.container not in _DECORD_CONTAINERS,
@@ -104,7 +97,7 @@ def decord_doubt(timeline: Timeline, orientation: Matrix = UPRIGHT) -> str | Non
         "frames have no presentation times": timeline.pts is None,
         "an edit list hides frames": timeline.edited,
         "the file begins before its first key frame": timeline.skips > 0,
-        "a key frame is no instant refresh": not timeline.only_instant,
+        "a key frame is not an instant refresh": not timeline.only_instant,
         "the picture is mirrored": a * d - b * c < 0,
         "a picture outside of MP4 and MOV is turned": orientation != UPRIGHT and timeline.container != "mov",
         "there are several video streams": any(note.reason == "several_streams" for note in timeline.notes),
@@ -136,7 +129,7 @@ class DecordDecoder:
             with reading():
                 image: UInt8[np.ndarray, "height width 3"] = self._reader[index].asnumpy()
             if image.shape[2] != 3:
-                # It divides the bytes of a line by the width: of narrow frames the padding becomes channels.
+                # decord divides the bytes of a line by the width, so for narrow frames it counts padding as channels.
                 raise UnreadableVideoError(f"decord returns frames {image.shape[1]} pixels wide with their padding")
             yield Frame(index, self.timeline.times_s[index], image)
 
@@ -145,7 +138,7 @@ class DecordDecoder:
         self._reader = None
 
     def _check(self, indices: Sequence[int]) -> None:
-        """Compares its own idea of when the first and the last wanted frame are shown with the file's."""
+        """Compares decord's times of the first and the last wanted frame with those of the file."""
         times_s = self.timeline.times_s
         with reading():
             count = len(self._reader)
@@ -161,7 +154,7 @@ class PyAVDecoder:
 
     Args:
         source: path or contents of the file.
-        trust_pts: false where frames have come out at other times than their packets said: they are counted then.
+        trust_pts: false = count frames, after frames have come out at other times than their packets said.
     """
 
     name: DecoderName = "pyav"
@@ -179,7 +172,7 @@ class PyAVDecoder:
                 self.timeline = self.timeline.delayed(self._delay())
                 self._rewind()
         self.notes: list[Note] = list(self.timeline.notes)
-        # On the way to a wanted frame those that no other refers to are left out (H.264, 7.4.1).
+        # On the way to a wanted frame, frames that no other frame refers to are not decoded (H.264, 7.4.1).
         self._skips = self.timeline.codec == "h264" and self.timeline.container in _WHOLE_FRAMES
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
@@ -224,7 +217,7 @@ class PyAVDecoder:
                 if ahead is None or ahead[0] > index:
                     break
                 current, ahead = ahead, None
-            # Nothing before it: the file begins with packets that hold no picture.
+            # No frame comes before it: the file begins with packets that hold no picture.
             shown = current or ahead
             if shown is None or shown[0] != index:
                 missing.append(index)
@@ -233,6 +226,7 @@ class PyAVDecoder:
                 yield shown
         if last < 0:
             raise UnreadableVideoError("the stream holds no picture that can be decoded")
+        # A single one at the end may be a packet without a picture; several mean that the stream ended early.
         if ahead is None and len([index for index in missing if index > last]) > 1:
             raise FrameCountError(last + 1)
         if missing:
@@ -242,7 +236,7 @@ class PyAVDecoder:
             )
 
     def _decoded(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        """Decodes on from the present packet: frames and their indices, which increase."""
+        """Continues to decode at the current packet: frames and their indices, which increase."""
         pts = self.timeline.pts
         if pts is None:
             yield from self._counted()
@@ -256,6 +250,7 @@ class PyAVDecoder:
             if self._skips:
                 context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
             for frame in self._pictures(packet):
+                # Decoded but never shown, such as frames that an edit list hides.
                 if frame.pts is not None and frame.pts < pts[0]:
                     continue
                 index = -1 if frame.pts is None else bisect_right(pts, frame.pts) - 1
@@ -274,7 +269,7 @@ class PyAVDecoder:
                 continue
             for frame in self._pictures(packet):
                 first = first or self._ordinal
-                # A packet without a picture holds a place in time.
+                # A packet without a picture still takes a place in time.
                 index = index + 1 if flushing else max(index + 1, self._ordinal - first)
                 if index >= len(self.timeline.times_s):
                     return
@@ -296,19 +291,20 @@ class PyAVDecoder:
         return next((self._ordinal - 1 for _ in self._counted()), 0)
 
     def _approach(self, index: int) -> bool:
-        """Seeks to the last key frame before the wanted one, if it is far ahead; whether it did."""
+        """Seeks to the last key frame before the wanted frame, if that is far ahead; returns whether it did."""
         pts, keys = self.timeline.pts, self._keys
         place = 0 if pts is None else bisect_right(keys, pts[index], key=lambda key: key.pts)
         if not place or keys[place - 1].ordinal - self._ordinal <= _SEEK_GAIN_FRAMES:
             return False
         if not self._seek(keys[place - 1]):
-            # It reads on from now on: from the start, as a seek that went wrong may have ended anywhere.
+            # From now on it reads without seeking. It begins at the start, because the failed seek may have ended
+            # anywhere.
             self._keys = ()
             self._reopen()
         return True
 
     def _rewind(self) -> None:
-        """Goes back to the first packet, by a seek where the file has a place for it."""
+        """Goes back to the first packet, by a seek if the file allows it."""
         first = next(iter(self._keys), None)
         if first is None or first.ordinal or not self._seek(first):
             self._reopen()
@@ -335,7 +331,7 @@ class PyAVDecoder:
         self._ordinal = 0
 
     def _seek(self, key: KeyFrame) -> bool:
-        """Goes to a key frame, or to a packet before it; whether that is where it came out."""
+        """Goes to a key frame, or to a packet before it; returns whether it arrived there."""
         try:
             self._container.seek(key.seek_to, stream=self._stream)
         except av.error.FFmpegError:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.recipe.frames import FramesConfig
-from pipelines.video.containers import first_line
 from pipelines.video.decode_child import ExtractedVideo, ExtractSettings
 from pipelines.video.decode_process import DecodeProcess, ExtractionError, Reason
+from pipelines.video.errors import first_line
 from pipelines.workspace.errors import StorageError, is_forbidden, remedy
 from pipelines.workspace.file_systems import resolve
 from pipelines.workspace.uris import is_local, shown
@@ -30,9 +30,9 @@ def make_extract_frames(
 ) -> Callable[[Row], dict[str, Any]]:
     """A function from a row of ``records.MANIFEST`` to one row of ``records.FRAMES`` (1:1).
 
-    It reads ``video_id``, ``uri``, ``key``, ``start_s`` and ``end_s``. It raises for no video: one that
-    cannot be used gives a row with ``error_reason`` and without frames. An object store that does not
-    answer is no video's fault, and raises ``StorageError``: a later run finds the videos as they are.
+    It reads ``video_id``, ``uri``, ``key``, ``start_s`` and ``end_s``. A video that cannot be used raises no error: it
+    gives a row with ``error_reason`` and without frames. An object store that does not answer raises ``StorageError``,
+    and a later run tries its videos again.
 
     Args:
         config: what to sample and how to store it.

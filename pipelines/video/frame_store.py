@@ -33,7 +33,7 @@ from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
 MAX_STORED_PIXELS = 1 << 25
-"""Larger images are none of the frames stage's, and would take 100 MB each as pixels."""
+"""Larger images were not written by the frames stage, and would take 100 MB each as pixels."""
 
 _STORED = pa.schema([FRAMES.field("frames")])
 _OPEN_SHARDS = 64
@@ -65,7 +65,7 @@ class FrameBatch:
         Raises:
             ValueError: an image is smaller than the squares.
         """
-        # NumPy writes with the calling thread alone, and in whatever mode of gradients the batch was made.
+        # Written by NumPy, which uses only the calling thread, and does not care about PyTorch's inference mode.
         frames, mask = self.frames.numpy()[row], self.mask.numpy()[row]
         for position, image in enumerate(images):
             frames[position] = centre_crop(image, self.frames.shape[-1]).numpy()
@@ -127,7 +127,7 @@ class FrameStore:
         return file
 
     def _explained(self, shard: str, error: Exception) -> Exception:
-        """What to raise where reading a shard failed; one that is damaged is set aside."""
+        """What to raise if reading a shard failed; a damaged shard is set aside."""
         self._files.pop(shard, None)
         try:
             self._pool.storage.require_whole_table(shard)
@@ -142,7 +142,7 @@ class FrameStore:
 
     def _missing(self, shard: str) -> LostFramesError:
         storage = self._pool.storage
-        # Of several readers of a damaged shard, one sets it aside.
+        # If several readers meet a damaged shard, only one of them sets it aside.
         fate = "was damaged, and is set aside" if storage.was_set_aside(shard) else "is missing"
         return LostFramesError(f"{storage.place(shard)} {fate}. {_MEND}")
 
@@ -180,8 +180,8 @@ class FrameStore:
             videos: which videos, in the order of the batch.
             image_size_px: side of the squares.
             max_frames: later frames of a video are left out.
-            change: makes other frames of the whole ones, before the crop; it is also given the place of the
-                video in the batch, and is called by several threads.
+            change: changes the whole frames before the crop. It is also given the video's place in the batch, and is
+                called from several threads.
         """
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._threads)
@@ -194,7 +194,7 @@ class FrameStore:
                 images = as_images(change(row, as_channels_last(images)))
             batch.put(row, images)
 
-        # Lazily: a video is decoded while the next ones are read.
+        # Lazy, so that a video is decoded while the next ones are read.
         for _ in self._executor.map(put, range(len(videos)), (self.encoded(video)[:max_frames] for video in videos)):
             pass
         return batch
@@ -218,7 +218,7 @@ def _decode(encoded: bytes) -> UInt8[Tensor, "3 height width"]:
 
 
 def _decode_jpeg(encoded: bytes) -> Pixels:
-    # The same library as PIL's, and the same pixels, in half of the time.
+    # simplejpeg uses the same library as PIL and gives the same pixels in half the time.
     height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
     _check_size(height, width)
     pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB")
@@ -238,7 +238,7 @@ def _check_size(height: int, width: int) -> None:
 
 def empty_batch(videos: int, *, image_size_px: int, max_frames: int) -> FrameBatch:
     """A batch of black frames, all of them masked out."""
-    # NumPy asks the kernel for large pages, which take a quarter of the time of PyTorch's to come.
+    # Allocated by NumPy, which asks the kernel for large pages: a quarter of the time that PyTorch needs.
     frames = np.zeros((videos, max_frames, image_size_px, image_size_px, 3), np.uint8)
     mask = torch.zeros(videos, max_frames, dtype=torch.bool)
     return FrameBatch(rearrange(torch.from_numpy(frames), "v f height width rgb -> v f rgb height width"), mask)

@@ -1,4 +1,4 @@
-"""PIL's image operations on all frames of a clip at once: faster, and equal to a level.
+"""PIL's image operations on all frames of a clip at once: faster, and equal up to one grey level.
 
 Published augmentation is defined by what PIL does to one frame, including its rounding, so each
 function states PIL's rule. Pixels that a geometric operation brings in from outside are grey.
@@ -161,7 +161,8 @@ def _neighbours(
     a, b, c, d, e, f = matrix
     x = torch.arange(width, dtype=torch.float64) + 0.5
     y = torch.arange(height, dtype=torch.float64)[:, None] + 0.5
-    # Where a coordinate depends on one axis alone, as in every shift and shear, so do its taps: most of the time here.
+    # Where a coordinate depends on one axis alone, as in every shift and shear, its taps do, too. Finding them once per
+    # row or column saves most of the time here.
     source_x = a * x[None] + c if b == 0 else a * x + b * y + c
     source_y = e * y + f if d == 0 else d * x + e * y + f
     inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)

@@ -1,4 +1,4 @@
-"""What a packet that its container calls a key frame is: H.264 and HEVC have several kinds.
+"""What kind of key frame a packet holds: H.264 and HEVC have several kinds.
 
 After an *instant* refresh (IDR) nothing that came before is needed. A *clean* start is one from which everything
 that is shown later can be decoded: also an open GOP, whose pictures shown earlier but stored later are lost. An
@@ -36,7 +36,7 @@ def is_clean_start(codec: str, packet: bytes, extradata: bytes | None) -> bool:
 
 
 def holds_no_picture(codec: str, packet: bytes, extradata: bytes | None) -> bool:
-    """Whether a packet is filler or supplemental information alone: what a recorder writes that skips a picture."""
+    """Whether a packet holds only filler or supplemental information, as recorders write that skip a picture."""
     if codec == "h264":
         return not any(1 <= unit[0] & 0x1F <= _H264_IDR for unit in _units(packet, extradata, length_at=4))
     if codec == "hevc":

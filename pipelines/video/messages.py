@@ -1,8 +1,8 @@
 """Messages between the pipeline and its decoding process: a JSON header and blobs of bytes.
 
-Nothing is pickled, so that a process which damaged files have corrupted can send nothing that
-runs; sizes are bounded, so that it cannot fill the memory either. Layout: two big-endian 64-bit
-lengths (header, rest), the header, the blobs back to back.
+The process may have been corrupted by damaged files. Nothing is pickled, so that it cannot send code; sizes are
+bounded, so that it cannot fill the memory. Layout: two big-endian 64-bit lengths (header, rest), the header, the blobs
+back to back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DeadlineError(Exception):
 
 
 class MalformedMessageError(Exception):
-    """What came is no message."""
+    """What was received is not a message."""
 
 
 def send(file: int, message: Message, *, deadline: float | None = None) -> None:

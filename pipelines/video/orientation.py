@@ -37,7 +37,7 @@ def quarter_turns(matrix: Sequence[int]) -> Matrix:
 def upright(
     image: UInt8[np.ndarray, "height width 3"], matrix: Matrix
 ) -> UInt8[np.ndarray, "shown_height shown_width 3"]:
-    """The picture as it is to be shown."""
+    """The picture as it should be shown."""
     a, b, c, d = matrix
     if b or c:
         image = image.transpose(1, 0, 2)

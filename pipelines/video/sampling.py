@@ -1,9 +1,9 @@
-"""Which frames of a video are looked at: a few per second, then evenly thinned to a maximum.
+"""Which frames of a video are used: a few per second, then evenly thinned to a maximum.
 
-``sample_times`` is what the pipeline uses: it looks at when frames are shown. Where the rate is constant it counts
-frames, as ``sample_frames`` does. For a whole file that agrees with the published implementation's decord path
-wherever it is defined; the two ``published_`` functions keep the published arithmetic, its whole-second segments and
-its failures included, for comparison.
+The pipeline uses ``sample_times``, which considers when frames are shown. Where the rate is constant it counts frames,
+as ``sample_frames`` does. For a whole file this agrees with the published implementation's decord path wherever that is
+defined. The two ``published_`` functions keep the published arithmetic for comparison, with its whole-second segments
+and its failures.
 
 A rate that is published as frames per second becomes a stride in frames, rounded half to even:
 
@@ -37,8 +37,8 @@ def sample_times(
 ) -> list[int]:
     """Indices of the sampled frames, increasing; empty if the segment lies outside the video.
 
-    In a segment are the frames whose showing starts in it or, where none does, the one that is shown then. Without a
-    constant rate a frame is taken for every ``1 / rate`` seconds after the first: the one that is shown then.
+    A segment holds the frames that begin to be shown in it or, if there are none, the frame that is on screen. Without
+    a constant rate, one frame is taken for every ``1 / rate`` seconds after the first: the one on screen at that time.
 
     Args:
         times_s: when each frame of the video is shown, increasing, from 0.

@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.video.containers import UnreadableVideoError, format_name, moving_streams
+from pipelines.video.containers import format_name, moving_streams
+from pipelines.video.errors import UnreadableVideoError
 from pipelines.video.key_frames import holds_joined_units, holds_no_picture, is_clean_start, is_instant_refresh
 
 _SEEKABLE = frozenset({"mov", "matroska", "flv"})
-"""Formats that find a key frame by its time, by the first of their FFmpeg names. What a seek found is checked."""
+"""Formats in which seeking to the time of a key frame works, by the first of their FFmpeg names. Every seek is
+checked."""
 
 _MAX_REORDERING = 32
-"""Frames that a picture may be shown later or earlier than it is stored: codecs hold 16 pictures, or 32 fields."""
+"""By how many frames the order of showing may differ from the order in the file: codecs hold 16 pictures, or 32
+fields."""
 
 _MAX_STEP_S = 10.0
-"""Longer steps between packets whose times go back elsewhere are no pause but another clock."""
+"""Seconds. In a file whose times go back somewhere, a longer step between packets is not a pause but another clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
             is_key = is_key or is_clean_start(codec, content, None)
         packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, is_key, packet.is_discard))
     announced = min(stream.frames, len(stream.index_entries))
-    # An AVI announces slots, and some of them are empty.
+    # An AVI announces slots, and some of these may be empty.
     if whole < announced and name != "avi":
         raise UnreadableVideoError(f"the file is cut off: it holds {whole} of {announced} frames")
     first = next((ordinal for ordinal, packet in enumerate(packets) if packet.is_key), 0)
@@ -161,7 +164,7 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
         times_s = [number / rates[0] for number in range(len(shown))]
         last_s = 1 / rates[0]
     else:
-        # As exact as with fractions, and many times as fast.
+        # As exact as fractions, and many times faster.
         times_s = [(tick - ticks[0]) * stream.time_base.numerator / stream.time_base.denominator for tick in ticks]
         last = max(shown, key=lambda packet: packet.pts or 0) if pts else shown[-1]
         last_s = float(last.duration * stream.time_base)

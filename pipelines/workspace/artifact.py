@@ -18,7 +18,7 @@ from pipelines.workspace.storage import Storage
 
 ARTIFACT = "artifact.json"
 FORCED = "forced.json"
-"""In the folder of a stage that was asked to do its work again; without an artifact, that was interrupted."""
+"""Marks a stage that was asked to do its work again. If there is no artifact, that was interrupted."""
 _FINGERPRINT_LENGTH = 16
 _VERSIONED = ("torch", "ray", "pyarrow", "open_clip_torch", "decord", "av", "numpy", "hbi-on-ray")
 Counts = Mapping[str, int | float]
@@ -74,7 +74,8 @@ def read_document(output: Storage) -> Mapping[str, Any]:
 
 
 def discard(output: Storage) -> None:
-    """Removes what a stage left, its artifact first: killed on the way, this never leaves what looks finished."""
+    """Removes what a stage left, its artifact first, so that an interruption never leaves something that looks
+    finished."""
     for name in (FORCED, ARTIFACT, ""):
         output.delete(name)
 

@@ -1,4 +1,4 @@
-"""What goes wrong with a place, and what the user can do about it."""
+"""Errors of reading and writing, and what the user can do about them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
-"""What pyarrow raises about a file that is no Parquet."""
+"""What pyarrow raises about a file that is not Parquet."""
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})

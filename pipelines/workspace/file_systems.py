@@ -1,7 +1,7 @@
 """The file system behind a URI, with patience for object stores.
 
-Trouble of an object store that lasts less than a minute costs that minute; what lasts longer is an error
-that names the place and says what to do.
+If an object store fails for less than a minute, the run only waits. If it fails for longer, an error names the place
+and says what to do.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _STORE = re.compile(r"(?P<scheme>s3|gs)://(?P<account>[^/@]*@)?(?P<bucket>[\w.-]
 _STORE_VARIABLES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_")
 
 _S3_ATTEMPTS = 12
-"""The second comes after 25 ms, each later one after twice as long, the last before 100 s have passed."""
+"""The second attempt comes after 25 ms; each later one waits twice as long; the last one comes before 100 s have
+passed."""
 
 _S3_TIMEOUT_S = 30.0
 """Seconds without a byte after which a request is made again; the library's 3 s are too few for a busy store."""
 
 
 class _PatientS3(pafs.S3FileSystem):  # type: ignore[misc]
-    """S3 that waits for a store in trouble, also after it has travelled to another process."""
+    """S3 with more retries than the default, which it keeps when it is sent to another process."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (options,) = super().__reduce__()
@@ -47,11 +48,11 @@ def _patient_s3(options: dict[str, Any]) -> _PatientS3:
     return _PatientS3(
         **{
             **options,
-            # The other strategy gives up early where many threads meet the same trouble.
+            # The standard strategy gives up early when many threads fail at the same time.
             "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_s3_attempts()),
             "request_timeout": _S3_TIMEOUT_S,
             "connect_timeout": _S3_TIMEOUT_S,
-            # Otherwise an upload that could not even begin is closed as an empty object.
+            # Otherwise an upload that fails to begin is closed as an empty object.
             "allow_delayed_open": False,
         }
     )
@@ -62,12 +63,12 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
     Raises:
         ValueError: the scheme is not one that pyarrow knows.
-        StorageError: the region of a bucket, which S3 itself is asked for, could not be found out.
+        StorageError: S3 could not be asked for the region of the bucket.
     """
     uri = absolute_uri(uri)
     if is_local(uri):
         if "\0" in uri:
-            raise ValueError(f"{uri[:80]!r} holds a null character, which no path does")
+            raise ValueError(f"{uri[:80]!r} holds a null character, which is not allowed in a path")
         if not is_text(uri):
             raise ValueError(f"{printable(uri)} is not UTF-8 text, which tables and pages need; rename it")
         return _local(), uri
@@ -87,7 +88,7 @@ def _local() -> pafs.FileSystem:
 
 @lru_cache(maxsize=16)
 def _open_store(uri: str, _environment: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
-    # A file system takes long to make, and asks for credentials: one per video would be throttled.
+    # Making a file system is slow and requests credentials; one per video would be throttled.
     return _open(uri)[0]
 
 
@@ -108,6 +109,6 @@ def _open(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def check_uri(uri: str) -> None:
-    """Raises ``ValueError`` for what is no address, without asking a store about it."""
+    """Raises ``ValueError`` if ``uri`` is not an address; sends no request to a store."""
     if not is_local(uri) and not _STORE.fullmatch(split_options(absolute_uri(uri))[0]):
         resolve(uri)

@@ -1,7 +1,7 @@
-"""JSON records in the order in which they came, in small files: adding some commits one file, on any storage.
+"""An append-only log of JSON records that works on any storage: adding records commits one small file.
 
-Object stores cannot append. So a file takes a limited number of lines, and only the last one is
-written anew when records are added: a long log costs no more per record than a short one.
+Object stores cannot append to a file. So a file takes a limited number of lines, and only the last file is written
+again when records are added: a long log costs no more per record than a short one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.storage import Storage
 
 _LINES = 256
-"""Of one file; with the points of a training, a tenth of a megabyte."""
+"""Lines per file: about 0.1 MB of training points."""
 
 
 class LineLog:
@@ -33,7 +33,7 @@ class LineLog:
         self._last: list[str] = []
 
     def records(self) -> list[Any]:
-        """All records; while another process writes, those that were there a moment ago.
+        """All records; while another process writes, the newest may be missing.
 
         Raises:
             DamagedFileError: a file holds something else.
@@ -60,9 +60,9 @@ class LineLog:
             self._last, waiting = lines, waiting[room:]
 
     def replace(self, records: Iterable[Any]) -> None:
-        """Puts ``records`` into the first file, in the place of all there are: the log is finished.
+        """Finishes the log: puts ``records`` into the first file and removes all others.
 
-        Killed on the way, this leaves some of the last files.
+        If it is interrupted, some of the later files stay.
         """
         others = [number for number in self._numbers() if number]
         self._write(0, [json.dumps(record) for record in records])
@@ -83,7 +83,7 @@ class LineLog:
             return [json.loads(line) for line in self._lines(number)]
         except (ValueError, RecursionError) as error:
             raise DamagedFileError(
-                f"{self._storage.place(self._file(number))} is damaged, or something else wrote it: {error}"
+                f"{self._storage.place(self._file(number))} is damaged, or another program wrote it: {error}"
             ) from error
 
     def _lines(self, number: int) -> list[str]:

@@ -1,13 +1,13 @@
 """One writer at a time, on any storage: claims with a heartbeat.
 
-A process that wants a name writes a claim of its own and then lists the claims: it owns the name
-if there is no other live one, otherwise it takes its claim back and waits. Whoever lists last sees
-both, so two never own a name at once; this needs nothing of the storage but that a listing shows
-what was written before, which folders, S3 and GCS all give.
+A process that wants a name writes a claim of its own and then lists the claims: it owns the name if there is no other
+live one, otherwise it takes its claim back and waits. Of two processes the one that lists last sees both claims, so
+they never own a name at the same time. The storage must only list everything that was written before, which folders, S3
+and GCS do.
 
-A claim is live while its owner refreshes it. The ages of two claims are compared by the storage's
-clock, never by those of two machines; on the same machine the owner's process is looked up
-instead, so that a killed run is recognised at once.
+A claim is live while its owner refreshes it. The ages of two claims are compared by the storage's clock, never by the
+clocks of two machines. On the same machine the owner's process is looked up instead, so that a killed run is recognised
+at once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Owner:
     host: str
     pid: int
     process: str
-    """Tells the process from a later one with the same number, on the same machine only."""
+    """Distinguishes the process from a later one with the same number on the same machine."""
     command: str
     since: str
 
@@ -100,6 +100,7 @@ class Lock:
     def _beat(self) -> None:
         while not self._stop.wait(_REFRESH_S):
             try:
+                # A claim that another process has removed must not come back: the name would have two owners.
                 if self._workspace.exists(self._path):
                     self._workspace.write_bytes(self._path, self._content)
             except OSError as error:
@@ -118,9 +119,9 @@ def held(workspace: Storage, name: str) -> Iterator[Lock]:
             break
         workspace.delete(path)
         if time.monotonic() - reminded >= _REMIND_S:
-            logger.info("waiting for %s: %s is at it", name, others[0].owner)
+            logger.info("waiting for %s, which is held by %s", name, others[0].owner)
             reminded = time.monotonic()
-        # Two that saw each other's claims must not meet again.
+        # A random wait: two processes that saw each other's claims would otherwise collide again.
         time.sleep(poll_s * random.uniform(0.5, 1.5))
         poll_s = min(2 * poll_s, _LONGEST_POLL_S)
     lock = Lock(workspace, path, content)
@@ -147,7 +148,7 @@ def held_if_free(workspace: Storage, name: str) -> Iterator[Lock | None]:
 
 
 def owners(workspace: Storage) -> dict[str, Owner]:
-    """Who holds which name at this moment, as far as an onlooker can tell."""
+    """Who holds which name at this moment. Other machines' owners count as alive, since one listing cannot tell."""
     return {
         name: claims[0].owner
         for name in workspace.folders(FOLDER)
@@ -161,8 +162,9 @@ def _new_claim(name: str) -> tuple[str, bytes]:
 
 
 def _live_claims(workspace: Storage, name: str, *, own: str) -> list[Claim]:
-    """Claims of others whose owners live; those of the dead are removed."""
+    """The live claims of others; claims of dead owners are removed."""
     claims = _claims(workspace, name)
+    # The own claim has just been written, so its time is the present by the storage's clock.
     now = max((claim.refreshed_ns for claim in claims if claim.path == own), default=0)
     live = []
     for claim in claims:
@@ -186,7 +188,7 @@ def _claims(workspace: Storage, name: str) -> list[Claim]:
         if not info.base_name.endswith(".json") or info.base_name.startswith("."):
             continue
         path = f"{FOLDER}/{name}/{info.base_name}"
-        # It may be given back between the listing and the reading.
+        # The claim may have been given back since the listing.
         with suppress(FileNotFoundError):
             claims.append(Claim(path, Owner(**workspace.read_json(path)), info.mtime_ns or 0))
     return sorted(claims, key=lambda claim: claim.path)
@@ -200,7 +202,7 @@ def this_process() -> Owner:
         host=socket.gethostname(),
         pid=os.getpid(),
         process=_process_identity(os.getpid()) or "",
-        # Not its arguments: an address among them may hold a password.
+        # Without its arguments: an address among them may hold a password.
         command=Path(sys.argv[0]).stem,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -223,7 +225,7 @@ def process_lives(owner: Owner) -> bool | None:
 def _process_identity(pid: int) -> str | None:
     """Machine and start time of a process; None if there is none, or if the system does not tell."""
     try:
-        # Field 22, counted after the name in brackets, which may hold anything.
+        # Field 22 of the line. Counted from the end of the name in brackets, which may contain spaces and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

@@ -16,7 +16,7 @@ INDEX_FILE = "index.parquet"
 ERRORS_FILE = "errors.parquet"
 
 _BULK = {"bulk": "true"}
-"""Marks a column of a shard that takes much space, and is read for a row at a time."""
+"""Marks a column of a shard that takes much space and is read row by row."""
 
 
 def is_bulk(field: pa.Field) -> bool:

@@ -1,7 +1,7 @@
 """Which recipes were run in a workspace, and what each of them needs there.
 
 Every run leaves ``runs/<id>.json``: its settings, the fingerprint of every stage and the folders
-that hold its results. Status reads it; what no record refers to may be removed.
+that hold its results. ``jobs.status`` reads these records; ``jobs.gc`` removes what no record refers to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.workspace.storage import Storage
 RUNS = "runs"
 
 UNRECORDED = "unrecorded"
-"""Folder of notes that say what an MLflow server that was away has missed."""
+"""Folder of notes about what an MLflow server has missed while it could not be reached."""
 
 _KEPT = frozenset({RUNS, LOCKS, UNRECORDED, "logs", "mlartifacts"})
 """Folders of a workspace that hold no artifacts."""
@@ -41,7 +41,7 @@ class RunRecord:
     stages: Mapping[str, str]
     """Fingerprints by stage, in order."""
     locks: Mapping[str, str]
-    """What is held while a stage runs, by stage."""
+    """The lock that is held while a stage runs, by stage."""
     folders: tuple[str, ...]
     """Folders of the workspace that it needs."""
     settings: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Leftover:
     finished_at: str | None = None
     """None if it was never finished."""
     shards: tuple[str, ...] = ()
-    """Files of a pool that is needed; empty = all of the folder."""
+    """Files to remove from a pool that is still needed; empty = the whole folder."""
 
 
 def record_run(
@@ -72,7 +72,7 @@ def record_run(
     Args:
         workspace: where it is run.
         stages: fingerprints by stage, in order.
-        locks: what is held while a stage runs, by stage.
+        locks: the lock that is held while a stage runs, by stage.
         folders: those of the workspace that it needs.
         settings: the recipe.
     """
@@ -122,7 +122,7 @@ def forget_run(workspace: Storage, run_id: str) -> None:
 
 
 def leftovers(workspace: Storage) -> list[Leftover]:
-    """Artifacts and pools that no record refers to, and shards in the other pools that were made anew."""
+    """Artifacts and pools that no record refers to and, in the other pools, shards that newer ones replace."""
     records = read_runs(workspace)
     needed = {folder for record in records for folder in record.folders}
     found = []
@@ -131,7 +131,7 @@ def leftovers(workspace: Storage) -> list[Leftover]:
             continue
         for name in workspace.folders(stage):
             folder = f"{stage}/{name}"
-            # A folder that is neither an artifact's nor a pool's is somebody else's.
+            # Any other folder was not made by this project.
             if folder not in needed and (stage == SHARDS or _is_digest(name)):
                 found.append(Leftover(folder, folder_size(workspace, folder), _finished_at(workspace, folder)))
             elif stage == SHARDS and (
@@ -154,7 +154,7 @@ def _pointed_at(workspace: Storage, records: Sequence[RunRecord], pool: str) -> 
 
 
 def _replaced(pool: Storage, needed: set[str]) -> list[str]:
-    """Shards that are not ``needed`` and all of whose rows are there again in a newer generation."""
+    """Shards that are not ``needed`` and all of whose rows exist in a newer generation."""
     if not any(map(generation_of, pool.files(suffix=".parquet"))):
         return []
     index = ShardPool(pool, pa.schema([pa.field("key", pa.string(), nullable=False)])).index()

@@ -1,9 +1,9 @@
 """The file of a shard: its directory in the footer, and rows that are found by their keys.
 
-The footer of a Parquet file can hold texts of the writer's own. A shard's holds its *directory*: a small Parquet
-table, in base64 behind its checksum, with the columns of the shard that are not bulk, a row for each of its rows and in
-their order. So one request to an object store says what a shard holds, whatever the number of its rows; the key
-column alone would cost a request for each row, because every row is a row group of its own.
+The footer of a Parquet file can hold texts of the writer's own. A shard's footer holds its *directory*: a checksum and,
+in base64, a small Parquet table with the columns of the shard that are not bulk. So one request to an object store
+tells what a shard holds, however many rows it has. Reading the key column itself would take a request for each row,
+because every row is a row group of its own.
 
 Shards that were written before there were directories have none. They are read row by row.
 """
@@ -20,8 +20,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError
+from pipelines.workspace.parquet import read_parquet
 from pipelines.workspace.records import is_bulk
-from pipelines.workspace.storage import Storage, read_parquet
+from pipelines.workspace.storage import Storage
 
 _DIRECTORY = "hbi.directory"
 _CHECKSUM_DIGITS = 8
@@ -37,7 +38,7 @@ def directory_entry(table: pa.Table) -> dict[str, str]:
 
 
 def directory_of(footer: pq.FileMetaData) -> pa.Table | None:
-    """The directory in the ``footer`` of a shard; None where it has none, or one that has been changed."""
+    """The directory in the ``footer`` of a shard; None if there is none, or if it was changed."""
     entry = (footer.metadata or {}).get(_DIRECTORY.encode())
     if entry is None:
         return None
@@ -52,14 +53,14 @@ def directory_of(footer: pq.FileMetaData) -> pa.Table | None:
 
 
 def read_directory(storage: Storage, shard: str, size: int | None = None) -> pa.Table | None:
-    """The directory of a shard of ``size`` bytes; None where there is none that can be used.
+    """The directory of a shard of ``size`` bytes; None if there is no usable one.
 
-    Of an object it takes one request, or two where the footer is larger than 64 KB; one more without the size.
+    For an object this takes one request, or two if the footer is larger than 64 KB, and one more without the size.
 
     Raises:
         FileNotFoundError: the shard is not there.
     """
-    # A fragment is told the size, which the listing has said; a file would ask for it.
+    # A fragment can be given the size, which is known from the listing. Opening a file would request it.
     fragment = ds.ParquetFileFormat().make_fragment(storage.path(shard), storage.filesystem, file_size=size)
     try:
         return directory_of(fragment.metadata)
@@ -90,8 +91,8 @@ class OpenShard:
 
         Args:
             keys: of the wanted rows.
-            rows: where an index has seen them. A shard that is made again may hold them in another order: what
-                counts is the key.
+            rows: their places according to an index. A shard that is made again may hold them in another order, so the
+                key decides.
             columns: which columns.
 
         Raises:
@@ -100,11 +101,11 @@ class OpenShard:
         """
         if self._rows is not None:
             if absent := [key for key in keys if key not in self._rows]:
-                raise DamagedFileError(f"it has no row of the key {absent[0]}, which its index says to be there")
+                raise DamagedFileError(f"it has no row with the key {absent[0]}, although its index lists it")
             places = [self._rows[key] for key in keys]
             return self._file.read_row_groups(places, columns=list(columns), use_threads=False)
         table = self._file.read_row_groups(list(rows), columns=["key", *columns], use_threads=False)
         for key, row, found in zip(keys, rows, table.column("key").to_pylist(), strict=True):
             if found != key:
-                raise DamagedFileError(f"its row {row} is of the key {found}, and its index says {key}")
+                raise DamagedFileError(f"its row {row} has the key {found}, and its index says {key}")
         return table.select(list(columns))

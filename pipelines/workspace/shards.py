@@ -1,13 +1,13 @@
-"""Keyed shards: how a stage over videos does only what is missing, and loses one shard at most.
+"""Keyed shards: with them a stage over videos does only what is missing, and a crash costs one shard at most.
 
 A pool is a folder of Parquet files. Every row has a ``key``, a digest of what it was made from.
 A shard is written in one commit under a name made from its keys, its rows in the order of their keys,
-so a task that runs twice writes the same file twice. The pool of a stage is named by the stage's settings
-and version alone: new videos in the manifest find the work on the old ones done.
+so a task that runs twice writes the same file twice. A pool is named by the stage's settings and version alone: when
+videos are added to the manifest, the work on the old ones is still found.
 
-A run that is asked to do its work again begins a new generation of the pool, a number at the end
-of its shards' names. Older shards stay as they are, because finished artifacts point into them; an
-index made later points at the newest row of each key. ``jobs.gc`` removes what is then left.
+A run that is asked to do its work again begins a new generation of the pool, which is a number at the end of its
+shards' names. Older shards stay, because finished artifacts point into them; an index made later points at the newest
+row of each key. ``jobs.gc`` removes shards that nothing points at.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ SHARDS = "shards"
 """Folder of a workspace with the pools that stages of several runs share."""
 
 _GENERATION_FILE = "generation.json"
-"""In the folder of a stage that was asked to do its work again: the generation that this began."""
+"""In the folder of a stage that was asked to do its work again: the number of the generation that it began."""
 
 _SHARD_NAME = re.compile(r"[0-9a-f]{24}(?:-(\d+))?\.parquet")
 _SHARDS, _LEAST_ROWS = 64, 8
-"""What a small data set is cut into, so that a machine with as many cores has work for all; fewer rows are not worth
-a task and a file."""
+"""A small data set is cut into this many shards, so that as many cores have work, but not into shards so small that a
+task and a file are not worth it."""
 
 _LISTING_THREADS = 8
-"""Enough to hide how long an object store takes to answer; every thread keeps the memory that it once needed."""
+"""Enough to hide the latency of an object store. Not more, because a thread does not give its memory back."""
 
 
 def generation_of(shard: str) -> int:
@@ -100,9 +100,9 @@ class ShardPool:
     def index(self, columns: Sequence[str] = (), *, since: int = 0) -> pa.Table:
         """``key``, ``shard``, ``row`` and the given columns of every row from the generation ``since`` on.
 
-        Rows come in the order of the shards' names, whatever the order in which these were
-        written. A key that was made twice is there twice; :func:`newest_rows` chooses. A file that
-        is no shard, or no whole one, is set aside: its rows are missing, and made again.
+        Rows come in the order of the shards' names, whatever the order in which these were written. A key that was made
+        twice is there twice; :func:`newest_rows` chooses. A file that is not a whole shard is set aside; its rows then
+        count as missing and are made again.
         """
         names = ["key", *columns]
         fields = [*(self.schema.field(name) for name in names), ("shard", pa.string()), ("row", pa.int32())]
@@ -137,7 +137,7 @@ class ShardPool:
         table = read_directory(self.storage, shard, size)
         if table is not None and set(names) <= set(table.column_names):
             table = table.select(names)
-        else:  # an older shard, a column that is bulk, or damage, which this explains
+        else:  # an older shard, a bulk column, or damage, which reading the file explains
             table = self.storage.read_table(shard, columns=names)
         if table.schema.types != wanted or table.column("key").null_count:
             raise DamagedFileError(f"{self.storage.place(shard)} has other columns than a shard of this pool")
@@ -152,11 +152,11 @@ class ShardPool:
         logger.warning("%s; it is set aside as %s, and its rows are made again", error, aside)
 
     def lost(self, index: pa.Table) -> list[str]:
-        """The shards that ``index`` points into and that are not there any more, by name."""
+        """The shards that ``index`` points into and that no longer exist, by name."""
         return sorted(set(index.column("shard").unique().to_pylist()) - set(self.storage.files(suffix=".parquet")))
 
     def describe_loss(self, output: Storage) -> str | None:
-        """What is gone of an artifact in ``output`` whose index points into this pool; None = nothing."""
+        """What is missing of the artifact in ``output`` whose index points into this pool; None = nothing."""
         if not output.exists(INDEX_FILE):
             return f"its {INDEX_FILE} is missing"
         lost = self.lost(output.read_table(INDEX_FILE, columns=["shard"]))
@@ -166,8 +166,8 @@ class ShardPool:
 def newest_rows(index: pa.Table) -> pa.Table:
     """The rows of every key from one shard alone, in the order of ``index``.
 
-    The newest generation counts, and in it a good row rather than one with an ``error_reason``: a
-    video may have been tried again.
+    The newest generation counts. Within it a good row is preferred to one with an ``error_reason``, because a video may
+    have been tried again.
     """
     shards = index.column("shard").combine_chunks().dictionary_encode()
     generations = np.array([generation_of(name) for name in shards.dictionary.to_pylist()], dtype=np.int64)
@@ -175,6 +175,7 @@ def newest_rows(index: pa.Table) -> pa.Table:
     failed = np.zeros(len(index), dtype=np.int64)
     if "error_reason" in index.column_names:
         failed += pc.is_valid(index.column("error_reason")).to_numpy()
+    # The smallest rank wins: the newest generation first, within it a row without an error, then the shard's name.
     rank = pa.array((failed - 2 * generations[place]) * max(len(generations), 1) + place)
     best = pa.table({"key": index.column("key"), "rank": rank}).group_by("key").aggregate([("rank", "min")])
     best_of_row = best.column("rank_min").take(pc.index_in(index.column("key"), best.column("key")))

@@ -2,14 +2,13 @@
 
 Endpoints and credentials come from the environment variables of the object store's own
 tools (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, …) and are
-never written anywhere. Trouble of an object store that lasts less than a minute costs that
-minute; what lasts longer is an error that names the place and says what to do.
+never written anywhere. If an object store fails for less than a minute, the run only waits. If it fails for longer, an
+error names the place and says what to do.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import uuid
@@ -22,42 +21,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError, reason, remedy
 from pipelines.workspace.file_systems import resolve
+from pipelines.workspace.parquet import read_parquet, to_parquet
 from pipelines.workspace.uris import absolute_uri, join_uri, shown
 
 _TEMPORARY = ".tmp-"
 _SET_ASIDE = ".damaged"
-
-
-_READ_BYTES = 2**22
-_LARGE_BYTES = 2**24
-_digests: dict[tuple[str, int, int | None], str] = {}
-"""Of large files that this process has read, by place, size and time of the last change."""
-
-
-def content_digest(uri: str) -> str:
-    """Hex digest of the contents of the file at ``uri``; a large file that did not change is read once.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the scheme is not one that pyarrow knows.
-    """
-    filesystem, path = resolve(uri)
-    info = filesystem.get_file_info(path)
-    known = (absolute_uri(uri), info.size, info.mtime_ns)
-    if known in _digests:
-        return _digests[known]
-    found = hashlib.sha256()
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        while block := stream.read(_READ_BYTES):
-            found.update(block)
-    # A small one may be written twice between two ticks of the file system's clock.
-    if info.size is not None and info.size >= _LARGE_BYTES:
-        _digests[known] = found.hexdigest()
-    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -111,7 +82,7 @@ class Storage:
 
     @contextmanager
     def _naming(self, deed: str, path: str) -> Iterator[None]:
-        """Turns errors of the storage, but for a file that is not there, into ``StorageError``."""
+        """Turns errors of the storage into ``StorageError``, except that a file does not exist."""
         try:
             yield
         except (FileNotFoundError, StorageError):
@@ -135,7 +106,7 @@ class Storage:
         return list(self.sizes(path, suffix=suffix))
 
     def sizes(self, path: str = "", *, suffix: str = "") -> dict[str, int]:
-        """The same with the bytes of each."""
+        """The same files with their sizes in bytes."""
         files = {
             info.base_name: int(info.size)
             for info in self._listing(path)
@@ -163,12 +134,12 @@ class Storage:
             StorageError: it could not be read.
         """
         target = self.path(path)
-        # A file, not a stream: of an object it is fetched in one request.
+        # Opened as a file and not as a stream, because an object is then read in one request.
         with self._naming("read", path), self.filesystem.open_input_file(target) as file:
             try:
                 return bytes(file.read())
             except OSError as error:
-                # S3 says an internal failure of an object that is deleted after it was opened.
+                # S3 reports an internal failure if the object is deleted after it was opened.
                 if self.exists(path):
                     raise
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.place(path)) from error
@@ -185,7 +156,7 @@ class Storage:
                 _replace_file(Path(target), data)
             else:
                 if self.filesystem.type_name == "gcs":
-                    # Where a folder was not made, it is in no listing and cannot be removed.
+                    # Only folders that were created are listed and can be removed.
                     self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
                 # One upload of a complete buffer: object stores show an object when it is complete.
                 with self.filesystem.open_output_stream(target, compression=None) as stream:
@@ -224,7 +195,7 @@ class Storage:
         except FileNotFoundError:
             raise
         except UNREADABLE as error:
-            # The file, or the way to it? What goes wrong with all of its bytes at hand is the file's fault.
+            # Is the file damaged, or did reading fail? If its complete bytes cannot be parsed, it is damaged.
             self.require_whole_table(path)
             if isinstance(error, OSError):
                 raise self._named(error, "read", path) from error
@@ -244,7 +215,7 @@ class Storage:
             raise DamagedFileError(_damaged(self.place(path), "a whole Parquet file", error)) from error
 
     def set_aside(self, path: str) -> str:
-        """Renames the file at ``path``, so that it counts no more and can still be looked at; the new name."""
+        """Renames the file at ``path``, so that it is no longer used but can be inspected; returns the new name."""
         aside = f"{path}{_SET_ASIDE}"
         with self._naming("rename", path):
             self.filesystem.move(self.path(path), self.path(aside))
@@ -266,21 +237,7 @@ class Storage:
 
         ``row_group_size`` 1 makes every row readable at random. ``footer`` holds texts that lie beside the table.
         """
-        sink = pa.BufferOutputStream()
-        # Frames are compressed already; compressing them again costs time and saves nothing. Statistics would
-        # hold the first and the last of a video's small images once more, a half of the file.
-        with pq.ParquetWriter(
-            sink,
-            table.schema,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        ) as writer:
-            writer.write_table(table, row_group_size=row_group_size)
-            if footer:
-                writer.add_key_value_metadata(dict(footer))
-        buffer = sink.getvalue()
+        buffer = to_parquet(table, row_group_size=row_group_size, footer=footer)
         self.write_bytes(path, buffer)
         return int(buffer.size)
 
@@ -314,23 +271,6 @@ class Storage:
                 self.write_bytes(f"{path}/{file.relative_to(folder).as_posix()}", file.read_bytes())
 
 
-def read_parquet(source: Any, *, columns: list[str] | None = None) -> pa.Table:
-    """The table in an open Parquet file, in one piece, its pages compared with their checksums.
-
-    ``pyarrow.parquet.read_table`` would scan it as a data set: with tasks, and buffers that stay allocated, for
-    every row group, and a shard has one for each row.
-
-    Raises:
-        ValueError: a column is not there.
-        OSError, pyarrow.ArrowException: it is no Parquet file, or a damaged one.
-    """
-    with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
-        if absent := set(columns or ()) - set(file.schema_arrow.names):
-            raise ValueError(f"it has no column {', '.join(sorted(absent))}")
-        table = file.read(columns=columns, use_threads=False)
-    return (table if columns is None else table.select(columns)).combine_chunks()
-
-
 def _replace_file(place: Path, data: bytes | pa.Buffer) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{place.name}")
@@ -346,4 +286,4 @@ def _replace_file(place: Path, data: bytes | pa.Buffer) -> None:
 
 
 def _damaged(place: str, wanted: str, error: Exception) -> str:
-    return f"{place} is not {wanted}: {reason(error)}; it is damaged, or something else wrote it"
+    return f"{place} is not {wanted}: {reason(error)}; it is damaged, or another program wrote it"

@@ -1,13 +1,13 @@
 """Paths and URIs: what is a path of this machine, what is an address in an object store, and their parts.
 
-A **path** is taken as it is written: ``#``, ``?``, ``%`` and spaces are letters of its names. ``file:///a%20b``
-is another way to write the path ``/a b``, and becomes that path as soon as it is read.
+A **path** is taken as it is written: ``#``, ``?``, ``%`` and spaces are ordinary characters. ``file:///a%20b`` is
+another way to write the path ``/a b``, and becomes that path when it is read.
 
-An **address in a store** (``s3://``, ``gs://``) is a URI: ``%20`` stands for a space. Options of the store may
-end it, as in ``s3://bucket/a?region=eu-west-1``. A question mark that begins no options and every ``#`` are
-letters of its names, as they are on a store's own command line; they are kept as ``%3F`` and ``%23``.
+An **address in a store** (``s3://``, ``gs://``) is a URI: ``%20`` stands for a space. It may end with options of the
+store, as in ``s3://bucket/a?region=eu-west-1``. A question mark that does not begin options and every ``#`` are
+ordinary characters, as on a store's own command line; they are kept as ``%3F`` and ``%23``.
 
-Nothing else in this project takes addresses apart or joins them.
+Only this module splits and joins addresses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def split_options(uri: str) -> tuple[str, str]:
 
 
 def absolute_uri(uri: str) -> str:
-    """The one form in which a place is kept: an absolute path, or the URI of an object store.
+    """The normal form of an address: an absolute path, or the URI of an object store.
 
     Raises:
         ValueError: a ``file://`` address names another machine, or that of a store no bucket.
@@ -92,15 +92,15 @@ def last_name(uri: str) -> str:
 
 
 def suffix_of(uri: str) -> str:
-    """The suffix of a file's name in small letters, with its dot; empty if there is none."""
+    """The suffix of a file's name in lower case, with its dot; empty if there is none."""
     return posixpath.splitext(last_name(uri))[1].lower()
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be written into tables and pages: one in another encoding than UTF-8 cannot."""
+    """Whether a name is UTF-8, and can be written into tables and pages."""
     return printable(name) == name
 
 
 def printable(name: str) -> str:
-    """``name`` with ``\\udce9`` and the like in place of what is no UTF-8."""
+    """``name`` with escapes such as ``\\udce9`` in place of bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

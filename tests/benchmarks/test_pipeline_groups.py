@@ -19,7 +19,7 @@ from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.video.extraction import make_extract_frames
 from pipelines.video.frame_store import FrameStore
 from pipelines.workspace.artifact import Artifact

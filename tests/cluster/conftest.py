@@ -16,7 +16,7 @@ from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
 from pipelines.models.weights import WEIGHTS
 from pipelines.stages.labels import labels_pool
-from pipelines.stages.stage import Graph
+from pipelines.stages.plan import Graph
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.storage import Storage
 from tests.cluster.ray_nodes import RayCluster, ray_cluster

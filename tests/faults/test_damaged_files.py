@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from pipelines.search.features import FeatureStore
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.execution import execute_step
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.train.batches import load_ahead
 from pipelines.video.frame_store import FrameStore, LostFramesError, decode_images
@@ -182,7 +184,7 @@ def test_frames_of_another_video_are_refused_where_a_shard_has_no_directory(pool
     path = shard_of(pool, "a")
     written_before_directories(pool, path.name, "c", "b", "a")
     store = FrameStore(pool.storage, index)
-    with pytest.raises(LostFramesError, match=r"its row 0 is of the key c, and its index says a.*set aside\. Run the"):
+    with pytest.raises(LostFramesError, match=r"its row 0 has the key c, and its index says a.*set aside\. Run the"):
         store.encoded(0)
     assert pool.lost(index) == [path.name], "so that the plan of the next run sees it"
     pool.commit(rows("a", "b", "c"))
@@ -212,9 +214,7 @@ def test_features_of_another_video_are_refused(tmp_path: Path) -> None:
     (name,) = pool.storage.files()
     shard = pa.Table.from_pylist([features("b", 2.0), features("a", 1.0)], schema=FEATURES)
     pool.storage.write_table(name, shard, row_group_size=1)
-    with pytest.raises(
-        DamagedFileError, match=r"its row 0 is of the key b, and its index says a; run jobs\.index again"
-    ):
+    with pytest.raises(DamagedFileError, match=r"its row 0 has the key b, and its index says a; run jobs\.index again"):
         FeatureStore(pool.storage, index, [1]).clips([0])
     assert pool.lost(index) == [name], "so that jobs.index finds work to do"
 
@@ -324,7 +324,7 @@ def execute(graph: Graph) -> list[tuple[str, str]]:
     """Plans and runs; state and reason of every stage."""
     steps = graph.plan()
     for step in steps:
-        graph.execute(step, tracker=StageTracker(), config={})
+        execute_step(graph, step, tracker=StageTracker(), config={})
     return [(step.state, step.reason) for step in steps]
 
 

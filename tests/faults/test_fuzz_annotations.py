@@ -19,7 +19,8 @@ from jobs.settings import read_recipe, recipe_parser
 from pipelines.datasets.manifest import Manifest, build_manifest
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.stage import Graph, Stage
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage
 from pipelines.workspace.artifact import ARTIFACT, plain
 from pipelines.workspace.storage import Storage
 from tests.dataset_copies import write_activitynet, write_didemo, write_msrvtt, write_msrvtt_qa, write_msvd

@@ -27,7 +27,8 @@ from pipelines.models.weights import save_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.tracking import TrackingConfig
 from pipelines.run import run_plan
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracking.mlflow_runs import PipelineTracker, record_missed
 from pipelines.tracking.recorder import MlflowRecorder
 from pipelines.tracking.recording import Recording

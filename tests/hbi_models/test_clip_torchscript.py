@@ -132,7 +132,7 @@ def test_an_archive_that_lies_is_refused(tmp_path: Path, content: bytes, reason:
 @pytest.mark.fault
 def test_an_archive_that_names_a_function_is_refused(tmp_path: Path) -> None:
     with_pickle(tmp_path / "a.pt", pickle.dumps(Touch(tmp_path / "marker"), protocol=2))
-    with pytest.raises(ValueError, match="which is no part of a model's weights"):
+    with pytest.raises(ValueError, match="which is not part of a model's weights"):
         read_checkpoint(tmp_path / "a.pt")
     assert not (tmp_path / "marker").exists()
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines.train.files import HISTORY, RAY_SNAPSHOT
+from pipelines.train.files import CHECKPOINTS, HISTORY, RAY_SNAPSHOT
 from pipelines.workspace.storage import Storage
 
 
@@ -63,7 +63,11 @@ def kill(pid: int) -> None:
 
 def has_checkpoint(training: Storage) -> bool:
     """Whether a training has told of a step, and has a checkpoint to go on from."""
-    if not training.exists(HISTORY) or not training.exists(RAY_SNAPSHOT):
+    if not training.exists(HISTORY):
+        return False
+    if training.exists(CHECKPOINTS):
+        return training.folder(CHECKPOINTS).exists("index.json")
+    if not training.exists(RAY_SNAPSHOT):
         return False
     content = training.read_bytes(RAY_SNAPSHOT)
     # Ray empties the file before it writes it anew.

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.settings import read_recipe, recipe_parser
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import run_plan
+from pipelines.stages.execution import Outcome
+from pipelines.stages.plan import Graph
 from pipelines.stages.pooled import PooledStage
-from pipelines.stages.stage import Graph, Outcome
 from tests.mlflow_database import copy_database
+from tests.recipe_options import recipe_with
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, MAX_WORDS, write_architecture
 
 RAY: dict[str, Any] = {"local_cpus": 4, "local_object_store_gb": 0.15}
@@ -76,7 +77,7 @@ def write_recipe(folder: Path, **sections: Any) -> Path:
 
 def read(path: Path, *options: str) -> Recipe:
     """The recipe in ``path`` with command-line options."""
-    return read_recipe(recipe_parser("A test."), ["--config", str(path), *options])[0]
+    return recipe_with(yaml.safe_load(path.read_text()), *options)
 
 
 def run(recipe: Recipe, graph: Graph | None = None, **options: Any) -> dict[str, Outcome]:

@@ -22,9 +22,9 @@ from pipelines.models.folder import MODEL
 from pipelines.models.weights import load_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.splits import SplitView
+from pipelines.stages.execution import Outcome
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.labels import labels_pool
-from pipelines.stages.stage import Outcome
 from pipelines.tables import outcome_table
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE

@@ -28,9 +28,9 @@ from pipelines.models.weights import WEIGHTS, load_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import ActorResources
 from pipelines.splits import SplitView
+from pipelines.stages.execution import Outcome
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.labels import labels_pool
-from pipelines.stages.stage import Outcome
 from pipelines.train.files import HISTORY, RAY_SNAPSHOT
 from pipelines.train.history import History
 from pipelines.train.loop import LoopSettings, TrainingLoop
@@ -257,7 +257,7 @@ class Retrained:
 @pytest.fixture(scope="module")
 def retrained(finished: Run, ray_local: Any) -> Retrained:
     options = ["--retrieval.epochs", "12", "--retrieval.checkpoint.every_steps", "3"]
-    options += ["--resources.retrieval.workers", "1", "--tracking.log_model", "false"]
+    options += ["--resources.retrieval.workers", "0", "--tracking.log_model", "false"]
     recipe = read(finished.recipe_file, *options)
     output = make_graph(recipe).output("retrieval")
     kill_when(command(finished.recipe_file, *options), lambda: has_checkpoint(output))

@@ -11,14 +11,15 @@ import pytest
 import yaml
 
 from hbi_models.configs import require
-from jobs.settings import read_recipe, recipe_parser, run_job, set_up_logging
+from jobs.settings import run_job, set_up_logging
 from pipelines.recipe.data import ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.workspace.artifact import plain
+from tests.recipe_options import parsed_recipe
 
 
 def parse(*arguments: str) -> Recipe:
-    return read_recipe(recipe_parser("A test."), arguments)[0]
+    return parsed_recipe(*arguments)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -6,23 +6,29 @@ from pathlib import Path
 import pytest
 
 from hbi_models.configs import GameConfig, OptimizerConfig, RetrievalConfig
-from jobs.settings import read_recipe, recipe_parser
 from pipelines.datasets.answers import Vocabulary
 from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluation_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import RetrievalTrainingConfig
 from pipelines.stages.settings import checkpoint_digest
-from pipelines.workspace.storage import Storage, content_digest
+from pipelines.workspace.contents import content_digest
+from pipelines.workspace.storage import Storage
+from tests.recipe_options import recipe_with
 
 STAGES = ["shapes", "manifest", "frames", "labels", "estimator", "retrieval", "evaluation"]
 
 
 def recipe(workspace: Path, *options: str) -> Recipe:
     """Generated data and a trained estimator, so that every stage takes part."""
-    arguments = ["--data.shapes.train_videos", "30", "--model.game.teacher", "estimator", "--estimator.epochs", "2"]
-    arguments += ["--report.enabled", "false"]
-    return read_recipe(recipe_parser("A test."), [*arguments, "--workspace", str(workspace), *options])[0]
+    document = {
+        "workspace": str(workspace),
+        "data": {"shapes": {"train_videos": 30}},
+        "model": {"game": {"teacher": "estimator"}},
+        "estimator": {"epochs": 2},
+        "report": {"enabled": False},
+    }
+    return recipe_with(document, *options)
 
 
 def changed(workspace: Path, *options: str) -> list[str]:

@@ -15,8 +15,10 @@ from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.tracking import TrackingConfig
 from pipelines.run import run_plan
+from pipelines.stages.execution import execute_step
 from pipelines.stages.manifest import manifest_stage
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.tracking.address import tracking_uri, ui_command
 from pipelines.tracking.mlflow_runs import PipelineTracker
@@ -115,7 +117,7 @@ def test_data_that_cannot_serve_the_recipe_stop_the_run_at_the_manifest(tmp_path
 def test_where_nothing_is_to_be_done_nothing_is_recorded(tmp_path: Path) -> None:
     finished = graph(tmp_path, lambda context: {"rows": 1})
     for step in finished.plan():
-        finished.execute(step, tracker=StageTracker(), config={})
+        execute_step(finished, step, tracker=StageTracker(), config={})
     outcomes = run_plan(finished, finished.plan(), Recipe(workspace=str(tmp_path)))
     assert [outcome.action for outcome in outcomes] == ["skipped", "skipped"]
     assert not (tmp_path / "mlflow.db").exists()

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.stages.stage import Outcome, Stage, Step
+from pipelines.stages.execution import Outcome
+from pipelines.stages.plan import Step
+from pipelines.stages.stage import Stage
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table, table
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.storage import Storage

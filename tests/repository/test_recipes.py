@@ -8,10 +8,10 @@ import pytest
 
 from jobs import tune
 from jobs.run import main
-from jobs.settings import read_recipe, recipe_parser
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
 from tests.dataset_copies import write_activitynet, write_didemo, write_msrvtt, write_msrvtt_qa, write_msvd
+from tests.recipe_options import parsed_recipe
 
 ROOT = Path(__file__).parents[2]
 # A tune file is one over another recipe, with settings of its own.
@@ -19,7 +19,7 @@ RECIPES = sorted(path for path in (ROOT / "jobs/recipes").glob("*.yaml") if not 
 
 
 def recipe_of(path: Path, *overrides: str) -> Recipe:
-    return read_recipe(recipe_parser("test"), ["--config", str(path), *overrides])[0]
+    return parsed_recipe("--config", str(path), *overrides)
 
 
 def test_there_are_recipes() -> None:

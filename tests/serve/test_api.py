@@ -108,8 +108,8 @@ def test_an_uploaded_clip_is_treated_as_one_of_the_index(server: Server) -> None
 def test_clips_that_cannot_be_used_are_refused_in_words(server: Server) -> None:
     whole = clip(server).read_bytes()
     for content, kind, status, words in (
-        (b"", "video/mp4", 409, "this is no video"),
-        (b"these are not pictures\n" * 100, "video/mp4", 409, "this is no video: the file does not begin as MP4"),
+        (b"", "video/mp4", 409, "this is not a video"),
+        (b"these are not pictures\n" * 100, "video/mp4", 409, "this is not a video: the file does not begin as MP4"),
         (whole[: len(whole) // 2], "video/mp4", 409, "the clip cannot be used (undecodable)"),
         (whole, "text/html", 415, "the type is 'text/html'"),
         (b"\0" * int(MAX_UPLOAD_MB * 1e6 + 1), "video/mp4", 413, "the clip is larger than 1 MB"),

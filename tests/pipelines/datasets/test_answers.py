@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.settings import read_recipe, recipe_parser
 from pipelines.datasets.answers import ANSWERS_JSON, Vocabulary, coverage, most_frequent, read_vocabulary
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
@@ -22,6 +21,7 @@ from pipelines.tracker import StageTracker
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.records import MANIFEST, MANIFEST_FILE
 from pipelines.workspace.storage import Storage
+from tests.recipe_options import recipe_with
 
 QUESTIONS = {
     "train": ["dog", "cat", "dog", "Dog", "cat", "ant", "bee"],
@@ -66,8 +66,8 @@ def test_a_vocabulary_is_read_in_the_order_of_its_classes(tmp_path: Path, docume
         ('["a"]', "a vocabulary of 1 answers leaves nothing to choose"),
         ('["a", "b", "a "]', "'a' has more than one class"),
         ('["a", " "]', "the answer of class 1 is empty"),
-        ("{", "is no answer vocabulary"),
-        ("[" * 100_000, "is no answer vocabulary"),
+        ("{", "is not an answer vocabulary"),
+        ("[" * 100_000, "is not an answer vocabulary"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -103,9 +103,8 @@ def msrvtt_qa(tmp_path: Path) -> Path:
 
 
 def recipe_for(folder: Path, *options: str, dataset: str = "msrvtt_qa") -> Recipe:
-    arguments = ["--tasks", '["video_qa"]', "--data.dataset", dataset, "--data.annotations", str(folder)]
-    arguments += ["--data.videos", str(folder), "--workspace", str(folder / "workspace")]
-    return read_recipe(recipe_parser("A test."), [*arguments, *options])[0]
+    data = {"dataset": dataset, "annotations": str(folder), "videos": str(folder)}
+    return recipe_with({"workspace": str(folder / "workspace"), "tasks": ["video_qa"], "data": data}, *options)
 
 
 def make_vocabulary(

@@ -147,7 +147,7 @@ def test_absent_annotation_files_are_named_and_present_ones_are_digested(didemo:
         ("test_data.json", "3", r"test_data\.json: 'int' object is not iterable.*published form"),
         ("test_data.json", '["x"]', r"test_data\.json, entry 1: "),
         ("test_data.json", '[{"video": "x", "times": []}]', r"test_data\.json, entry 1: 'description' is missing"),
-        ("test_data.json", '[{"video": 1, "description": "x"}]', r"entry 1: video or description is no text"),
+        ("test_data.json", '[{"video": 1, "description": "x"}]', r"entry 1: video or description is not a text"),
         ("test_data.json", '[{"video": "x", "description": "y"}]', r"entry 1: 'times' is missing"),
     ],
 )

@@ -177,7 +177,7 @@ def test_what_is_there_twice_is_refused_where_one_of_both_would_be_lost(
 
 def test_an_answer_with_two_classes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text('{"a": 0, "b": 1, "a": 2}')
-    with pytest.raises(ValueError, match=r"answers\.json is no answer vocabulary: .*'a' more than once"):
+    with pytest.raises(ValueError, match=r"answers\.json is not an answer vocabulary: .*'a' more than once"):
         read_vocabulary(str(tmp_path / "answers.json"))
 
 

@@ -17,7 +17,9 @@ from pipelines.recipe.labels import LabelsConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import EstimatorTrainingConfig, RetrievalTrainingConfig, VideoQATrainingConfig
 from pipelines.run import run_plan
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.execution import execute_step
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.workspace.records import MANIFEST, MANIFEST_FILE
 from pipelines.workspace.storage import Storage
@@ -154,6 +156,6 @@ def test_a_run_over_a_finished_manifest_stops_before_ray_is_started(tmp_path: Pa
     ]
     graph = Graph(Storage(str(tmp_path)), stages)
     (step,) = graph.plan(until_stage="manifest")
-    graph.execute(step, tracker=StageTracker(), config=None)
+    execute_step(graph, step, tracker=StageTracker(), config=None)
     with pytest.raises(ValueError, match=r"retrieval\.batch_size is 3"):
         run_plan(graph, graph.plan(), recipe(workspace=str(tmp_path)))

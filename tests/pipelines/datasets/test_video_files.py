@@ -133,7 +133,7 @@ def test_addresses_that_cannot_be_looked_at_cost_themselves(tmp_path: Path) -> N
         f"{tmp_path}/{'x' * 300}.mp4": "File name too long",
         f"{tmp_path}/{'x/' * 3000}a.mp4": "File name too long",
         f"{tmp_path}/circle.mp4": "Too many levels of symbolic links",
-        f"{tmp_path}/folder.mp4": "it is no file",
+        f"{tmp_path}/folder.mp4": "it is not a file",
         f"{tmp_path}/a.mp4/b.mp4": "Not a directory",
         f"{tmp_path}/caf\udce9.mp4": "its path is not UTF-8 text; rename it",
         f"{tmp_path}/gone.mp4": NO_FILE,

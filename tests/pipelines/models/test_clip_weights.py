@@ -28,8 +28,9 @@ from pipelines.recipe.resources import ResourcesConfig, TrainResources
 from pipelines.recipe.training import RetrievalTrainingConfig
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.labels import LabelsStage, labels_pool
+from pipelines.stages.plan import Graph
 from pipelines.stages.retrieval import retrieval_stage
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.stages.weights_check import WeightsChecks, require_weights
 from pipelines.tracker import StageTracker
 from pipelines.workspace.artifact import Artifact

@@ -51,7 +51,7 @@ def test_what_is_not_said_has_its_default_and_whole_numbers_are_real_ones() -> N
         ({"model": {"level_rates": [1, 0]}}, r"model\.level_rates\.2 is missing"),
         ({"frames": {"fps": 0}}, r"^here cannot be used: frames\.fps is 0\.0; it must be positive$"),
         ({"frames": {"max_frames": 3}}, "model.max_frames is 12 and frames.max_frames is 3"),
-        ({"frames": {"fps": 1j}}, "no JSON document"),
+        ({"frames": {"fps": 1j}}, "not a JSON document"),
         ([], "the document is .*; a section with settings is needed"),
         (dict.fromkeys(("seed", "data", "frames", "model"), "a"), "; and 1 more$"),
     ],

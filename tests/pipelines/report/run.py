@@ -19,7 +19,7 @@ from pipelines.models.weights import save_model
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.report import ReportConfig
-from pipelines.report.content import Reader
+from pipelines.report.reader import Reader
 from pipelines.stages.frames import frames_pool
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.records import ANSWERS, ERRORS, ERRORS_FILE, INDEX_FILE, MANIFEST, MANIFEST_FILE, TOP_VIDEOS

@@ -22,13 +22,14 @@ from pipelines.recipe.data import DataConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import AnswersConfig, RetrievalTrainingConfig, VideoQATrainingConfig
+from pipelines.recipe.tuning import SamplerConfig, SchedulerConfig, TuningConfig
 from pipelines.search.search_model import read_search_model
 from pipelines.stages.data_check import foreseen_data, known_data
+from pipelines.stages.execution import execute_step
 from pipelines.stages.weights_check import WeightsChecks
 from pipelines.tracker import StageTracker
 from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.tune.driver import InputStages, run_tuning
-from pipelines.tune.space import SamplerConfig, SchedulerConfig, TuningConfig
 from pipelines.tune.tuning import Tuning, make_tuning, require_tuning_data
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
@@ -60,7 +61,7 @@ def tuning_of(recipe: Recipe, **config: Any) -> Tuning:
 def make_manifest(recipe: Recipe) -> None:
     graph = make_graph(recipe)
     (step,) = graph.plan(until_stage="manifest")
-    graph.execute(step, tracker=StageTracker(), config=recipe)
+    execute_step(graph, step, tracker=StageTracker(), config=recipe)
 
 
 SMALL = ("train", "train", "train", "val", "test")
@@ -116,7 +117,7 @@ def test_a_vocabulary_is_foreseen(tmp_path: Path) -> None:
         execute(make_graph(unfit), unfit, plan_only=True)
     # The same that the stages write.
     for step in graph.plan(until_stage="answers"):
-        graph.execute(step, tracker=StageTracker(), config=recipe)
+        execute_step(graph, step, tracker=StageTracker(), config=recipe)
     known = known_data(graph, ("manifest", "answers"))
     assert known.vocabulary is not None
     assert isinstance(known.vocabulary, Vocabulary)

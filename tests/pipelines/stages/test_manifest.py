@@ -11,8 +11,10 @@ import pytest
 from pipelines.datasets.msrvtt import SENTENCES_FILE, TEST_FILE
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.shapes.data_set import write_annotations
+from pipelines.stages.execution import execute_step
 from pipelines.stages.manifest import manifest_stage
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.workspace.records import MANIFEST_FILE
 from pipelines.workspace.storage import Storage
@@ -42,7 +44,7 @@ def make_graph(workspace: Path) -> Graph:
 
 def execute(graph: Graph) -> list[str]:
     """Runs what is to do, and returns the names of the stages that did something."""
-    outcomes = [graph.execute(step, tracker=StageTracker(), config=None) for step in graph.plan()]
+    outcomes = [execute_step(graph, step, tracker=StageTracker(), config=None) for step in graph.plan()]
     return [outcome.step.stage.name for outcome in outcomes if outcome.action == "done"]
 
 
@@ -92,7 +94,7 @@ def test_a_forced_manifest_is_read_anew(tmp_path: Path) -> None:
     steps = graph.plan(until_stage="manifest", force=["manifest"])
     keys = [row["key"] for row in rows_of(graph)]
     for step in steps:
-        graph.execute(step, tracker=StageTracker(), config=None)
+        execute_step(graph, step, tracker=StageTracker(), config=None)
     assert all(Path(row["uri"]).is_file() for row in rows_of(graph))
     assert keys != [row["key"] for row in rows_of(graph)]
 

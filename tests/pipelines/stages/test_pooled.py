@@ -14,8 +14,10 @@ import pytest
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TaskResources
 from pipelines.resources.sharded_work import SUMMARY
+from pipelines.stages.execution import Outcome, execute_step
+from pipelines.stages.plan import Graph
 from pipelines.stages.pooled import PooledStage, ShardJob, with_version
-from pipelines.stages.stage import Graph, Outcome, StageContext
+from pipelines.stages.stage import StageContext
 from pipelines.tracker import StageTracker
 from pipelines.workspace.artifact import Artifact, Counts
 from pipelines.workspace.errors import StorageError
@@ -77,7 +79,7 @@ class Letters(PooledStage):
 def execute(stage: Letters) -> Outcome:
     graph = Graph(Storage(stage.recipe.workspace), [stage.stage()])
     (step,) = graph.plan()
-    return graph.execute(step, tracker=StageTracker(), config={})
+    return execute_step(graph, step, tracker=StageTracker(), config={})
 
 
 def made(outcome: Outcome) -> list[str]:

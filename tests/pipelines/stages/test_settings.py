@@ -20,8 +20,8 @@ from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.report import ReportConfig
 from pipelines.stages.settings import checkpoint_digest, counting
-from pipelines.workspace import storage
-from pipelines.workspace.storage import content_digest
+from pipelines.workspace import contents
+from pipelines.workspace.contents import content_digest
 from tests.hbi_models.tiny_model import random_batches, tiny_config, write_architecture
 
 STAGES = ["shapes", "manifest", "frames", "labels", "estimator", "retrieval", "evaluation"]
@@ -123,11 +123,11 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_runs(tmp_path
 
 def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights.pt"
-    monkeypatch.setattr(storage, "_LARGE_BYTES", 8)
+    monkeypatch.setattr(contents, "_LARGE_BYTES", 8)
     path.write_bytes(b"12345678")
     first = content_digest(str(path))
     opened: list[str] = []
-    resolve = storage.resolve
+    resolve = contents.resolve
 
     class Watched:
         """A file system that says what is opened."""
@@ -144,7 +144,7 @@ def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch:
         filesystem, place = resolve(uri)
         return Watched(filesystem), place
 
-    monkeypatch.setattr(storage, "resolve", watched)
+    monkeypatch.setattr(contents, "resolve", watched)
     assert content_digest(str(path)) == first
     assert not opened
     path.write_bytes(b"87654321")

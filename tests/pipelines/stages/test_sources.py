@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from pipelines.stages import sources
+from pipelines.stages.execution import execute_step
+from pipelines.stages.plan import SOURCES, Graph
 from pipelines.stages.sources import ROOT, Sources, changed_files
-from pipelines.stages.stage import SOURCES, Graph, Stage
+from pipelines.stages.stage import Stage
 from pipelines.tracker import StageTracker
 from pipelines.workspace.artifact import ARTIFACT
 from pipelines.workspace.shards import SHARDS
@@ -165,7 +167,7 @@ def states(made: Graph, **options: Any) -> dict[str, tuple[str, str]]:
 
 def run(made: Graph, **options: Any) -> list[str]:
     """Plans and runs; returns what was done."""
-    outcomes = [made.execute(step, tracker=StageTracker(), config={}) for step in made.plan(**options)]
+    outcomes = [execute_step(made, step, tracker=StageTracker(), config={}) for step in made.plan(**options)]
     return [outcome.step.stage.name for outcome in outcomes if outcome.action == "done"]
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from hbi_models.configs import OptimizerConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.stage import Graph, Stage, StageContext, Step
+from pipelines.stages.execution import execute_step
+from pipelines.stages.plan import Graph, Step
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.workspace.artifact import ARTIFACT, digest, plain, versions
 from pipelines.workspace.storage import Storage
@@ -66,7 +68,9 @@ class Pipeline:
     def run(self, graph: Graph, **options: Any) -> dict[str, str]:
         """Plans and runs; returns what was done with each stage."""
         self.ran, self.forced = [], []
-        outcomes = [graph.execute(step, tracker=StageTracker(), config={"seed": 1}) for step in graph.plan(**options)]
+        outcomes = [
+            execute_step(graph, step, tracker=StageTracker(), config={"seed": 1}) for step in graph.plan(**options)
+        ]
         return {outcome.step.stage.name: outcome.action for outcome in outcomes}
 
 
@@ -155,7 +159,7 @@ def test_the_plan_says_why(pipeline: Pipeline) -> None:
     assert states(pipeline.graph(settings))["labels"][1] == "invalidated by a new frames"
     settings["frames"] = {"rate": 2, "size": {"height": 1, "width": 1}, "codec": "png", "quality": 1}
     assert states(pipeline.graph(settings))["frames"][1] == (
-        "invalidated by codec jpeg → png; quality 90 → 1; rate 1 → 2 …"
+        "invalidated by codec jpeg → png; quality 90 → 1; rate 1 → 2 and 2 more"
     )
     assert states(pipeline.graph(versions={"labels": 2}))["labels"][1] == "the stage's code changed (version 1 → 2)"
 
@@ -165,7 +169,7 @@ def test_a_stage_is_compared_with_an_earlier_one_of_the_same_inputs(pipeline: Pi
     manifest, frames, *_ = pipeline.graph().stages
     lonely = Stage(**{**vars(frames), "inputs": (), "settings": {"rate": 5}, "run": lambda context: {"rows": 1}})
     other = Graph(Storage(str(pipeline.workspace)), [manifest, lonely])
-    other.execute(other.plan()[1], tracker=StageTracker(), config={})
+    execute_step(other, other.plan()[1], tracker=StageTracker(), config={})
     assert states(pipeline.graph({"frames": {"rate": 2}}))["frames"][1] == "invalidated by rate 1 → 2"
 
 
@@ -183,7 +187,7 @@ def test_an_interrupted_stage_is_partial_and_keeps_what_it_has(pipeline: Pipelin
 def test_a_stage_that_fails_is_not_finished_and_runs_again(pipeline: Pipeline) -> None:
     graph = pipeline.graph()
     first, second, *_ = graph.plan()
-    graph.execute(first, tracker=StageTracker(), config={})
+    execute_step(graph, first, tracker=StageTracker(), config={})
 
     def fail(context: StageContext) -> Mapping[str, int]:
         context.output.write_bytes("rows", b"1")
@@ -191,7 +195,7 @@ def test_a_stage_that_fails_is_not_finished_and_runs_again(pipeline: Pipeline) -
 
     broken = Graph(graph.workspace, [graph.stages[0], Stage(**{**vars(second.stage), "run": fail})])
     with pytest.raises(RuntimeError, match="disk is full"):
-        broken.execute(broken.plan()[1], tracker=StageTracker(), config={})
+        execute_step(broken, broken.plan()[1], tracker=StageTracker(), config={})
     assert states(pipeline.graph())["frames"][0] == "missing"
     assert pipeline.run(pipeline.graph())["frames"] == "done"
 
@@ -221,13 +225,13 @@ def test_a_forced_stage_that_was_interrupted_goes_on_with_and_without_force(pipe
     step = graph.plan(force=["frames"])[1]
     broken = Step(Stage(**{**vars(step.stage), "run": fail}), step.fingerprint, step.state, step.reason)
     with pytest.raises(RuntimeError, match="goes away"):
-        graph.execute(broken, tracker=StageTracker(), config={})
+        execute_step(graph, broken, tracker=StageTracker(), config={})
     assert states(graph)["frames"] == ("partial", "3 of 8 rows")
     assert states(graph, force=["frames"])["frames"] == ("forced", "asked for, 3 of 8 rows")
-    graph.execute(graph.plan(force=["frames"])[1], tracker=StageTracker(), config={})
+    execute_step(graph, graph.plan(force=["frames"])[1], tracker=StageTracker(), config={})
     assert output.exists("half.json"), "the same command goes on"
     assert states(graph)["frames"] == ("done", "finished")
-    graph.execute(graph.plan(force=["frames"])[1], tracker=StageTracker(), config={})
+    execute_step(graph, graph.plan(force=["frames"])[1], tracker=StageTracker(), config={})
     assert not output.exists("half.json"), "a finished one starts anew"
 
 
@@ -271,7 +275,7 @@ def test_ending_before_the_start_is_refused(pipeline: Pipeline) -> None:
 def test_a_stage_without_its_inputs_is_refused(pipeline: Pipeline) -> None:
     graph = pipeline.graph()
     with pytest.raises(RuntimeError, match="'frames' needs 'manifest', which is not finished"):
-        graph.execute(graph.plan()[1], tracker=StageTracker(), config={})
+        execute_step(graph, graph.plan()[1], tracker=StageTracker(), config={})
 
 
 def test_an_artifact_says_what_made_it(pipeline: Pipeline) -> None:

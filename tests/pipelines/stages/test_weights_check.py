@@ -15,8 +15,8 @@ from pipelines.models.weights import save_model
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import RetrievalTrainingConfig
+from pipelines.stages.plan import Step
 from pipelines.stages.retrieval import retrieval_stage
-from pipelines.stages.stage import Step
 from pipelines.stages.weights_check import require_weights
 from tests.tiny_retrieval import MAX_FRAMES, retrieval_config
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.recipe.tuning import SchedulerConfig
 from pipelines.train.files import RETRIEVAL_METRICS
-from pipelines.tune.space import SchedulerConfig
 from tests.pipelines.tune.tunings import BOTH, KL, SKL, tuning_of
 
 LR = "retrieval.optimizer.lr"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from pipelines.tune.journal import Journal
 from pipelines.tune.proposals import final_records, finalists
 from pipelines.tune.results import standings, t_interval, t_quantile
-from pipelines.tune.tuning import Journal
 from tests.pipelines.tune.tunings import KL, SKL, record_of, tuning_of
 
 NONE = {KL: 0, SKL: 0}

@@ -8,8 +8,8 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from pipelines.tune.trials import PROGRESS, VALUE, Halving
-from pipelines.tune.tuning import Journal, TrialRecord
+from pipelines.tune.journal import Journal, TrialRecord
+from pipelines.tune.ray_tune import PROGRESS, VALUE, Halving
 from tests.pipelines.tune.tunings import KL, record_of, tuning_of
 
 CONTINUE = TrialScheduler.CONTINUE

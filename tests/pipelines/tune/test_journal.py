@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.tune.tuning import Journal, Report
+from pipelines.tune.journal import Journal, Report
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
 from tests.pipelines.tune.tunings import KL, record_of, tuning_of

@@ -10,10 +10,12 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from pipelines.figures.files import png
-from pipelines.tune import results
-from pipelines.tune.results import Results, Scale, Standing
+from pipelines.tune import pictures
+from pipelines.tune.journal import TrialRecord
+from pipelines.tune.pictures import Scale
+from pipelines.tune.results import Results, Standing, common_progress
 from pipelines.tune.space import parse_space
-from pipelines.tune.tuning import TrialRecord, Tuning
+from pipelines.tune.tuning import Tuning
 from tests.pipelines.tune.tunings import BOTH, KL, SKL, record_of, tuning_of
 
 
@@ -61,8 +63,8 @@ def points(figure: Figure, panel: int) -> list[tuple[float, float, float]]:
 
 
 def test_trials_are_compared_where_all_of_them_came(tuning: Tuning) -> None:
-    assert results.common_progress(records()) == 1
-    figure = results.landscape(tuning, records(), STANDINGS)
+    assert common_progress(records()) == 1
+    figure = pictures.landscape(tuning, records(), STANDINGS)
     logarithms = [(np.log10(record.values[KL]), np.log10(record.values[SKL])) for record in records()]
     early = sorted((round(x, 6), round(y, 6), float(number)) for number, (x, y) in enumerate(logarithms))
     assert points(figure, 0) == early
@@ -73,39 +75,39 @@ def test_trials_are_compared_where_all_of_them_came(tuning: Tuning) -> None:
 
 def test_without_trials_that_were_stopped_there_is_one_panel(tuning: Tuning) -> None:
     finished = [record for record in records() if record.state == "finished"]
-    figure = results.landscape(tuning, finished, STANDINGS)
+    figure = pictures.landscape(tuning, finished, STANDINGS)
     assert len(figure.axes) == 1
     assert len(points(figure, 0)) == len(finished) + len(STANDINGS)
 
 
-def pictures(tuning: Tuning, trials: list[TrialRecord], ranking: list[Standing]) -> list[bytes]:
+def drawn_of(tuning: Tuning, trials: list[TrialRecord], ranking: list[Standing]) -> list[bytes]:
     compared = Results(tuning, trials, []).compared
     drawn = [
-        results.landscape(tuning, trials, ranking),
-        results.parallel_coordinates(tuning, compared),
-        results.history(tuning, trials),
-        results.importance_bars(tuning, compared),
+        pictures.landscape(tuning, trials, ranking),
+        pictures.parallel_coordinates(tuning, compared),
+        pictures.history(tuning, trials),
+        pictures.importance_bars(tuning, compared),
     ]
     return [png(figure) for figure in drawn]
 
 
 @pytest.mark.slow
 def test_the_same_trials_give_the_same_files(tuning: Tuning) -> None:
-    first = pictures(tuning, records(), STANDINGS)
-    assert first == pictures(tuning, records(), STANDINGS)
+    first = drawn_of(tuning, records(), STANDINGS)
+    assert first == drawn_of(tuning, records(), STANDINGS)
     assert all(picture.startswith(b"\x89PNG") and len(picture) > 10_000 for picture in first)
 
 
 def test_pictures_leave_nothing_behind_in_pyplot(tuning: Tuning) -> None:
     before = dict(pyplot.rcParams)
-    pictures(tuning, records(), STANDINGS)
+    drawn_of(tuning, records(), STANDINGS)
     assert pyplot.get_fignums() == []
     assert {name: value for name, value in pyplot.rcParams.items() if value != before[name]}.keys() <= {"backend"}
 
 
 @pytest.mark.parametrize("trials", [[], records()[:1]])
 def test_few_trials_give_pictures_too(tuning: Tuning, trials: list[TrialRecord]) -> None:
-    assert all(pictures(tuning, trials, []))
+    assert all(drawn_of(tuning, trials, []))
 
 
 def test_fields_of_all_kinds_are_drawn(tmp_path: Path) -> None:
@@ -123,19 +125,19 @@ def test_fields_of_all_kinds_are_drawn(tmp_path: Path) -> None:
         {KL: 9.0, "model.level_rates": [1, 1, 1]},
     ]
     trials = [record_of(number, setting, [float(number)]) for number, setting in enumerate(settings)]
-    assert all(pictures(tuning, trials, []))
+    assert all(drawn_of(tuning, trials, []))
     assert Results(tuning, trials, []).importance.keys() == space.keys()
 
 
 def test_trials_that_were_ended_early_are_in_the_history_and_the_best_so_far_never_gets_worse(tuning: Tuning) -> None:
-    axes = results.history(tuning, records()).axes[0]
+    axes = pictures.history(tuning, records()).axes[0]
     (line,) = axes.lines
     assert list(line.get_xdata()) == list(range(8))
     assert list(line.get_ydata()) == [10.0, 10.0, 12.0, 12.0, 14.0, 14.0, 16.0, 16.0]
     marks = [np.asarray(collection.get_offsets()).tolist() for collection in axes.collections]
     assert [[0, 10], [2, 12], [4, 14], [6, 16]] in marks
     assert [[1, 1], [3, 3], [5, 5], [7, 7]] in marks
-    assert png(results.history(tuning, records()[1:])), "the first one was ended early"
+    assert png(pictures.history(tuning, records()[1:])), "the first one was ended early"
 
 
 def test_values_lie_on_axes_by_logarithm_by_size_or_side_by_side() -> None:

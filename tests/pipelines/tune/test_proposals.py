@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.tune.journal import Journal, TrialRecord
 from pipelines.tune.proposals import ListedTrials, ProposedTrials, Proposer, importances, study_of
 from pipelines.tune.space import parse_space
-from pipelines.tune.tuning import Journal, TrialRecord, Tuning
+from pipelines.tune.tuning import Tuning
 from tests.pipelines.tune.tunings import KL, SKL, record_of, tuning_of
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.recipe.fields import check_fields, field_names, flatten, with_values
 from pipelines.recipe.recipe import Recipe
-from pipelines.tune.space import Range, Values, check_fields, field_names, flatten, parse_space, with_values
+from pipelines.tune.space import Range, Values, parse_space
 from pipelines.workspace.artifact import plain
 
 
@@ -42,7 +43,7 @@ def test_descriptions_are_understood(description: Any, domain: object) -> None:
         ("loguniform 1", "needs two numbers"),
         ("uniform low high", "needs two numbers"),
         ("int 1.5 3", "whole numbers"),
-        ("choice", "is a choice of nothing"),
+        ("choice", "is a choice without values"),
         ("grid 1 1", "lists a value twice"),
         ("normal 0 1", "write one of uniform, loguniform, int, choice, grid"),
         ("", "write one of"),
@@ -98,7 +99,7 @@ def test_probes_differ_in_one_field_whose_conditions_they_meet() -> None:
     ("document", "message"),
     [
         ({"a": {"choice": [1], "when": {"other": 1}}}, "tuned when other has a value, and other is not tuned"),
-        ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "hang on one another"),
+        ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "depend on one another"),
     ],
 )
 def test_conditions_that_cannot_be_met_are_refused(document: Any, message: str) -> None:
@@ -153,7 +154,7 @@ def test_names_reach_into_sections_that_may_be_absent() -> None:
     [
         ("model.loss.kll", "did you mean model.loss.kl"),
         ("loss.kl", "did you mean model.loss.kl"),
-        ("model.loss", "which is no field of a recipe"),
+        ("model.loss", "which is not a field of a recipe"),
     ],
 )
 def test_unknown_fields_are_refused_with_those_that_look_like_them(name: str, hint: str) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 from hbi_models.configs import GameConfig, RetrievalConfig
 from jobs.settings import recipe_from_document
 from pipelines.recipe.data import DataConfig, ShapesConfig
+from pipelines.recipe.fields import with_values
 from pipelines.recipe.recipe import Recipe
-from pipelines.tune.space import SamplerConfig, SchedulerConfig, TuningConfig, with_values
-from pipelines.tune.tuning import Phase, Report, TrialRecord, TrialState, Tuning, make_tuning
+from pipelines.recipe.tuning import SamplerConfig, SchedulerConfig, TuningConfig
+from pipelines.tune.journal import Phase, Report, TrialRecord, TrialState
+from pipelines.tune.tuning import Tuning, make_tuning
 from pipelines.workspace.artifact import plain
 
 KL, SKL = "model.loss.kl", "model.loss.skl"

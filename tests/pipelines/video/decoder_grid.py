@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pipelines.video.containers import UnreadableVideoError, WrongTimesError
 from pipelines.video.decode_child import ExtractSettings, extract
 from pipelines.video.decoders import DecordDecoder, PyAVDecoder
+from pipelines.video.errors import UnreadableVideoError, WrongTimesError
 from tests.pipelines.video.numbered_videos import number_of, write_numbered
 
 Verdict = Literal["right", "wrong", "refused"]

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.video.containers import FrameCountError, UnreadableVideoError, WrongTimesError
 from pipelines.video.decoders import DecordDecoder, PyAVDecoder, decord_doubt, open_decoder
+from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError
 
 
 def _decord(path: str) -> DecordDecoder:

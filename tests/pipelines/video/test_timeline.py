@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.video.containers import UnreadableVideoError
 from pipelines.video.decode_child import ExtractedVideo, ExtractSettings, NoFramesError, extract
 from pipelines.video.decoders import PyAVDecoder
+from pipelines.video.errors import UnreadableVideoError
 from pipelines.video.orientation import quarter_turns
 from pipelines.video.sampling import sample_frames, sample_times
 from tests.pipelines.video.numbered_videos import encoded, number_of, picture, write_numbered

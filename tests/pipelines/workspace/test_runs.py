@@ -6,7 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.stages.stage import Graph, Stage, StageContext
+from pipelines.stages.execution import execute_step
+from pipelines.stages.plan import Graph
+from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.workspace.artifact import Counts
 from pipelines.workspace.locks import held
@@ -67,7 +69,7 @@ def _pool_graph(workspace: Storage, keys: str) -> Graph:
 
 def _run(graph: Graph, force: Sequence[str] = ()) -> str:
     for step in graph.plan(force=force):
-        graph.execute(step, tracker=StageTracker(), config={})
+        execute_step(graph, step, tracker=StageTracker(), config={})
     return graph.record({"workspace": graph.workspace.uri})
 
 

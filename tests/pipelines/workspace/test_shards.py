@@ -185,7 +185,7 @@ def test_a_shard_without_a_directory_is_read_row_by_row(pool: ShardPool) -> None
     assert [(row["key"], row["row"]) for row in found] == [("b", 0), ("a", 1)]
     shard = OpenShard(pool.storage, name)
     assert shard.read(["a"], [1], ["frames"]).to_pylist() == [{"frames": [b"a"]}]
-    with pytest.raises(DamagedFileError, match="its row 0 is of the key b, and its index says a"):
+    with pytest.raises(DamagedFileError, match="its row 0 has the key b, and its index says a"):
         shard.read(["a"], [0], ["frames"])
 
 
