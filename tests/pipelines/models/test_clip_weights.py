@@ -191,5 +191,5 @@ def test_each_recipe_of_a_tuning_has_its_own(recipe: Recipe, release: Path, monk
         assert handed_out(Storage(recipe.workspace), clip) is not None
     torch.save({}, release)
     other = replace(trial, retrieval=replace(trial.retrieval, init_checkpoint=str(release)))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="does not fit the model"):
         checks.require(pending(other, retrieval_stage(other)).plan(), other)
