@@ -26,7 +26,7 @@ from tests.faults.flaky_s3 import FlakyS3, Request
 from tests.jobs.clips import ClipsFile
 from tests.jobs.contents import frame_rows, frame_rows_made_here, shards
 from tests.jobs.killing import has_checkpoint, wait_until, workers_at
-from tests.jobs.recipes import command, read, write_recipe
+from tests.jobs.recipes import RAY, command, read, write_recipe
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow_fault, pytest.mark.timeout(1800)]
 
@@ -81,7 +81,7 @@ def is_clip(request: Request) -> bool:
 def test_frames_lose_no_video_when_a_node_goes_and_another_comes(s3: FlakyS3, bucket: Storage, tmp_path: Path) -> None:
     data = ClipsFile(tmp_path, bucket)
     data.add(VIDEOS)
-    path = write_recipe(tmp_path, data=data.settings)
+    path = write_recipe(tmp_path, data=data.settings, resources=RAY)
     recipe = read(path)
     pool = pools(recipe)["frames"]
     # Every decoding waits for the store, until everything that is to happen has happened.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
@@ -20,7 +21,7 @@ from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 from tests.faults.conftest import SmallDisk, mounted
 from tests.faults.flaky_s3 import FlakyS3
-from tests.jobs.recipes import command, read, run_command, write_recipe
+from tests.jobs.recipes import RAY, TASKS_AND_ACTORS, command, read, run_command, write_recipe
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow_fault, pytest.mark.timeout(900)]
 
@@ -36,13 +37,12 @@ def recipe_file(folder: Path, **sections: Any) -> Path:
             "shapes": {"train_videos": VIDEOS - 8, "test_videos": 8, "image_size_px": 32, "duration_s": 2.0},
             "validation_videos": 8,
         },
+        resources={**RAY, **TASKS_AND_ACTORS, "retrieval": {"workers": 1, "max_failures": 0}},
         **sections,
     )
-    options = {"model.game.teacher": "exact", "resources.retrieval.workers": 1, "resources.retrieval.max_failures": 0}
-    recipe = path.read_text()
-    for name, value in options.items():
-        recipe = re.sub(rf"(?m)^(\s+){name.split('.')[-1]}: (?!\[).*$", rf"\g<1>{name.split('.')[-1]}: {value}", recipe)
-    path.write_text(recipe)
+    document = yaml.safe_load(path.read_text())
+    document["model"]["game"]["teacher"] = "exact"
+    path.write_text(yaml.safe_dump(document))
     return path
 
 

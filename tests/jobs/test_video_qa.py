@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +118,15 @@ def test_the_printed_next_steps_work(finished: Run, tmp_path: Path) -> None:
     _, _, printed = finished.done.stdout.partition("Next, for example:")
     commands = {line.split()[2]: shlex.split(line) for line in printed.splitlines() if line}
     assert list(commands) == ["jobs.index", "jobs.search", "jobs.serve", "jobs.draw", "jobs.ask"]
-    # Indexing and serving have tests of their own.
-    options = {"jobs.draw": ["--output", str(tmp_path)], "jobs.ask": []}
-    for name, line in commands.items():
-        done = run_command([*line, *options.get(name, ["--print_config"])], timeout_s=200)
-        assert done.returncode == 0, done.stderr[-5000:]
+    done = run_command(commands["jobs.ask"], timeout_s=200)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert import_module("jobs.draw").main([*commands["jobs.draw"][3:], "--output", str(tmp_path)]) == 0
     assert len(list(tmp_path.iterdir())) == 5
+    # Indexing, searching and serving have tests of their own.
+    for name in ("jobs.index", "jobs.search", "jobs.serve"):
+        with pytest.raises(SystemExit) as ended:
+            import_module(name).main([*commands[name][3:], "--print_config"])
+        assert ended.value.code == 0
     served = commands["jobs.serve"][3:]
     assert served == ["--index", f"{finished.recipe.workspace}/index", "--video_qa", finished.model.uri]
 
@@ -295,12 +298,11 @@ def test_the_evaluation_job_plans_without_training(
     assert "qa_evaluation  " in capsys.readouterr().out
 
 
-def test_a_question_about_a_file_is_answered_on_the_command_line(finished: Run) -> None:
+def test_a_question_about_a_file_is_answered_as_json(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
     row = finished.answers[0]
-    line = [sys.executable, "-m", "jobs.ask", "--checkpoint", finished.model.uri, "--top", "3", "--json"]
-    done = run_command([*line, "--video", finished.video(row["video_id"]), row["question"]], timeout_s=120)
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)["answers"]
+    line = ["--checkpoint", finished.model.uri, "--top", "3", "--json", "--video", finished.video(row["video_id"])]
+    assert ask_job.main([*line, row["question"]]) == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
     assert [answer["probability"] for answer in answers] == pytest.approx(row["top_probabilities"][:3], abs=1e-4)
 
 
