@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -45,16 +46,20 @@ class RetrievalModel(nn.Module):
     estimator's state dict into it. Parameters that the settings leave without a gradient do not
     require one.
 
+    Args:
+        config: The settings.
+        clip_weights: As in :func:`hbi_models.clip.loading.load_clip`.
+
     Raises:
         ValueError: The settings do not fit the CLIP architecture.
     """
 
-    def __init__(self, config: RetrievalConfig) -> None:
+    def __init__(self, config: RetrievalConfig, clip_weights: Path | None = None) -> None:
         super().__init__()
         # The pixel statistics of the weights' tag are written into the settings, because a stored model has no tag.
         config = replace(config, clip=with_pixel_statistics(config.clip))
         self.config = config
-        self.clip = load_clip(config.clip)
+        self.clip = load_clip(config.clip, clip_weights)
         dim = self.clip.embedding_dim
         require(
             config.max_words <= self.clip.context_length,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from einops import einsum
@@ -34,13 +35,17 @@ class VideoQAModel(nn.Module):
     ``encoder`` is a retrieval model in full: weights of a trained one fit into it, and its
     ``teacher`` starts random where the settings ask for one.
 
+    Args:
+        config: The settings.
+        clip_weights: As in :func:`hbi_models.clip.loading.load_clip`.
+
     Raises:
         ValueError: The settings do not fit the CLIP architecture.
     """
 
-    def __init__(self, config: VideoQAConfig) -> None:
+    def __init__(self, config: VideoQAConfig, clip_weights: Path | None = None) -> None:
         super().__init__()
-        self.encoder = RetrievalModel(config.encoder)
+        self.encoder = RetrievalModel(config.encoder, clip_weights)
         self.config = replace(config, encoder=self.encoder.config)
         self.answer_heads = nn.ModuleDict(
             {

@@ -14,6 +14,7 @@ from jobs.settings import read_recipe, recipe_parser, set_up_logging
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import results, run_plan
+from pipelines.stages.data_check import foreseen_data, pending
 from pipelines.stages.plan import CODE_CHANGED, Graph
 from pipelines.stages.report import PAGE, REPORT
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table
@@ -107,6 +108,8 @@ def execute(
             flush=True,
         )
     if plan_only:
+        to_come = pending(steps)
+        foreseen_data(graph, steps, recipe, to_come).require(recipe, to_come)
         return 0
     if all(step.state == "done" for step in steps):
         print("Nothing to do: every stage is finished.\n", flush=True)

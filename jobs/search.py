@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from jobs.settings import run_job, set_up_logging
 from pipelines.tables import table
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import absolute_uri
+from pipelines.workspace.uris import last_name, parent_uri
 
 if TYPE_CHECKING:
     from pipelines.search.searcher import Match
@@ -70,9 +70,8 @@ def _matches_table(matches: Sequence[Match]) -> str:
 
 
 def _read_queries(file: str) -> list[str]:
-    folder, _, name = absolute_uri(file).rpartition("/")
     try:
-        lines = Storage(folder).read_bytes(name).decode("utf-8-sig").splitlines()
+        lines = Storage(parent_uri(file)).read_bytes(last_name(file)).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text ({error.reason}); convert it first") from error
     return [line.strip() for line in lines if line.strip()]

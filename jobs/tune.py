@@ -11,12 +11,15 @@ import re
 import sys
 from collections.abc import Sequence
 
+from jobs.next_steps import command
 from jobs.pipeline import log_folder, start_log
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser, run_job
 from pipelines.recipe.tuning import TuningConfig
+from pipelines.stages.data_check import foreseen_data
 from pipelines.tracking.address import ui_command
 from pipelines.tracking.mlflow_runs import record_missed
-from pipelines.tune.tuning import BEST_RECIPE, RANKING, Tuning, is_done, make_tuning, plan_of
+from pipelines.tune.tuning import BEST_RECIPE, RANKING, Tuning, is_done, make_tuning, plan_of, require_tuning_data
+from pipelines.workspace.uris import join_uri
 
 _FORMER_OPTION = re.compile(r"^--search(?=$|[.=])")
 
@@ -41,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start_log(tuning.recipe, "tune")
     print(f"Workspace {tuning.graph.workspace.uri}\n\n{plan_of(tuning)}\n", flush=True)
     if plan_only:
+        if not is_done(tuning):
+            stage = tuning.config.stage
+            steps = tuning.graph.plan(until_stage=stage)
+            require_tuning_data(tuning, foreseen_data(tuning.graph, steps, tuning.recipe, [stage]))
         return 0
     if is_done(tuning):
         print("Nothing to do: the tuning is finished.\n", flush=True)
@@ -60,7 +67,7 @@ def _results(tuning: Tuning) -> str:
         f"{config.metric} of {config.stage} with other seeds than the trials'; 95% t-intervals of the mean",
         ranking,
         f"Pictures:  {storage.uri}",
-        f"Run it:    python -m jobs.run --config {storage.uri}/{BEST_RECIPE}",
+        f"Run it:    {command('run', '--config', join_uri(storage.uri, BEST_RECIPE))}",
     ]
     folder = log_folder(tuning.recipe.workspace)
     if folder is not None:

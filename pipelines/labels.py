@@ -23,7 +23,8 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import token_cosines, token_weights
-from pipelines.models.weights import load_model
+from pipelines.models.clip_weights import local_weights
+from pipelines.models.initial_weights import load_checkpoint
 from pipelines.recipe.labels import LabelsConfig
 from pipelines.resources.device import compute_device
 from pipelines.resources.sharded_work import SUMMARY
@@ -39,15 +40,17 @@ class LabelSettings:
     model: RetrievalConfig
     labels: LabelsConfig
     seed: int
+    clip_weights: Storage | None = None
+    """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
 
 
 def make_label_model(settings: LabelSettings) -> RetrievalModel:
     """The model whose features the labels are computed from: a trained one, or one initialised from the seed."""
-    if settings.labels.checkpoint is not None:
-        with TemporaryDirectory() as scratch:
-            return load_model(Storage(settings.labels.checkpoint), Path(scratch))
-    torch.manual_seed(settings.seed)
-    return RetrievalModel(settings.model).eval()
+    with TemporaryDirectory() as scratch:
+        if settings.labels.checkpoint is not None:
+            return load_checkpoint(settings.labels.checkpoint, settings.model, Path(scratch))
+        torch.manual_seed(settings.seed)
+        return RetrievalModel(settings.model, local_weights(settings.clip_weights, Path(scratch))).eval()
 
 
 class LabelShard:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from pipelines.datasets.answers import Vocabulary
-from pipelines.datasets.requirements import require_data
 from pipelines.progress import format_seconds
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.placement import checked_nodes, require_lasting
+from pipelines.stages.data_check import TELLING, finished, known_data, pending
 from pipelines.stages.execution import Outcome, execute_step
 from pipelines.stages.places import places_of
 from pipelines.stages.plan import Graph, Step
@@ -36,17 +35,15 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
     if all(step.state == "done" for step in steps):
         record_missed(graph.workspace)
         return [_skip(graph, step) for step in steps]
-    pending = [step.stage.name for step in steps if step.state != "done"]
-    for step in steps:
-        if step.state == "done":
-            _check_data(graph, step.stage.name, pending, recipe)
+    to_come, known = pending(steps), finished(steps)
+    known_data(graph, known).require(recipe, to_come)
     require_weights(steps, recipe)
     from pipelines.resources.allotment import allot
     from pipelines.resources.ray_session import ray_session
 
     outcomes: list[Outcome] = []
     with ray_session(recipe.resources), checked_nodes(graph.workspace, places_of(graph, recipe)):
-        allot(pending, recipe.resources)
+        allot(to_come, recipe.resources)
         tracker = PipelineTracker(graph.workspace, recipe.tracking, recipe)
         tracker.log_fingerprints(graph.fingerprints)
         try:
@@ -54,9 +51,10 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
                 if step.state == "done":
                     outcomes.append(_skip(graph, step))
                     continue
-                outcome = run_step(graph, step, tracker, recipe)
-                outcomes.append(outcome)
-                _check_data(graph, step.stage.name, pending, recipe)
+                outcomes.append(run_step(graph, step, tracker, recipe))
+                known.add(step.stage.name)
+                if step.stage.name in TELLING:
+                    known_data(graph, known).require(recipe, to_come)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -65,14 +63,6 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
             tracker.run.log_metrics({f"{outcome.step.stage.name}/{name}": value for name, value in counts.items()})
         tracker.finish("FINISHED")
         return outcomes
-
-
-def _check_data(graph: Graph, finished: str, pending: Sequence[str], recipe: Recipe) -> None:
-    """Checks what a finished stage found in the data before another one works on it."""
-    if finished == "manifest":
-        require_data(recipe, pending, graph.output("manifest"))
-    elif finished == "answers":
-        require_data(recipe, pending, graph.output("manifest"), Vocabulary.read(graph.output("answers")))
 
 
 def results(outcomes: Sequence[Outcome]) -> list[Outcome]:

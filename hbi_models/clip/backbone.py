@@ -66,6 +66,17 @@ class ClipBackbone(nn.Module):
         blocks: nn.ModuleList = self.transformer.resblocks
         return blocks
 
+    def train(self, mode: bool = True) -> ClipBackbone:
+        """Sets the mode of training; batch norms keep the statistics that the tower came with.
+
+        Those of a batch would be those of one worker's rows, and depend on how many workers there are.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
     @property
     def uses_quick_gelu(self) -> bool:
         """Whether the text tower's activation is x·sigmoid(1.702x), as in OpenAI's weights."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hbi_models.clip.backbone import ClipBackbone
@@ -47,11 +47,17 @@ _NUMPY_NUMBERS: list[Any] = [
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
 ]
 
+_DRAWING = {"Dropout": "p", "DropPath": "drop_prob", "PatchDropout": "prob"}
+"""Modules of PyTorch, timm and open_clip that draw in training, with their probability."""
+
 TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
 
-def load_clip(config: ClipConfig) -> ClipBackbone:
+def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
     """Returns the backbone in float32 on the CPU; without ``pretrained``, freshly initialised.
+
+    ``weights`` is a file of :func:`save_clip` that holds what the tag ``pretrained`` names: neither a cache nor the
+    network is asked then.
 
     Raises:
         ValueError: The architecture or the weights are unknown, do not fit each other, or the
@@ -61,6 +67,10 @@ def load_clip(config: ClipConfig) -> ClipBackbone:
     tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else None
     if tag:
         require_same_activation(architecture, quick_gelu=tag.get("quick_gelu", False), config=config)
+    if weights is not None:
+        backbone = build_clip(architecture)
+        load_weights(backbone, load_file(weights), config)
+    elif tag:
         model = open_clip.create_model(config.architecture, pretrained=config.pretrained, precision="fp32")
         backbone = ClipBackbone(model, embedding_dim=architecture["embed_dim"])
     else:
@@ -70,6 +80,7 @@ def load_clip(config: ClipConfig) -> ClipBackbone:
             load_weights(backbone, state, config)
     resolved = with_pixel_statistics(config)
     backbone.pixel_mean, backbone.pixel_std = resolved.pixel_mean or CLIP_MEAN, resolved.pixel_std or CLIP_STD
+    _draw_nothing(backbone)
     if config.freeze_patch_embedding:
         backbone.freeze_patch_embedding()
     if config.freeze_embeddings:
@@ -77,6 +88,16 @@ def load_clip(config: ClipConfig) -> ClipBackbone:
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients()
     return backbone
+
+
+def _draw_nothing(backbone: ClipBackbone) -> None:
+    """Turns off dropout and stochastic depth in the towers, which some architectures ask for.
+
+    They draw on the device, each worker by itself: the number of workers and a GPU would change the result.
+    """
+    for module in backbone.modules():
+        if probability := _DRAWING.get(type(module).__name__):
+            setattr(module, probability, 0.0)
 
 
 def fetch_weights(config: ClipConfig) -> Path | None:
@@ -98,6 +119,11 @@ def fetch_weights(config: ClipConfig) -> Path | None:
             f"cannot be downloaded from {source} ({type(error).__name__}). Connect to the network once, or set "
             "model.clip.pretrained to a local file of them (OpenAI's .pt, .bin, .safetensors)"
         ) from error
+
+
+def save_clip(config: ClipConfig, path: Path) -> None:
+    """Writes the weights that ``config.pretrained`` names to ``path``, as safetensors under the backbone's names."""
+    save_file({name: tensor.contiguous() for name, tensor in load_clip(config).state_dict().items()}, path)
 
 
 def read_architecture(name: str) -> dict[str, Any]:

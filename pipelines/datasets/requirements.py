@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import SPLITS, Split
 from pipelines.recipe.recipe import Recipe
-from pipelines.workspace.records import MANIFEST_FILE
-from pipelines.workspace.storage import Storage
+
+NEEDING = frozenset({"estimator", "retrieval", "evaluation", "video_qa", "qa_evaluation"})
+"""Stages that need some number of texts in a split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +33,36 @@ class _Texts:
 
 
 def require_data(
-    recipe: Recipe, stages: Collection[str], manifest: Storage, vocabulary: Vocabulary | None = None
+    recipe: Recipe, stages: Collection[str], manifest: pa.Table, vocabulary: Vocabulary | None = None
 ) -> None:
     """Refuses data that is not enough for one of ``stages``.
 
     Args:
         recipe: of the run.
         stages: names of those that will run.
-        manifest: folder of the manifest artifact.
+        manifest: as ``records.MANIFEST``.
         vocabulary: of answers, if it is known already.
 
     Raises:
         ValueError: a split is empty, or smaller than the batch of a training; the message lists all of it.
     """
-    table = manifest.read_table(MANIFEST_FILE, columns=["split", "captions", "questions"])
-    problems = list(_problems(recipe, stages, table, vocabulary))
+    problems = list(_problems(recipe, stages, manifest, vocabulary))
     if problems:
         raise ValueError("the data cannot serve this recipe: " + "\n  and ".join(problems))
+
+
+def require_validation(stage: str, manifest: pa.Table) -> None:
+    """Refuses data that hold nothing to compare trainings of ``stage`` by: all would have the same score.
+
+    Raises:
+        ValueError: there is no validation split.
+    """
+    videos = pc.any(pc.equal(manifest.column("split"), "val")).as_py()
+    if not (_questions(manifest).videos["val"] if stage == "video_qa" else videos):
+        raise ValueError(
+            "the data has no validation split, so trials cannot be compared; set data.validation_videos, or give the "
+            "data a split val"
+        )
 
 
 def _problems(recipe: Recipe, stages: Collection[str], table: pa.Table, vocabulary: Vocabulary | None) -> Iterator[str]:

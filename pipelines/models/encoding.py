@@ -30,8 +30,8 @@ def encode_texts(
     parts = []
     for start in range(0, len(captions), batch_size):
         token_ids, mask = tokenizer(captions[start : start + batch_size])
-        # Columns that hold only padding cost time and change nothing.
-        words = int(mask.sum(axis=1).max())
+        # Columns that hold only padding cost time and change nothing, unless padding is read.
+        words = mask.shape[1] if model.config.quirks.encode_padding else int(mask.sum(axis=1).max())
         batch = TextBatch(torch.from_numpy(token_ids[:, :words]), torch.from_numpy(mask[:, :words]))
         levels = model.encode_text(batch.to(model.device), levels=num_levels)
         parts.append(tuple(level.map(_to_cpu) for level in levels))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from pipelines.datasets.answers import ANSWERS_JSON, Vocabulary
 from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import last_name
 
 _PUBLISHED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def is_published_file(checkpoint: str) -> bool:
     """Whether ``checkpoint`` names a file as the published code writes it (``pytorch_model.bin.3``)."""
-    return any(suffix in Path(checkpoint).suffixes for suffix in _PUBLISHED_SUFFIXES)
+    return any(suffix in PurePosixPath(last_name(checkpoint)).suffixes for suffix in _PUBLISHED_SUFFIXES)
 
 
 def model_folder(checkpoint: str) -> Storage:

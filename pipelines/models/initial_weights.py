@@ -19,6 +19,7 @@ from pipelines.datasets.answers import ANSWERS_JSON, Vocabulary
 from pipelines.models.folder import is_published_file, kind_of_model, model_folder, vocabulary_of
 from pipelines.models.weights import fill, load_model, load_video_qa, load_weights, without_pretraining
 from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import last_name, parent_uri
 
 _PUBLISHED_ANSWER_HEAD = "classifier."
 """Only published question answering checkpoints have names that begin so."""
@@ -152,8 +153,7 @@ def _read_published(checkpoint: str, scratch: Path) -> dict[str, Tensor]:
 
 
 def _local_file(uri: str, scratch: Path) -> Path:
-    folder, name = uri.rsplit("/", 1) if "/" in uri else (".", uri)
-    storage = Storage(folder)
+    storage, name = Storage(parent_uri(uri)), last_name(uri)
     if storage.is_local:
         path = Path(storage.path(name))
         if not path.exists():

@@ -22,8 +22,8 @@ class LabelsConfig:
     of what the published code samples, so that its estimator checkpoints keep their meaning."""
 
     checkpoint: str | None = content_of("checkpoint")
-    """Folder of a trained retrieval model whose features the labels are computed from; null = the model as initialised
-    (published)."""
+    """Folder or published file of a trained retrieval model whose features the labels are computed from; null = the
+    model as initialised (published)."""
 
     captions_per_video: int | None = None
     """Captions of a training video that are labelled; null = all (published)."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import is_local
+from pipelines.workspace.uris import absolute_uri, is_local
 
 IDENTITY = "workspace.json"
 """A file in every workspace that tells it from a folder of the same name on another machine."""
@@ -201,7 +201,7 @@ def require_lasting(workspace: Storage) -> None:
 
 def _is_uploaded(place: str) -> bool:
     """Whether ``place`` came with a submitted job: every worker has a copy of it."""
-    return _IN_JOB in os.environ and Path(place).absolute().is_relative_to(Path.cwd())
+    return _IN_JOB in os.environ and Path(absolute_uri(place)).is_relative_to(Path.cwd())
 
 
 def _first_file(place: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from pipelines.serve.uploads import FORMATS, Upload, Uploads, looks_like_video
 from pipelines.video.decode_process import ExtractionError
 from pipelines.video.errors import first_line
 from pipelines.video.extraction import extract_from_bytes
-from pipelines.workspace.uris import shown
+from pipelines.workspace.uris import last_name
 
 
 class Engine:
@@ -48,7 +47,7 @@ class Engine:
     def status(self) -> dict[str, Any]:
         """Fingerprint of the index, its number of videos, and whether questions are answered."""
         return {
-            "index": posixpath.basename(self._searcher.artifact.uri),
+            "index": last_name(self._searcher.artifact.uri),
             "videos": len(self._searcher),
             "answers": self._answerer is not None,
         }
@@ -62,7 +61,7 @@ class Engine:
                 matches=[
                     Match(
                         video_id=match.video_id,
-                        name=posixpath.basename(shown(match.uri)),
+                        name=last_name(match.uri),
                         score=match.score,
                         moment=_moment(match.moment),
                         frames=match.frames,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.datasets.answers import DEFAULT_SIZE, Vocabulary, coverage, most_frequent, read_vocabulary
@@ -33,12 +34,8 @@ def answers_stage(recipe: Recipe) -> Stage:
     data, answers = recipe.data, recipe.video_qa.answers
     if data.questions is None and data.shapes is None:
         _require_question_files(data)
-    # There is no published vocabulary for the user's own questions or for a size that the user asks for.
-    takes_own = answers.file is None and answers.size is None and data.questions is None
-    generated = takes_own and data.shapes is not None
-    file = _own_file(data) if takes_own and not generated else answers.file
-    size = answers.size or DEFAULT_SIZE
-    settings: dict[str, Any] = {"size": size}
+    generated, file = _generated(recipe), _file(recipe)
+    settings: dict[str, Any] = {"size": answers.size or DEFAULT_SIZE}
     if generated:
         settings = {"file": ANSWER_LABELS_FILE}
     elif file is not None:
@@ -46,21 +43,9 @@ def answers_stage(recipe: Recipe) -> Stage:
 
     def run(context: StageContext) -> Counts:
         manifest = context.inputs["manifest"].storage.read_table(MANIFEST_FILE, columns=["questions"])
-        questions = pc.list_flatten(manifest.column("questions")).to_pylist()
-        trained = [question["answer"] for question in questions if question["split"] == "train"]
-        if file is not None:
-            vocabulary = read_vocabulary(file)
-        elif generated:
-            vocabulary = read_vocabulary(join_uri(context.inputs["shapes"].storage.uri, ANSWER_LABELS_FILE))
-        elif trained:
-            vocabulary = Vocabulary(most_frequent(trained, size))
-        else:
-            raise ValueError(
-                "there is no training question to take answers from; give some questions the split train, or set "
-                "video_qa.answers.file to a vocabulary"
-            )
+        vocabulary = choose_vocabulary(recipe, manifest, context.inputs["shapes"].storage if generated else None)
         vocabulary.write(context.output)
-        counts = coverage(questions, vocabulary)
+        counts = coverage(_questions(manifest), vocabulary)
         for split in SPLITS:
             if total := counts.get(f"{split}_questions"):
                 known = counts[f"{split}_answerable"]
@@ -71,6 +56,54 @@ def answers_stage(recipe: Recipe) -> Stage:
 
     inputs = ("shapes", "manifest") if generated else ("manifest",)
     return Stage(name="answers", version=1, settings=settings, inputs=inputs, run=run)
+
+
+def choose_vocabulary(recipe: Recipe, manifest: pa.Table, shapes: Storage | None = None) -> Vocabulary:
+    """The answers to choose from: those of a file, of the data set, or the most frequent ones of training questions.
+
+    Args:
+        recipe: of the run.
+        manifest: as ``records.MANIFEST``.
+        shapes: the generated data set, where there is one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no vocabulary, or there is no training question.
+    """
+    if (file := _file(recipe)) is not None:
+        return read_vocabulary(file)
+    if shapes is not None and _generated(recipe):
+        return read_vocabulary(join_uri(shapes.uri, ANSWER_LABELS_FILE))
+    trained = [question["answer"] for question in _questions(manifest) if question["split"] == "train"]
+    if not trained:
+        raise ValueError(
+            "there is no training question to take answers from; give some questions the split train, or set "
+            "video_qa.answers.file to a vocabulary"
+        )
+    return Vocabulary(most_frequent(trained, recipe.video_qa.answers.size or DEFAULT_SIZE))
+
+
+def _questions(manifest: pa.Table) -> list[Any]:
+    found: list[Any] = pc.list_flatten(manifest.column("questions")).to_pylist()
+    return found
+
+
+def _takes_own(recipe: Recipe) -> bool:
+    """Whether the data set's own vocabulary is taken: not for the user's questions, which come without one."""
+    answers = recipe.video_qa.answers
+    return answers.file is None and answers.size is None and recipe.data.questions is None
+
+
+def _generated(recipe: Recipe) -> bool:
+    """Whether the vocabulary is generated with the data."""
+    return _takes_own(recipe) and recipe.data.shapes is not None
+
+
+def _file(recipe: Recipe) -> str | None:
+    """The file of the vocabulary, if there is one before the data are there."""
+    if _takes_own(recipe):
+        return None if recipe.data.shapes is not None else _own_file(recipe.data)
+    return recipe.video_qa.answers.file
 
 
 def _require_question_files(data: DataConfig) -> None:

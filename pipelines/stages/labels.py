@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.models.clip_weights import handed_out, weights_folders
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_identity, frames_pool
 from pipelines.stages.pooled import PooledStage, ShardJob, with_version
@@ -48,6 +49,10 @@ class LabelsStage(PooledStage):
     columns = ("video_id", "caption_index")
 
     @property
+    def keeps(self) -> tuple[str, ...]:
+        return weights_folders(self.recipe.model.clip) if self.recipe.labels.checkpoint is None else ()
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         return _labels_settings(self.recipe)
 
@@ -66,7 +71,9 @@ class LabelsStage(PooledStage):
             resources=recipe.resources.labels,
             videos_per_shard=recipe.labels.videos_per_shard,
             constructor={
-                "settings": LabelSettings(recipe.model, recipe.labels, recipe.seed),
+                "settings": LabelSettings(
+                    recipe.model, recipe.labels, recipe.seed, handed_out(context.workspace, recipe.model.clip)
+                ),
                 "frames_pool": frames_pool(context.workspace, recipe).storage,
                 "pool": pool,
                 "generation": generation,

@@ -14,9 +14,13 @@ from pipelines.workspace.artifact import Artifact, Counts, read_document
 from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import ERRORS_FILE, MANIFEST_FILE
-from pipelines.workspace.uris import join_uri, parent_uri
+from pipelines.workspace.uris import join_uri, last_name, parent_uri
 
 logger = logging.getLogger(__name__)
+
+VERSION = 4
+_FORMER_VERSION = 3
+"""Stays that of annotations which both read alike: what was made of them need not be made again."""
 
 
 def manifest_stage(data: DataConfig) -> Stage:
@@ -64,9 +68,11 @@ def manifest_stage(data: DataConfig) -> Stage:
         settings["digest"] = manifest_digest(data)
     elif data.questions is not None:
         settings["digest"] = content_digest(data.questions)
+    from pipelines.datasets.former_readings import is_read_otherwise
+
     return Stage(
         name="manifest",
-        version=3,
+        version=VERSION if is_read_otherwise(data) else _FORMER_VERSION,
         settings=settings,
         inputs=("shapes",) if generated else (),
         run=run,
@@ -99,8 +105,9 @@ def _take_to_new_place(context: StageContext) -> Counts | None:
     except (FileNotFoundError, DamagedFileError):
         return None
     for name, table in tables.items():
-        # The last two parts are the folder of the videos and the name of a file; neither needs escaping.
-        uris = [join_uri(shapes.uri, *uri.split("/")[-2:]) for uri in table.column("uri").to_pylist()]
+        # The folder of the videos, and a file's name.
+        names = [(last_name(parent_uri(uri)), last_name(uri)) for uri in table.column("uri").to_pylist()]
+        uris = [join_uri(shapes.uri, *parts) for parts in names]
         place = table.schema.get_field_index("uri")
         table = table.set_column(place, table.schema.field(place), pa.array(uris, pa.string()))
         context.output.write_table(name, table)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.plan import Graph
-from pipelines.workspace.uris import parent_uri
+from pipelines.workspace.uris import absolute_uri, is_local, parent_uri
 
 
 def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -32,5 +32,7 @@ def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
     }
     # A tag of published weights or an architecture of open_clip is not a path.
     yield from (
-        (setting, place) for setting, place in checkpoints.items() if place is not None and Path(place).exists()
+        (setting, place)
+        for setting, place in checkpoints.items()
+        if place is not None and is_local(place) and Path(absolute_uri(place)).exists()
     )

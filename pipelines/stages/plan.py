@@ -70,9 +70,10 @@ class Graph:
         return self.workspace.folder(name, self.fingerprints[name])
 
     def folders(self, stages: Iterable[Stage]) -> list[str]:
-        """Folders of the workspace that hold what ``stages`` make."""
+        """Folders of the workspace that hold what ``stages`` make and need."""
         stages = list(stages)
         folders = [f"{stage.name}/{self.fingerprints[stage.name]}" for stage in stages]
+        folders += [folder for stage in stages for folder in stage.keeps]
         return folders + [f"{SHARDS}/{stage.writes}" for stage in stages if stage.writes is not None]
 
     def record(self, recipe: Any, *, beside: Iterable[str] = ()) -> str:

@@ -79,6 +79,11 @@ class PooledStage(ABC):
     def commit(self, context: StageContext, wanted: pa.Table, found: pa.Table) -> Counts:
         """Writes the artifact, except for its document, from the pool's rows of all wanted keys."""
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """Folders of the workspace that it reads and no stage makes."""
+        return ()
+
     def begins_anew(self, context: StageContext) -> bool:
         """Whether existing rows are ignored and made again."""
         return context.forced
@@ -97,6 +102,7 @@ class PooledStage(ABC):
             run=self.run,
             partial=self.partial,
             lost=self.lost,
+            keeps=self.keeps,
             writes=self.pool(Storage(self.recipe.workspace)).name,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.models.clip_weights import weights_folders
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
@@ -38,4 +39,5 @@ def retrieval_stage(recipe: Recipe) -> Stage:
         run=run,
         partial=progress_of_training,
         metrics=RETRIEVAL_METRICS,
+        keeps=weights_folders(recipe.model.clip) if training.init_checkpoint is None else (),
     )

@@ -48,6 +48,8 @@ class Stage:
     """Validation metrics that a training reports after every epoch; a tuning can use these."""
     reads: Mapping[str, str] = field(default_factory=dict)
     """Files and folders that it reads besides its inputs and those that the recipe names: places by their meaning."""
+    keeps: tuple[str, ...] = ()
+    """Folders of the workspace that it reads and no stage makes."""
     writes: str | None = None
     """Name of what it writes outside its own folder. Stages of several runs that write the same thing,
     or have the same fingerprint, take turns."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipelines.models.clip_weights import handed_out
 from pipelines.models.folder import FRAMES_JSON, MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import CheckpointConfig, Precision
@@ -122,6 +123,7 @@ def train_on_pairs(
             epochs=training.epochs,
             max_texts=max_texts,
         ),
+        clip_weights=handed_out(context.workspace, recipe.model.clip),
         **settings,
     )
     metrics = train(recipe, context, made, checkpoint=training.checkpoint, precision=training.precision)

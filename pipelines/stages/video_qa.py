@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipelines.models.clip_weights import weights_folders
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.settings import counting
@@ -68,6 +69,7 @@ def video_qa_stage(recipe: Recipe) -> Stage:
         run=run,
         partial=progress_of_training,
         metrics=VIDEO_QA_METRICS,
+        keeps=() if training.init_checkpoint or training.from_retrieval else weights_folders(recipe.model.clip),
     )
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hbi_models.configs import LossConfig
+from pipelines.models.clip_weights import hand_out
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.plan import Step
 from pipelines.stages.stage import Stage
+from pipelines.workspace.artifact import digest
+from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -17,16 +22,15 @@ logger = logging.getLogger(__name__)
 def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
     """Loads the initial weights of all unfinished steps into their models.
 
-    Loading a model twice costs less than hours of decoding before the mistake is noticed.
+    Weights that a tag names are put into the workspace, from which all nodes read them. Loading a model twice costs
+    less than hours of decoding before the mistake is noticed.
 
     Raises:
         FileNotFoundError, ValueError: some cannot be had, or do not fit; the message says which and what to do.
     """
     pending = {step.stage.name: step.stage for step in steps if step.state != "done"}
     if _starts_from_clip(pending, recipe):
-        from hbi_models.clip.loading import fetch_weights
-
-        fetch_weights(recipe.model.clip)
+        hand_out(Storage(recipe.workspace), recipe.model.clip)
     with TemporaryDirectory() as scratch:
         for name, checkpoint in _retrieval_checkpoints(pending, recipe):
             from pipelines.models.initial_weights import load_checkpoint
@@ -37,6 +41,23 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
         from pipelines.models.estimator import make_estimator
 
         make_estimator(recipe.model.game.estimator_channels, recipe.estimator.init_checkpoint)
+
+
+class WeightsChecks:
+    """The same for one recipe of a tuning after another; what differs in nothing that weights hang on is asked once."""
+
+    def __init__(self) -> None:
+        self._asked: set[str] = set()
+
+    def require(self, steps: Sequence[Step], recipe: Recipe) -> None:
+        """As :func:`require_weights`."""
+        model = replace(recipe.model, loss=LossConfig())
+        starts = [section.init_checkpoint for section in (recipe.estimator, recipe.retrieval, recipe.video_qa)]
+        names = [step.stage.name for step in steps if step.state != "done"]
+        asked = digest([model, names, recipe.labels.checkpoint, *starts, recipe.video_qa.from_retrieval])
+        if asked not in self._asked:
+            require_weights(steps, recipe)
+            self._asked.add(asked)
 
 
 def _starts_from_clip(pending: Mapping[str, Stage], recipe: Recipe) -> bool:

@@ -25,7 +25,7 @@ from pipelines.workspace.artifact import digest, plain, versions
 from pipelines.workspace.errors import StorageError
 from pipelines.workspace.runs import UNRECORDED
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import shown
+from pipelines.workspace.uris import path_below, shown
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -223,7 +223,7 @@ def _flat(document: Any, path: str = "") -> dict[str, Any]:
 
 
 def _path(workspace: Storage, folder: Storage) -> str:
-    return folder.uri.removeprefix(f"{workspace.uri}/")
+    return path_below(workspace.uri, folder.uri)
 
 
 def _now_ms() -> int:

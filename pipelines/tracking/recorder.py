@@ -233,7 +233,7 @@ class MlflowRecorder:
             if found is None:
                 # A server chooses the place of artifacts. With a database MLflow would use the current folder, so it is
                 # set here.
-                location = None if self._is_server else f"{_artifact_uri(self._workspace)}/mlartifacts"
+                location = None if self._is_server else _artifact_uri(self._workspace)
                 _require_client(location)
                 self._experiments[name] = str(self._client.create_experiment(name, artifact_location=location))
             elif found.lifecycle_stage == "deleted":
@@ -295,7 +295,8 @@ def _is_away(error: BaseException | None) -> bool:
 
 
 def _artifact_uri(workspace: Storage) -> str:
-    return Path(workspace.path()).as_uri() if workspace.is_local else workspace.uri
+    folder = workspace.folder("mlartifacts")
+    return Path(folder.path()).as_uri() if folder.is_local else folder.uri
 
 
 def _require_client(location: str | None) -> None:

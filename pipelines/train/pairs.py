@@ -191,6 +191,8 @@ class PairTask(ABC, Generic[Batch]):
     loader_processes: int
     steps_per_epoch: Sequence[int]
     """Epochs may differ by a few steps where videos differ in their number of texts."""
+    clip_weights: Storage | None = None
+    """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
 
     @property
     @abstractmethod

@@ -16,8 +16,10 @@ from hbi_models.configs import RetrievalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import RetrievalModel, counted_levels
+from pipelines.models.clip_weights import local_weights
 from pipelines.models.encoding import concatenate, encode_texts, encode_videos
 from pipelines.models.initial_weights import initialise_from
+from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import RetrievalTrainingConfig
 from pipelines.splits import SplitView
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
@@ -45,10 +47,13 @@ class RetrievalTask(PairTask[PairBatch]):
         return core
 
     def make_model(self) -> nn.Module:
-        model = RetrievalModel(self.model_config)
-        if self.training.init_checkpoint is not None:
-            with TemporaryDirectory() as scratch:
-                initialise_from(self.training.init_checkpoint, model, Path(scratch))
+        start = self.training.init_checkpoint
+        with TemporaryDirectory() as scratch:
+            if start is None:
+                model = RetrievalModel(self.model_config, local_weights(self.clip_weights, Path(scratch)))
+            else:
+                model = RetrievalModel(without_pretraining(self.model_config))
+                initialise_from(start, model, Path(scratch))
         self.install_teacher(model)
         return model
 
@@ -99,8 +104,11 @@ class RetrievalTask(PairTask[PairBatch]):
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()
         videos = tuple(level.map(lambda tensor: tensor[order]) for level in concatenate([part for _, part in parts]))
         texts, video_of_text, _ = view.texts_of(own)
-        words = encode_texts(core, texts, **encode)
-        own_rows = (core.similarity(words, videos), video_of_text) if texts else None
+
+        def ranked() -> tuple[Tensor, list[int]] | None:
+            return (core.similarity(encode_texts(core, texts, **encode), videos), video_of_text) if texts else None
+
+        own_rows = together(ranked, device)
         rows = [part for part in gather_objects(own_rows) if part is not None]
         similarity = torch.cat([part for part, _ in rows])
         columns = torch.tensor([video for _, owners in rows for video in owners])

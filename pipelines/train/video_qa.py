@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,9 @@ from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary
 from pipelines.models.answering import answer_questions
+from pipelines.models.clip_weights import local_weights
 from pipelines.models.initial_weights import initialise_video_qa_from
+from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import VideoQATrainingConfig
 from pipelines.splits import QuestionView
 from pipelines.train.batches import BatchAddress
@@ -74,9 +76,12 @@ class VideoQATask(PairTask[QuestionBatch]):
         return core
 
     def make_model(self) -> nn.Module:
-        model = VideoQAModel(self.model_config)
-        if self.init_checkpoint is not None:
-            with TemporaryDirectory() as scratch:
+        config = self.model_config
+        with TemporaryDirectory() as scratch:
+            if self.init_checkpoint is None:
+                model = VideoQAModel(config, local_weights(self.clip_weights, Path(scratch)))
+            else:
+                model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
                 initialise_video_qa_from(self.init_checkpoint, model, self.vocabulary, Path(scratch))
         self.install_teacher(model.encoder)
         return model

@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
-
-import pyarrow.compute as pc
 
 from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
@@ -26,16 +25,16 @@ from pipelines.progress import Progress
 from pipelines.recipe.recipe import Recipe
 from pipelines.resources.placement import checked_nodes, require_lasting
 from pipelines.run import run_step
+from pipelines.stages.data_check import TELLING, KnownData, finished, known_data, pending
 from pipelines.stages.places import places_of
 from pipelines.stages.plan import Graph
-from pipelines.stages.weights_check import require_weights
+from pipelines.stages.weights_check import WeightsChecks
 from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.train.files import CHECKPOINTS, RAY_TRAIN
 from pipelines.tune.journal import HOPELESS, Journal, Phase, Report, TrialRecord
 from pipelines.tune.space import describe
 from pipelines.tune.tracking import TrialRun, TuningTracker
-from pipelines.tune.tuning import POPULATION, Tuning
-from pipelines.workspace.records import MANIFEST_FILE
+from pipelines.tune.tuning import POPULATION, Tuning, require_tuning_data
 from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,13 @@ def run_tuning(tuning: Tuning) -> None:
         ValueError: weights do not fit, there is nothing to validate with, or no training reached its end.
     """
     require_lasting(tuning.graph.workspace)
-    require_weights(tuning.graph.plan(until_stage=tuning.config.stage), tuning.recipe)
+    steps = tuning.graph.plan(until_stage=tuning.config.stage)
+    require_tuning_data(tuning, known_data(tuning.graph, finished(steps)))
+    weights = WeightsChecks()
+    weights.require(steps, tuning.recipe)
+    for values in tuning.config.baselines.values():
+        baseline = tuning.recipe_of(values)
+        weights.require(make_graph(baseline).plan(until_stage=tuning.config.stage), baseline)
     from pipelines.resources.allotment import allot
     from pipelines.resources.ray_session import ray_session
 
@@ -66,30 +71,15 @@ def run_tuning(tuning: Tuning) -> None:
         allot([*(stage.name for stage in tuning.shared), tuning.config.stage], recipe.resources)
         tracker = TuningTracker(tuning)
         try:
-            inputs = InputStages(tuning.config.stage, tracker)
-            inputs.run(tuning.graph, [stage.name for stage in tuning.shared], recipe)
-            _require_validation(tuning)
+            inputs = InputStages(tuning.config.stage, tracker, weights)
+            inputs.run(
+                tuning.graph, [stage.name for stage in tuning.shared], recipe, partial(require_tuning_data, tuning)
+            )
             _run_trials(tuning, tracker, inputs)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         tracker.finish("FINISHED")
-
-
-def _require_validation(tuning: Tuning) -> None:
-    """Raises ``ValueError`` if there is no validation data, because every trial would have the same score."""
-    manifest = tuning.graph.artifact("manifest")
-    if manifest is None or "manifest" not in {stage.name for stage in tuning.shared}:
-        return
-    rows = manifest.storage.read_table(MANIFEST_FILE, columns=["split", "questions"])
-    held_out = pc.any(pc.equal(rows.column("split"), "val")).as_py()
-    if tuning.config.stage == "video_qa":
-        held_out = any(question["split"] == "val" for row in rows.column("questions").to_pylist() for question in row)
-    if not held_out:
-        raise ValueError(
-            "the data has no validation split, so trials cannot be compared; set data.validation_videos, or give the "
-            "data a split val"
-        )
 
 
 def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> None:
@@ -129,8 +119,8 @@ def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> 
 class InputStages:
     """Runs the stages that trials need, in a thread, one recipe after another."""
 
-    def __init__(self, stage: str, tracker: PipelineTracker) -> None:
-        self._stage, self._tracker = stage, tracker
+    def __init__(self, stage: str, tracker: PipelineTracker, weights: WeightsChecks) -> None:
+        self._stage, self._tracker, self._weights = stage, tracker, weights
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inputs")
         self._running: tuple[Recipe, Future[None]] | None = None
 
@@ -150,16 +140,28 @@ class InputStages:
                 return True
         graph = make_graph(recipe)
         names = [stage.name for stage in graph.with_inputs(self._stage)[:-1]]
-        if all(step.state == "done" for step in graph.plan(until_stage=self._stage) if step.stage.name in names):
+        steps = graph.plan(until_stage=self._stage)
+        known_data(graph, finished(steps)).require(recipe, [*pending(steps), self._stage])
+        self._weights.require(steps, recipe)
+        if all(step.state == "done" for step in steps if step.stage.name in names):
             return True
-        self._running = recipe, self._thread.submit(self.run, graph, names, recipe)
+
+        def check(known: KnownData) -> None:
+            known.require(recipe, [*pending(steps), self._stage])
+
+        self._running = recipe, self._thread.submit(self.run, graph, names, recipe, check)
         return False
 
-    def run(self, graph: Graph, names: Collection[str], recipe: Recipe) -> None:
-        """Runs those of the stages ``names`` that are not done."""
-        for step in graph.plan(until_stage=self._stage):
+    def run(self, graph: Graph, names: Collection[str], recipe: Recipe, check: Callable[[KnownData], None]) -> None:
+        """Runs those of the stages ``names`` that are not done; ``check`` is told what they say of the data."""
+        steps = graph.plan(until_stage=self._stage)
+        known = finished(steps)
+        for step in steps:
             if step.stage.name in names and step.state != "done":
                 run_step(graph, step, self._tracker, recipe)
+                known.add(step.stage.name)
+                if step.stage.name in TELLING:
+                    check(known_data(graph, known))
 
 
 class Queue(Protocol):

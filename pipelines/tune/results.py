@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pipelines.tune.space import Setting, describe
 from pipelines.tune.tracking import TuningTracker
 from pipelines.tune.tuning import BEST_RECIPE, RANKING, SUMMARY, Tuning, asked_for
 from pipelines.workspace.artifact import plain, versions
+from pipelines.workspace.uris import join_uri
 
 CONFIDENCE = 0.95
 
@@ -165,7 +167,7 @@ class Results:
                 "seed": winner.seed,
                 "value": winner.value,
                 "fingerprint": winner.fingerprint,
-                "recipe": f"{self.tuning.storage.uri}/{BEST_RECIPE}",
+                "recipe": join_uri(self.tuning.storage.uri, BEST_RECIPE),
             },
             "versions": versions(),
         }
@@ -178,7 +180,7 @@ class Results:
         lines = [
             f"The best of a tuning of {', '.join(self.tuning.space.fields)}.",
             "",
-            f"  command    python -m jobs.run --config {self.tuning.storage.uri}/{BEST_RECIPE}",
+            f"  command    python -m jobs.run --config {shlex.quote(join_uri(self.tuning.storage.uri, BEST_RECIPE))}",
             f"  setting    {best.label}: {describe(best.values, digits=10)}",
             f"  result     {config.metric} {best.mean:.4g}{spread} over seeds; with each: {scores}",
             f"  this seed  {winner.seed}: {config.metric} {winner.value!r}, {config.stage} {winner.fingerprint}",

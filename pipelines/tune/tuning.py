@@ -13,11 +13,13 @@ from functools import cached_property
 from typing import Any
 
 from hbi_models.configs import require
+from pipelines.datasets.requirements import require_validation
 from pipelines.graph import make_graph
 from pipelines.recipe.fields import check_fields, field_names, flatten, with_values
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TrainResources
 from pipelines.recipe.tuning import TuningConfig
+from pipelines.stages.data_check import KnownData, pending
 from pipelines.stages.plan import Graph
 from pipelines.stages.stage import Stage
 from pipelines.tables import plan_table, table
@@ -267,6 +269,35 @@ def _check_population(tuning: Tuning) -> None:
         "processes; set tune.trials to 2 or more, tune.sampler.name to random, and "
         f"resources.{config.stage}.workers to 1",
     )
+
+
+def require_tuning_data(tuning: Tuning, known: KnownData) -> None:
+    """Refuses data with which no trial, or one of the baselines, could be trained, or with which none can be judged.
+
+    A single trial whose settings the data cannot serve fails by itself, before anything is done for it.
+
+    Raises:
+        ValueError: the message says what is missing.
+    """
+    name = tuning.config.stage
+    if known.manifest is None or "manifest" not in {stage.name for stage in tuning.shared}:
+        return
+    stages = {*pending(tuning.graph.plan(until_stage=name)), name}
+    refused = []
+    probed = [recipe for recipes in tuning.probes.values() for recipe in recipes]
+    for recipe in probed:
+        try:
+            known.require(recipe, stages)
+        except ValueError as error:
+            refused.append(error)
+    if len(refused) == len(probed):
+        raise refused[0]
+    for label, values in tuning.config.baselines.items():
+        try:
+            known.require(tuning.recipe_of(values), stages)
+        except ValueError as error:
+            raise ValueError(f"tune.baselines.{label}: {error}") from error
+    require_validation(name, known.manifest)
 
 
 def asked_for(tuning: Tuning) -> str:

@@ -22,10 +22,14 @@ _UNDECODABLE_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if av.__ve
 are and knows no such argument."""
 
 
-def open_container(source: str | bytes) -> Any:
-    """The file at path ``source``, or the file's bytes, opened; every video stream decodes in this thread."""
+def open_container(source: str | bytes, *, as_stored: bool = False) -> Any:
+    """The file at path ``source``, or the file's bytes, opened; every video stream decodes in this thread.
+
+    ``as_stored``: packets are those of the file, not cut and joined to pictures by FFmpeg's parsers.
+    """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    container = av.open(file, options={"format_whitelist": CONTAINERS}, **_UNDECODABLE_METADATA)
+    options = {"format_whitelist": CONTAINERS, **({"fflags": "+noparse+nofillin"} if as_stored else {})}
+    container = av.open(file, options=options, **_UNDECODABLE_METADATA)
     for stream in container.streams.video:
         if stream.codec_context is not None:
             stream.codec_context.thread_count = 1

@@ -160,10 +160,12 @@ class PyAVDecoder:
     name: DecoderName = "pyav"
 
     def __init__(self, source: str | bytes, *, trust_pts: bool = True) -> None:
-        self._source = source
+        self._source, self._as_stored = source, False
         with reading():
             self._open()
             self.timeline = read_timeline(self._container, self._stream, trust_pts=trust_pts)
+            if self.timeline.joined:
+                self._separate(trust_pts)
             self._keys = self.timeline.keys
             self._rewind()
             if self.timeline.pts is None and self.timeline.container == "avi":
@@ -311,8 +313,19 @@ class PyAVDecoder:
         self._container.close()
         self._open()
 
+    def _separate(self, trust_pts: bool) -> None:
+        """Reads packets as they are stored, if each of these holds no more than one picture, and all of it."""
+        self._as_stored = True
+        self._reopen()
+        stored = read_timeline(self._container, self._stream, trust_pts=trust_pts)
+        if stored.pictures == self.timeline.pictures and not stored.joined:
+            self.timeline = stored
+        else:
+            self._as_stored = False
+            self._reopen()
+
     def _open(self) -> None:
-        self._container: Any = open_container(self._source)
+        self._container: Any = open_container(self._source, as_stored=self._as_stored)
         self._stream = video_stream(self._container)
         self._packets: Iterator[Any] = self._container.demux(self._stream)
         self._ordinal = 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-_H264_IDR, _H264_SEI = 5, 6
-_HEVC_IDR, _HEVC_RANDOM_ACCESS = range(19, 21), range(16, 22)
+_H264_IDR, _H264_SEI, _H264_DELIMITER = 5, 6, 9
+_HEVC_IDR, _HEVC_RANDOM_ACCESS, _HEVC_DELIMITER = range(19, 21), range(16, 22), 35
 _RECOVERY_POINT = 6
 
 
@@ -42,6 +42,27 @@ def holds_no_picture(codec: str, packet: bytes, extradata: bytes | None) -> bool
     if codec == "hevc":
         return not any((unit[0] >> 1) & 0x3F < 32 for unit in _units(packet, extradata, length_at=21))
     return False
+
+
+def holds_joined_units(codec: str, packet: bytes) -> bool:
+    """Whether a packet of a stream begins with an access unit without a picture, before that of its picture.
+
+    FFmpeg joins the two, and gives the picture the time of the first.
+    """
+    kinds = _kinds(codec, packet)
+    picture = next((place for place, (_, is_picture) in enumerate(kinds) if is_picture), len(kinds))
+    return sum(is_delimiter for is_delimiter, _ in kinds[:picture]) > 1
+
+
+def _kinds(codec: str, packet: bytes) -> list[tuple[bool, bool]]:
+    """Of each unit in a packet of a stream, whether it is a delimiter of access units, and whether a picture."""
+    if codec == "h264":
+        found = [unit[0] & 0x1F for unit in _units(packet, None, length_at=4)]
+        return [(kind == _H264_DELIMITER, 1 <= kind <= _H264_IDR) for kind in found]
+    if codec == "hevc":
+        found = [(unit[0] >> 1) & 0x3F for unit in _units(packet, None, length_at=21)]
+        return [(kind == _HEVC_DELIMITER, kind < 32) for kind in found]
+    return []
 
 
 def _units(packet: bytes, extradata: bytes | None, *, length_at: int) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.video.containers import format_name, moving_streams
 from pipelines.video.errors import UnreadableVideoError
-from pipelines.video.key_frames import is_clean_start, is_instant_refresh
+from pipelines.video.key_frames import holds_joined_units, holds_no_picture, is_clean_start, is_instant_refresh
 
 _SEEKABLE = frozenset({"mov", "matroska", "flv"})
 """Formats in which seeking to the time of a key frame works, by the first of their FFmpeg names. Every seek is
@@ -62,6 +62,8 @@ class Timeline:
         skips: packets before the first one that can be shown.
         edited: an edit list hides packets.
         only_instant: every key frame is an instant refresh, with nothing before it needed after it.
+        pictures: packets of a transport stream that hold a picture.
+        joined: some of these begin with another access unit, which holds none, and have its time.
     """
 
     container: str
@@ -76,6 +78,8 @@ class Timeline:
     skips: int
     edited: bool
     only_instant: bool
+    pictures: int
+    joined: bool
     notes: tuple[Note, ...]
 
     @property
@@ -118,6 +122,7 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
     name, packets = format_name(container), list[_Packet]()
     clean: list[int] = []
     whole, only_instant = 0, True
+    pictures, joined = 0, False
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
@@ -127,7 +132,14 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
             if is_clean_start(codec, content, extradata):
                 clean.append(len(packets))
             only_instant = only_instant and is_instant_refresh(codec, content, extradata)
-        packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+        is_key = packet.is_keyframe
+        if name == "mpegts" and codec in ("h264", "hevc"):
+            content = bytes(packet)
+            pictures += not holds_no_picture(codec, content, None)
+            joined = joined or holds_joined_units(codec, content)
+            # Packets as they are stored are not marked.
+            is_key = is_key or is_clean_start(codec, content, None)
+        packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, is_key, packet.is_discard))
     announced = min(stream.frames, len(stream.index_entries))
     # An AVI announces slots, and some of these may be empty.
     if whole < announced and name != "avi":
@@ -182,6 +194,8 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
         skips=first,
         edited=any(packet.is_hidden for packet in packets),
         only_instant=only_instant,
+        pictures=pictures,
+        joined=joined,
         notes=tuple(notes),
     )
 

@@ -87,7 +87,7 @@ class Lock:
         """Raises ``LostLockError`` if the name is no longer held: call it before a commit."""
         if not self._workspace.exists(self._path):
             raise LostLockError(
-                f"another process took over {self._workspace.uri}/{self._path} because this one had not refreshed it "
+                f"another process took over {self._workspace.place(self._path)} because this one had not refreshed it "
                 f"for {_STALE_S:g} s; nothing was committed. Run the same command again"
             )
 

@@ -29,6 +29,7 @@ from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.shard_files import directory_entry, read_directory
 from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import last_name
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class ShardPool:
     @property
     def name(self) -> str:
         """The last part of its address."""
-        return self.storage.uri.rpartition("/")[2]
+        return last_name(self.storage.uri)
 
     def newest_generation(self) -> int:
         """The highest generation in the pool."""

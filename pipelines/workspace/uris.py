@@ -77,6 +77,14 @@ def parent_uri(uri: str) -> str:
     return f"{posixpath.dirname(address)}{options}"
 
 
+def path_below(base: str, uri: str) -> str:
+    """The relative path by which :func:`join_uri` comes from ``base`` to ``uri``, as it is written in a listing."""
+    folder, _ = split_options(absolute_uri(base))
+    address, _ = split_options(absolute_uri(uri))
+    path = address.removeprefix(f"{folder.rstrip('/')}/")
+    return path if is_local(uri) else unquote(path)
+
+
 def last_name(uri: str) -> str:
     """The name of the file or folder at ``uri``, as it is written in a listing."""
     name = posixpath.basename(split_options(uri)[0].rstrip("/"))

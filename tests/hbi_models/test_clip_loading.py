@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,45 @@ def test_embeddings_are_frozen_on_request(tmp_path: Path) -> None:
         assert backbone.visual.conv1.weight.requires_grad is not freeze
         backbone = load_clip(ClipConfig(architecture=path, pretrained=None, freeze_embeddings=freeze))
         assert backbone.token_embedding.weight.requires_grad is not freeze
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {**TINY_CLIP["vision_cfg"], "patch_dropout": 0.5},
+        {
+            "timm_model_name": "convnext_atto",
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "timm_drop": 0.5,
+            "timm_drop_path": 0.5,
+            "image_size": 32,
+        },
+    ],
+    ids=["patches", "depth"],
+)
+def test_towers_draw_nothing_in_training(tmp_path: Path, vision: dict[str, Any]) -> None:
+    """Not on the device, where the draws would depend on machine and worker."""
+    clip = replace(config(tmp_path, None, vision_cfg=vision), freeze_patch_embedding=False)
+    backbone = load_clip(clip).train()
+    pixels = torch.rand(8, 3, backbone.image_size_px, backbone.image_size_px)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(backbone.encode_frames(pixels))
+    assert torch.equal(*found)
+
+
+def test_batch_norms_of_a_tower_keep_their_statistics(tmp_path: Path) -> None:
+    """A feature of a frame then depends on nothing but the frame, on however many workers."""
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
+    clip = replace(config(tmp_path, None, vision_cfg=vision), freeze_patch_embedding=False)
+    backbone = load_clip(clip).eval()
+    pixels = torch.rand(4, 3, 32, 32)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    expected = backbone.encode_frames(pixels)
+    backbone.train()
+    assert backbone.training
+    torch.testing.assert_close(backbone.encode_frames(pixels), expected, rtol=0, atol=0)
+    torch.testing.assert_close(dict(backbone.state_dict()), before, rtol=0, atol=0)

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.datasets import requirements
 from pipelines.datasets.answers import Vocabulary
-from pipelines.datasets.requirements import require_data
 from pipelines.recipe.data import DataConfig, Split
 from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
 from pipelines.recipe.labels import LabelsConfig
@@ -38,6 +38,13 @@ def recipe(**sections: Any) -> Recipe:
         **sections,
     }
     return Recipe(**given)
+
+
+def require_data(
+    recipe: Recipe, stages: Sequence[str], manifest: Storage, vocabulary: Vocabulary | None = None
+) -> None:
+    """As that of the module, of the manifest in a folder."""
+    requirements.require_data(recipe, stages, manifest.read_table(MANIFEST_FILE), vocabulary)
 
 
 def write_manifest(

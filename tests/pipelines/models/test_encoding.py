@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hbi_models.axes import TokenLevel
+from hbi_models.configs import Quirks
 from hbi_models.retrieval import RetrievalModel
 from pipelines.models.encoding import concatenate, encode_texts
 from tests.tiny_retrieval import retrieval_config
@@ -40,9 +41,12 @@ def test_one_part_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_a_caption_does_not_depend_on_the_batch_it_is_encoded_in(tmp_path: Path, batch_size: int) -> None:
+@pytest.mark.parametrize("quirks", [Quirks(), Quirks(encode_padding=True)], ids=["corrected", "padding is read"])
+def test_a_caption_does_not_depend_on_the_batch_it_is_encoded_in(
+    tmp_path: Path, batch_size: int, quirks: Quirks
+) -> None:
     torch.manual_seed(0)
-    model = RetrievalModel(retrieval_config(tmp_path)).eval()
+    model = RetrievalModel(retrieval_config(tmp_path, quirks=quirks)).eval()
     with torch.inference_mode():
         together = encode_texts(model, CAPTIONS, device=torch.device("cpu"), batch_size=len(CAPTIONS))
         apart = encode_texts(model, CAPTIONS, device=torch.device("cpu"), batch_size=batch_size)

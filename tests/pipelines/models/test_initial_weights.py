@@ -10,6 +10,7 @@ from hbi_models.banzhaf.estimator import InteractionEstimator
 from hbi_models.configs import GameConfig, RetrievalConfig, VideoQAConfig
 from hbi_models.published_weights import estimator_to_published, retrieval_to_published
 from hbi_models.retrieval import RetrievalModel
+from pipelines.labels import LabelSettings, make_label_model
 from pipelines.models.initial_weights import (
     checkpoint_kind,
     initialise_estimator_from,
@@ -18,6 +19,7 @@ from pipelines.models.initial_weights import (
     load_video_qa_checkpoint,
 )
 from pipelines.models.weights import save_model
+from pipelines.recipe.labels import LabelsConfig
 from tests.hbi_models.tiny_model import tiny_config
 
 
@@ -74,6 +76,20 @@ def test_an_estimator_starts_from_a_published_file(tmp_path: Path) -> None:
     assert_same_weights(source, target)
 
 
+@pytest.mark.parametrize("name", ["a b", "a#b", "what?", "100%", "a%20b", "ü"])
+def test_a_published_file_in_any_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    torch.manual_seed(0)
+    source, target = InteractionEstimator(8), InteractionEstimator(8)
+    file = tmp_path / name / f"{name}.pth"
+    file.parent.mkdir()
+    torch.save(estimator_to_published(source.state_dict()), file)
+    monkeypatch.chdir(file.parent)
+    for place in (str(file), file.as_uri(), file.name):
+        initialise_estimator_from(place, target, tmp_path)
+        assert_same_weights(source, target)
+        torch.nn.init.zeros_(next(target.parameters()))
+
+
 @pytest.mark.parametrize("checkpoint", ["nowhere", "nowhere.bin"])
 def test_a_missing_checkpoint_is_named(tmp_path: Path, checkpoint: str) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -92,3 +108,11 @@ def test_a_clip_of_transformers_is_no_checkpoint_to_start_from(tmp_path: Path) -
     torch.save({"text_model.encoder.layers.0.layer_norm1.weight": torch.ones(2)}, tmp_path / "clip.bin")
     with pytest.raises(ValueError, match=r"transformers' CLIPModel; name it in model\.clip\.pretrained"):
         initialise_from(str(tmp_path / "clip.bin"), make_model(tiny_config(tmp_path), 0), tmp_path)
+
+
+def test_labels_are_made_with_a_published_file_too(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    source = make_model(config, 0)
+    torch.save(retrieval_to_published(source.state_dict()), tmp_path / "model.bin")
+    made = make_label_model(LabelSettings(config, LabelsConfig(checkpoint=str(tmp_path / "model.bin")), seed=1))
+    assert_same_weights(source, made)

@@ -107,6 +107,26 @@ def test_a_workspace_in_the_folder_of_a_job_is_refused(tmp_path: Path, monkeypat
     require_lasting(Storage("s3://bucket/workspace"))
 
 
+@pytest.mark.parametrize("name", ["a b", "a#b", "what?", "100%", "a%20b", "ü"])
+def test_places_are_known_however_they_are_written(
+    own_videos: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = tmp_path / name / "pytorch_model.bin"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    graph = make_graph(own_videos)
+    started = replace(own_videos, retrieval=RetrievalTrainingConfig(init_checkpoint=file.as_uri()))
+    places = dict(places_of(graph, started))
+    assert places["retrieval.init_checkpoint"] == file.as_uri()
+    found = {item.setting: item.file for item in find_landmarks(graph.workspace, places.items())}
+    assert found["retrieval.init_checkpoint"] == str(file)
+    # What came with a submitted job is a copy on every node.
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    settings = {item.setting for item in find_landmarks(graph.workspace, places.items())}
+    assert settings == {"workspace", "the folder of the videos"}
+
+
 def test_the_checkpoint_that_is_evaluated_has_a_landmark(own_videos: Recipe, tmp_path: Path) -> None:
     checkpoint = tmp_path / "pytorch_model.bin"
     checkpoint.write_bytes(b"weights")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.datasets.msrvtt import SENTENCES_FILE, TEST_FILE
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.shapes.data_set import write_annotations
 from pipelines.stages.execution import execute_step
@@ -96,3 +97,43 @@ def test_a_forced_manifest_is_read_anew(tmp_path: Path) -> None:
         execute_step(graph, step, tracker=StageTracker(), config=None)
     assert all(Path(row["uri"]).is_file() for row in rows_of(graph))
     assert keys != [row["key"] for row in rows_of(graph)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "version"),
+    [
+        ("own.jsonl", '{"path": "a.mp4", "caption": "null, NaN and a dog"}', 3),
+        ("own.jsonl", '{"path": "a.mp4", "caption": "a dog", "split": null}', 4),
+        ("own.jsonl", '{"path": "a.mp4", "caption": NaN}\n{"path": "a.mp4", "caption": "a dog"}', 4),
+        ("own.csv", 'path,caption\na.mp4,"a dog, a cat"\n', 3),
+        ("questions.jsonl", '{"video": "a.mp4", "question": "what", "answer": "dog", "type": "a"}', 3),
+        ("questions.jsonl", '{"video": "a.mp4", "question": "what", "answer": "dog", "type": NaN}', 4),
+    ],
+)
+def test_only_annotations_that_are_read_otherwise_are_read_again(
+    tmp_path: Path, name: str, content: str, version: int
+) -> None:
+    """What was made of all others stays."""
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / name).write_text(content)
+    place = {"questions" if name.startswith("questions") else "annotations": str(tmp_path / name)}
+    assert manifest_stage(DataConfig(dataset="captions_file", **place)).version == version  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("test", "caption", "version"),
+    [
+        ("key,vid_key,video_id,sentence\nret0,msr0,video1,a dog runs\n", '"a dog"', 3),
+        ("key,vid_key,video_id,sentence\nret0,msr0,video1,a dog runs\n", "null", 4),
+        ("key,vid_key,video_id,sentence\nret0,msr0,video1,a dog, a cat\n", '"a dog"', 4),
+        ("key,vid_key,video_id,sentence\nret0,msr0,video1,a dog\nret1,msr1,video1,a cat\n", '"a dog"', 4),
+        ("key,video_id,sentence,sentence\nret0,video1,a dog,a cat\n", '"a dog"', 4),
+    ],
+)
+def test_lists_that_were_cut_or_shortened_are_read_again(tmp_path: Path, test: str, caption: str, version: int) -> None:
+    (tmp_path / SENTENCES_FILE).write_text(f'{{"sentences": [{{"video_id": "video0", "caption": {caption}}}]}}')
+    (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\nvideo0\n")
+    (tmp_path / TEST_FILE).write_text(test)
+    (tmp_path / "video0.mp4").touch()
+    data = DataConfig(dataset="msrvtt", annotations=str(tmp_path), videos=str(tmp_path))
+    assert manifest_stage(data).version == version

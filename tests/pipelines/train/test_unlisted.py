@@ -145,7 +145,6 @@ def test_a_worker_group_goes_on_from_there_and_keeps_the_best_of_all(
         StageTracker(),
         resources=TrainResources(workers=1, gpus_per_worker=0.0),
         settings=LoopSettings(log_every_steps=1),
-        precision="float32",
     )
     assert metrics["best/score"] == 9.0
     assert output.read_bytes("model/model.safetensors") == best.read_bytes("model.safetensors")

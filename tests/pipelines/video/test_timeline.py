@@ -64,7 +64,7 @@ def test_what_comes_before_the_first_key_frame_is_left_out(tmp_path: Path, bfram
     assert min(numbers(read(path, rate=10, start_s=2.4, end_s=3.0))) >= 24
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "mts"])
 def test_a_packet_without_a_picture_holds_its_place_in_time(tmp_path: Path, suffix: str) -> None:
     def skip(number: int, packet: Any) -> Any:
         if number % 3 != 2:

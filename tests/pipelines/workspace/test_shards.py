@@ -37,6 +37,11 @@ def test_the_same_rows_make_the_same_file(pool: ShardPool) -> None:
     assert len(pool.storage.files()) == 2
 
 
+def test_options_of_a_store_are_no_part_of_the_name() -> None:
+    workspace = Storage("s3://bucket/ws?region=x&endpoint_override=http://h:1/a")
+    assert ShardPool(workspace.folder("shards", "frames-1"), SCHEMA).name == "frames-1"
+
+
 def test_the_index_finds_every_row(pool: ShardPool) -> None:
     assert len(pool.index()) == 0
     pool.commit(rows("a", "b", "c"))

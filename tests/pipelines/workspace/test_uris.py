@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from pipelines.models.folder import is_published_file
 from pipelines.workspace.file_systems import resolve
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import (
@@ -13,6 +15,7 @@ from pipelines.workspace.uris import (
     join_uri,
     last_name,
     parent_uri,
+    path_below,
     printable,
     shown,
     split_options,
@@ -70,6 +73,37 @@ def test_options_stay_at_the_end() -> None:
     assert Storage(base).folder("c").uri == join_uri(base, "c")
     assert (shown(join_uri(base, "c")), last_name(join_uri(base, "c d.MP4"))) == ("s3://b/ws/c", "c d.MP4")
     assert suffix_of("s3://b/list.csv?region=x") == ".csv"
+
+
+@pytest.mark.parametrize("base", ["/tmp/a b#c", "s3://b/ws", "s3://b/ws?region=x&endpoint_override=http://h:1/a"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_read_from_addresses_as_they_were_written(base: str, name: str) -> None:
+    uri = join_uri(base, name, f"{name}.bin")
+    assert (last_name(uri), last_name(parent_uri(uri))) == (f"{name}.bin", name)
+    assert path_below(base, uri) == f"{name}/{name}.bin"
+    assert is_published_file(uri)
+    assert not is_published_file(parent_uri(uri))
+
+
+def test_addresses_are_taken_apart_in_one_place() -> None:
+    """Elsewhere names of listings are, which are no addresses."""
+    root = Path(__file__).parents[3]
+    patterns = (
+        r"uri\w*(\([^)]*\))?\.r?(split|partition)\(",
+        r"rsplit\([\"']/",
+        r"uri\}/",
+        r"startswith\([\"'](s3|gs|file):",
+        r"[\"']://[\"'] in",
+    )
+    apart = re.compile("|".join(patterns))
+    files = [path for room in ("pipelines", "jobs") for path in (root / room).rglob("*.py") if path.name != "uris.py"]
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in files
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if apart.search(line)
+    ]
+    assert found == []
 
 
 def test_paths_have_no_options(tmp_path: Path) -> None:
