@@ -109,6 +109,8 @@ def convention_variants(scored: Scored) -> Iterator[Variant]:
         ranks={"text_to_video": text_to_video_ranks(alone, own), "video_to_text": video_to_text_ranks(alone, own)},
         texts=first,
         protocol={
+            # The counts of the named protocol are those of all captions.
+            "named": None,
             "text_queries": len(first),
             "captions_per_video": {"least": 1, "mean": 1.0, "most": 1},
             "text_to_video": "the first caption of each video is a query",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hbi_models.configs import require
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.settings import counting, given_model
@@ -68,6 +69,11 @@ def probe(recipe: Recipe, context: StageContext, view: SplitView, checkpoint: st
     parts = config.parts_of(generated=recipe.data.shapes is not None)
     intervals = Intervals(config.bootstrap_samples, recipe.seed)
     captions, owners, _ = view.texts_of(range(len(view)))
+    require(
+        bool(captions),
+        f"the split {config.split!r} holds {len(view)} videos and no caption; choose probe.split among those that the "
+        "manifest lists",
+    )
     document: dict[str, Any] = {
         "protocol": retrieval_protocol(
             dataset=recipe.data.name,

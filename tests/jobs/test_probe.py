@@ -78,9 +78,10 @@ def test_every_caption_is_judged_against_each_of_its_changes(probed: Probed) -> 
     texts = sorted({row[name] for row in mine for name in ("caption", "negative")})
     expected = scores(probed, texts)
     for row in mine:
-        assert row["caption"] in probed.view.texts(row["video"])
+        video = probed.view.store.video_ids.index(row["video_id"])
+        assert row["caption"] in probed.view.texts(video)
         for name, text in (("true", row["caption"]), ("changed", row["negative"])):
-            assert row[name] == pytest.approx(expected[texts.index(text), row["video"]].item(), abs=1e-5)
+            assert row[name] == pytest.approx(expected[texts.index(text), video].item(), abs=1e-5)
     for kind, values in probed.document["negatives"].items():
         right = [row["true"] > row["changed"] for row in mine if row["class"] == kind]
         assert values["pairs"] == len(right)
