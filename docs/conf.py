@@ -29,6 +29,7 @@ CONTENTS = """
 running
 searching
 tuning
+evaluation
 datasets
 decoding
 results

@@ -55,12 +55,27 @@ def content_named_by(item: Field[Any]) -> Content | None:
     return found
 
 
-_ABSENT = "absent_when_null"
+_ABSENT = "absent_at_default"
+
+
+def added_later(
+    *uses: Use, default: Any = MISSING, default_factory: Any = MISSING, names: Content | None = None
+) -> Any:
+    """A field of settings that is left out of documents and fingerprints at its default.
+
+    What was made before there was such a setting stays what it is. ``uses`` as in :func:`only_for`, but without any
+    it counts everywhere; ``names`` as in :func:`content_of`.
+    """
+    metadata = {_ABSENT: True} | ({_USES: uses} if uses else {}) | ({} if names is None else {_CONTENT: names})
+    return field(default=default, default_factory=default_factory, metadata=metadata)
 
 
 def is_absent(item: Field[Any], value: Any) -> bool:
     """Whether a setting of this value is left out of documents and fingerprints, as if there were no such setting."""
-    return value is None and bool(item.metadata.get(_ABSENT))
+    if not item.metadata.get(_ABSENT):
+        return False
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    return bool(value == default)
 
 
 def require(condition: bool, message: str) -> None:

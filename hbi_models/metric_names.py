@@ -13,3 +13,9 @@ RANK_METRICS = (*(f"recall_at_{k}" for k in RECALLS_AT), "median_rank", "mean_ra
 
 ANSWER_METRICS = ("accuracy", "top_5_accuracy")
 """Metrics of question answering; see ``metrics.AnswerMetrics``."""
+
+PAIR_SCORES = (
+    *("model", "entity", "action", "event"),
+    *("mean pooling", "exact interaction", "CLIP cosine"),
+)
+"""Scores of a text and a video that negatives are judged by; see ``pair_scores``."""

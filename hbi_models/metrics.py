@@ -7,6 +7,7 @@ scores give chance level. Each query has exactly one rank, and without ties it i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -129,25 +130,35 @@ def bootstrap_intervals(
     *,
     generator: torch.Generator,
     metrics: type[RetrievalMetrics | AnswerMetrics] = RetrievalMetrics,
+    clusters: Int[Tensor, " queries"] | None = None,
     num_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> dict[str, ConfidenceInterval]:
-    """Returns a percentile bootstrap interval of each of the ``metrics``, over resampled queries.
+    """Returns a percentile bootstrap interval of each of the ``metrics``, over resampled clusters of queries.
 
     The interval describes the sampling of queries, with the gallery and the model fixed (Efron and
-    Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13). ``generator`` lives on the
-    device of ``ranks``.
+    Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13). Queries about one video are
+    alike: whole clusters are drawn with replacement (Davison and Hinkley, *Bootstrap Methods and
+    their Application*, 1997, section 3.8), so that ten captions of a video do not count as ten
+    independent ones. ``generator`` lives on the device of ``ranks``.
+
+    Args:
+        ranks: of the queries.
+        generator: of the resamples.
+        metrics: what is computed of each resample.
+        clusters: which cluster each query belongs to, by any numbers; None = every query is one of its own.
+        num_resamples: how often.
+        confidence: of the interval.
 
     Raises:
         ValueError: there is no query, no resample, or ``confidence`` does not lie in (0, 1).
     """
-    require(num_resamples >= 1, f"num_resamples is {num_resamples}; it must be 1 or more")
     require(0 < confidence < 1, f"confidence is {confidence}; it must lie in (0, 1)")
     require(len(ranks) > 0, "there are no ranks; metrics need one query or more")
-    resamples = []
-    for _ in range(num_resamples):
-        drawn = torch.randint(len(ranks), (len(ranks),), generator=generator, device=ranks.device)
-        resamples.append(metrics.from_ranks(ranks[drawn]).as_dict())
+    drawn = cluster_resamples(
+        torch.arange(len(ranks)) if clusters is None else clusters, generator=generator, num_resamples=num_resamples
+    )
+    resamples = [metrics.from_ranks(ranks[rows]).as_dict() for rows in drawn]
     tail = (1 - confidence) / 2
     quantiles = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     intervals = {}
@@ -155,6 +166,30 @@ def bootstrap_intervals(
         values = torch.tensor([resample[name] for resample in resamples], dtype=torch.float64)
         intervals[name] = ConfidenceInterval(*values.quantile(quantiles).tolist())
     return intervals
+
+
+def cluster_resamples(
+    clusters: Int[Tensor, " queries"], *, generator: torch.Generator, num_resamples: int
+) -> Iterator[Int[Tensor, " drawn"]]:
+    """Yields the queries of ``num_resamples`` resamples: as many clusters as there are, drawn with replacement.
+
+    A resample has as many queries as its clusters hold. ``clusters`` are told apart by their numbers.
+
+    Raises:
+        ValueError: there is no query, or no resample is asked for.
+    """
+    require(num_resamples >= 1, f"num_resamples is {num_resamples}; it must be 1 or more")
+    require(len(clusters) > 0, "there are no queries to draw from; a resample needs one or more")
+    return _resamples(clusters, generator, num_resamples)
+
+
+def _resamples(clusters: Tensor, generator: torch.Generator, num_resamples: int) -> Iterator[Tensor]:
+    names, members = torch.unique(clusters.to(generator.device), return_inverse=True)  # type: ignore[no-untyped-call]
+    queries = torch.arange(len(members), device=generator.device)
+    for _ in range(num_resamples):
+        drawn = torch.randint(len(names), (len(names),), generator=generator, device=generator.device)
+        times = torch.bincount(drawn, minlength=len(names))
+        yield queries.repeat_interleave(times[members])
 
 
 def answer_ranks(

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from jobs.next_steps import next_steps
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
+from pipelines.evaluate.documents import describe_protocol
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import results, run_plan
@@ -136,18 +137,12 @@ def execute(
 
 
 def _print_retrieval(document: Mapping[str, Any]) -> None:
-    print(
-        f"{document['texts']:,} texts, {document['videos']:,} videos, split {document['split']}, seed "
-        f"{document['seed']}; 95% bootstrap intervals over queries"
-    )
+    print(f"{describe_protocol(document['protocol'])}; 95% bootstrap intervals over videos")
     print(f"{metrics_table(document)}\n")
 
 
 def _print_answers(document: Mapping[str, Any]) -> None:
-    print(
-        f"{document['questions']:,} questions about {document['videos']:,} videos, {document['vocabulary']:,} answers, "
-        f"split {document['split']}, seed {document['seed']}; 95% bootstrap intervals over questions"
-    )
+    print(f"{describe_protocol(document['protocol'])}; 95% bootstrap intervals over videos")
     print(f"{answers_table(document)}\n")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queries", type=str | None, help="Text file in UTF-8 with one query a line.")
     parser.add_argument("--top", type=int, default=10, help="How many videos to show.")
     parser.add_argument("--candidates", type=int | None, help="Videos that the model ranks per query (default 200).")
+    parser.add_argument(
+        "--correct",
+        type=Literal["qb_norm", "nnn"] | None,
+        help="Correct the order for videos that are found too often, by the index's bank of captions.",
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object per query instead of tables.")
     options = parser.parse_args(arguments)
     queries = [*(options.query or []), *(_read_queries(options.queries) if options.queries else [])]
@@ -39,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pipelines.search.searcher import CANDIDATES, Searcher
 
     candidates = options.candidates or max(CANDIDATES, options.top)
-    found = Searcher(options.index).search(queries, top=options.top, candidates=candidates)
+    searcher = Searcher(options.index)
+    found = searcher.search(queries, top=options.top, candidates=candidates, correction=options.correct)
     for query, matches in zip(queries, found, strict=True):
         if options.json:
             print(

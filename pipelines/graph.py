@@ -19,15 +19,13 @@ from dataclasses import replace
 
 from pipelines.datasets.answers import ANSWERS_JSON
 from pipelines.datasets.collection import folder_of_collection
-from pipelines.models.folder import (
-    is_published_file,
-    vocabulary_of,
-)
+from pipelines.models.folder import MODEL, is_published_file, vocabulary_of
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import AnswersConfig
 from pipelines.search.search_model import SearchModel
 from pipelines.stages.answers import answers_stage
+from pipelines.stages.bank import bank_stage
 from pipelines.stages.collection import collection_stage
 from pipelines.stages.estimator import estimator_stage
 from pipelines.stages.evaluation import evaluation_stage
@@ -36,6 +34,7 @@ from pipelines.stages.index import index_stage
 from pipelines.stages.labels import labels_stage
 from pipelines.stages.manifest import manifest_stage
 from pipelines.stages.plan import Graph
+from pipelines.stages.probe import probe_stage
 from pipelines.stages.qa_evaluation import qa_evaluation_stage
 from pipelines.stages.report import report_stage
 from pipelines.stages.retrieval import retrieval_stage
@@ -73,6 +72,24 @@ def make_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
         FileNotFoundError, ValueError: as :func:`make_graph`.
     """
     return Graph(Storage(recipe.workspace), [*_data_stages(recipe), evaluation_stage(recipe, checkpoint)])
+
+
+def make_probe_graph(recipe: Recipe, checkpoint: str | None = None) -> Graph:
+    """The stages that probe the retrieval model ``checkpoint``, or the one that the recipe trains, which must be there.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`make_graph`, or the recipe's model is not trained yet.
+    """
+    if checkpoint is None:
+        trained = make_graph(recipe)
+        artifact = trained.artifact("retrieval") if "retrieval" in recipe.tasks else None
+        if artifact is None:
+            raise FileNotFoundError(
+                f"{recipe.workspace} holds no retrieval model that this recipe has trained; train it with jobs.run, or "
+                "give one with --checkpoint"
+            )
+        checkpoint = artifact.storage.folder(MODEL).uri
+    return Graph(Storage(recipe.workspace), [*_data_stages(recipe), probe_stage(recipe, checkpoint)])
 
 
 def make_qa_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
@@ -114,5 +131,8 @@ def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[G
         frames=replace(recipe.frames, **deciding),
         tasks=("retrieval",),
     )
-    stages = [collection_stage(videos), frames_stage(recipe), index_stage(recipe, model)]
+    index = index_stage(recipe, model)
+    stages = [collection_stage(videos), frames_stage(recipe), index]
+    if recipe.indexing.bank is not None:
+        stages.append(bank_stage(recipe, str(index.writes)))
     return Graph(Storage(recipe.workspace), stages), recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from hbi_models.configs import require
 from pipelines.datasets.annotations import Question
 from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import Split
+from pipelines.recipe.training import ValidationHalf
 from pipelines.video.frame_store import FrameStore
 from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE
@@ -42,6 +44,8 @@ class SplitView:
         without_texts = [
             name for name, count in zip(self.store.video_ids, self.texts_per_video, strict=True) if not count
         ]
+        self.without_frames, self.without_texts = len(without_frames), len(without_texts)
+        """How many videos of the split have no frames, and how many no caption."""
         self.left_out = _describe_left_out(split, len(table), without_frames, without_texts)
         """What of the split cannot be trained or tested with, in words; None = nothing."""
 
@@ -98,6 +102,8 @@ class QuestionView:
         self.store = FrameStore(pool, joined)
         self._questions = [asked[video_id] for video_id in self.store.video_ids]
         self.texts_per_video = [len(questions) for questions in self._questions]
+        self.without_frames = len(without_frames)
+        """How many videos with questions of the split have no frames."""
         self.left_out = _describe_left_out(split, len(asked), without_frames, [])
         """What of the split cannot be trained or tested with, in words; None = nothing."""
 
@@ -111,6 +117,14 @@ class QuestionView:
     def texts(self, video: int) -> list[str]:
         """The texts of the questions about the video at a position."""
         return [question.question for question in self._questions[video]]
+
+
+def positions_of_half(video_ids: Sequence[str], half: ValidationHalf | None) -> list[int]:
+    """The positions of one half of the videos, by a hash of their ids; None = all. An odd one is ``choosing``'s."""
+    if half is None:
+        return list(range(len(video_ids)))
+    drawn = sorted(range(len(video_ids)), key=lambda video: hashlib.sha256(video_ids[video].encode()).digest())
+    return sorted(drawn[0 if half == "choosing" else 1 :: 2])
 
 
 def _with_frames(video_ids: pa.ChunkedArray, frames: Storage) -> tuple[pa.Table, list[str]]:

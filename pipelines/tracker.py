@@ -19,6 +19,9 @@ class StageTracker:
         for step, metrics in points:
             self.log_metrics(metrics, step)
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Names and texts that describe what the stage did."""
+
     def log_files(self, folder: Storage, names: Sequence[str]) -> None:
         """Files in ``folder``, which is in the workspace and stays there."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.datasets import msvd
-from pipelines.datasets.activitynet import ACTIVITYNET
+from pipelines.datasets.activitynet import ACTIVITYNET, ACTIVITYNET_VAL_2
 from pipelines.datasets.annotations import Annotations
 from pipelines.datasets.didemo import DIDEMO
 from pipelines.datasets.msrvtt import annotation_files, read_msrvtt
@@ -31,21 +31,25 @@ class Adapter:
     """The annotated videos; raises ``FileNotFoundError`` or ``ValueError`` for files that cannot be used."""
 
 
-def _paragraph_adapter(dataset: ParagraphDataset) -> Adapter:
+def _paragraph_adapter(title: str, chosen: Callable[[DataConfig], ParagraphDataset]) -> Adapter:
     return Adapter(
-        title=dataset.title,
-        files=lambda config: (dataset.annotation_files, ()),
-        read=lambda annotations, videos, config: dataset.read(annotations, videos),
+        title=title,
+        files=lambda config: (chosen(config).annotation_files, ()),
+        read=lambda annotations, videos, config: chosen(config).read(annotations, videos, config.text_queries),
     )
 
 
 ADAPTERS: Mapping[str, Adapter] = {
     "msrvtt": Adapter(
         title="MSR-VTT",
-        files=lambda config: annotation_files(config.msrvtt_train_list),
+        files=lambda config: annotation_files(config.msrvtt_train_list, config.msrvtt_protocol),
         # A generated data set has the layout, but not the size, of the published one.
         read=lambda annotations, videos, config: read_msrvtt(
-            annotations, videos, train_list=config.msrvtt_train_list, check_counts=config.shapes is None
+            annotations,
+            videos,
+            train_list=config.msrvtt_train_list,
+            protocol=config.msrvtt_protocol,
+            check_counts=config.shapes is None,
         ),
     ),
     "msrvtt_qa": Adapter(
@@ -58,7 +62,9 @@ ADAPTERS: Mapping[str, Adapter] = {
         files=lambda config: (msvd.ANNOTATION_FILES, ()),
         read=lambda annotations, videos, config: msvd.read_msvd(annotations, videos),
     ),
-    "activitynet": _paragraph_adapter(ACTIVITYNET),
-    "didemo": _paragraph_adapter(DIDEMO),
+    "activitynet": _paragraph_adapter(
+        ACTIVITYNET.title, lambda config: ACTIVITYNET if config.activitynet_test == "val_1" else ACTIVITYNET_VAL_2
+    ),
+    "didemo": _paragraph_adapter(DIDEMO.title, lambda config: DIDEMO),
 }
 """By ``DataConfig.dataset``; ``captions_file`` is the user's own and has no folder of annotations."""

@@ -12,6 +12,7 @@ from pipelines.datasets.adapters import ADAPTERS
 from pipelines.datasets.annotations import AnnotatedVideo, Annotations, count_by_split
 from pipelines.datasets.captions_file import read_captions_file
 from pipelines.datasets.near_misses import named_alike, what_is_there
+from pipelines.datasets.published_files import read_id_lines
 from pipelines.datasets.questions_file import attach_questions, read_questions_file
 from pipelines.datasets.video_files import (
     NO_FILE,
@@ -25,6 +26,7 @@ from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS, MANIFEST
 from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import absolute_uri
 
 STAGE = "manifest"
 """Name of the stage in the errors table."""
@@ -59,6 +61,8 @@ def build_manifest(config: DataConfig, *, annotations: str | None = None, videos
         ValueError: the annotations cannot be used, or too many videos are missing.
     """
     annotated, folder = _read(config, annotations or config.annotations, videos or config.videos)
+    if config.test_videos is not None:
+        annotated = _only_listed(annotated, config.test_videos)
     _refuse_missing(annotated, config, folder)
     warnings = [*annotated.warnings, *(folder.troubles() if folder is not None else ())]
     entries = _carve_validation(annotated.videos, config.validation_videos, warnings)
@@ -147,6 +151,24 @@ def _require(config: DataConfig, annotations: str | None, videos: str | None) ->
     if videos is None:
         raise ValueError(f"data.videos is not set; data.dataset {config.dataset} needs the folder of the videos")
     return annotations, videos
+
+
+def _only_listed(annotated: Annotations, file: str) -> Annotations:
+    """The same without the test videos that ``file`` does not list.
+
+    Raises:
+        ValueError: it lists a video that is no test video.
+    """
+    folder, _, name = absolute_uri(file).rpartition("/")
+    listed = set(read_id_lines(Storage(folder), name))
+    unknown = sorted(listed.difference(entry.video_id for entry in annotated.videos if entry.split == "test"))
+    if unknown:
+        raise ValueError(
+            f"data.test_videos: {len(unknown):,} of the {len(listed):,} ids in {file} are no test videos: "
+            f"{examples(unknown)}"
+        )
+    kept = [entry for entry in annotated.videos if entry.split != "test" or entry.video_id in listed]
+    return replace(annotated, videos=kept)
 
 
 def _refuse_missing(annotated: Annotations, config: DataConfig, folder: VideoFolder | None) -> None:

@@ -1,9 +1,10 @@
-"""Paragraph retrieval: the sentences about a video, each about a part of it, become one caption."""
+"""The sentences about a video, each about a part of it, become one caption (paragraph retrieval), or each one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipelines.datasets.annotations import AnnotatedVideo, Annotations, clean_caption
 from pipelines.datasets.published_files import (
@@ -16,6 +17,8 @@ from pipelines.datasets.published_files import (
 from pipelines.datasets.video_files import VideoFolder
 from pipelines.recipe.data import Split
 from pipelines.workspace.storage import Storage
+
+Queries = Literal["paragraph", "sentence"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +55,11 @@ class ParagraphDataset:
 
     @property
     def annotation_files(self) -> list[str]:
-        """Names of all files."""
-        return [name for names in self.files.values() for name in names]
+        """Names of all files, each once."""
+        return list(dict.fromkeys(name for names in self.files.values() for name in names))
 
-    def read(self, annotations: Storage, videos: VideoFolder) -> Annotations:
-        """The listed videos, each with all its sentences joined to one caption.
+    def read(self, annotations: Storage, videos: VideoFolder, queries: Queries = "paragraph") -> Annotations:
+        """The listed videos, each with all its sentences joined to one caption, or with each as one.
 
         Raises:
             FileNotFoundError: an annotation file is missing.
@@ -74,20 +77,20 @@ class ParagraphDataset:
         entries: list[AnnotatedVideo] = []
         warnings: list[str] = []
         for given in splits:
-            paragraphs = {video: _paragraph(description) for video, description in given.described.items()}
+            captions = {video: _captions(description, queries) for video, description in given.described.items()}
             for video in given.listed:
-                if paragraph := paragraphs.get(video):
+                if texts := captions.get(video):
                     entries.append(
                         AnnotatedVideo(
                             video_id=video,
                             **locate(video),
                             split=given.split,
-                            captions=[paragraph],
+                            captions=texts,
                             start_s=0.0,
                             end_s=given.described[video].end_s,
                         )
                     )
-            with_caption = [video for video, paragraph in paragraphs.items() if paragraph]
+            with_caption = [video for video, texts in captions.items() if texts]
             warnings += listing_warnings(given.list_name, given.listed, given.annotation_name, with_caption)
             warnings += _oddities(given)
         warnings += count_warnings(
@@ -107,8 +110,9 @@ class _DescribedSplit:
     described: Mapping[str, Description]
 
 
-def _paragraph(description: Description) -> str:
-    return clean_caption(" ".join(description.sentences))
+def _captions(description: Description, queries: Queries) -> list[str]:
+    texts = description.sentences if queries == "sentence" else [" ".join(description.sentences)]
+    return [caption for text in texts if (caption := clean_caption(text))]
 
 
 def _oddities(given: _DescribedSplit) -> list[str]:

@@ -1,143 +1,41 @@
 """Retrieval evaluation on Ray: R@1/5/10/50, median and mean rank, both ways, with intervals.
 
-Videos and texts are spread over actors; each is encoded once and its tokens are merged once. The similarity matrix is
-then computed in tiles, also on the actors. No item is padded, dropped or processed twice.
-
 Protocol: every caption is a text-to-video query; video-to-text counts the best-ranked caption of
-the video. No post-processing of the similarities.
+the video. No post-processing of the similarities. Intervals resample videos, with all their captions.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import ray
 import torch
-from numpy.typing import NDArray
 
-from hbi_models.configs import RetrievalConfig, require
+from hbi_models.configs import RetrievalConfig
 from hbi_models.metric_names import DIRECTIONS
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
-from hbi_models.retrieval import counted_levels
-from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
-from pipelines.evaluate.documents import METRICS_FILE, RANKS_FILE, TOP_VIDEOS_FILE
-from pipelines.models.encoding import Levels, encode_texts, encode_videos
-from pipelines.models.initial_weights import load_checkpoint
-from pipelines.progress import Progress
+from pipelines.datasets.protocols import NamedProtocol
+from pipelines.evaluate.documents import (
+    BANK_FILE,
+    METRICS_FILE,
+    RANKS_FILE,
+    TOP_VIDEOS_FILE,
+    VARIANTS_FILE,
+    protocol_tags,
+)
+from pipelines.evaluate.protocol import retrieval_protocol
+from pipelines.evaluate.similarities import require_ranked, similarity_matrix
+from pipelines.evaluate.variants import Scored, convention_variants, post_processed_variants
 from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.recipe.resources import ActorResources
-from pipelines.resources.device import compute_device
 from pipelines.splits import SplitView
 from pipelines.tracker import StageTracker
-from pipelines.workspace.records import RANKS, TOP_VIDEOS
+from pipelines.workspace.records import RANKS, TOP_VIDEOS, VARIANT_RANKS
 from pipelines.workspace.storage import Storage
 
-logger = logging.getLogger(__name__)
 TOP_VIDEOS_SHOWN = 5
-
-
-class RetrievalScorerActor:
-    """Holds the model: encodes texts and videos, and computes tiles of similarities."""
-
-    def __init__(self, checkpoint: str, config: RetrievalConfig, view: SplitView, settings: EvaluationConfig) -> None:
-        self._device = compute_device()
-        with TemporaryDirectory() as scratch:
-            self._model = load_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
-        self._view = view
-        self._rates = settings.level_rates or self._model.config.level_rates
-        # Levels that do not count in the score are not computed: merging takes most of the time after the encoders.
-        self._encode: dict[str, Any] = {
-            "device": self._device,
-            "batch_size": settings.batch_size,
-            "num_levels": counted_levels(self._rates),
-        }
-
-    @torch.inference_mode()
-    def videos(self, positions: Sequence[int]) -> Levels:
-        """The levels of the videos at ``positions`` that count in the score."""
-        return encode_videos(self._model, self._view.store, positions, **self._encode)
-
-    @torch.inference_mode()
-    def texts(self, captions: Sequence[str]) -> Levels:
-        """The levels of ``captions`` that count in the score."""
-        return encode_texts(self._model, captions, **self._encode)
-
-    @torch.inference_mode()
-    def tile(self, texts: Levels, videos: Levels) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Similarities of a block of texts with a block of videos."""
-        scores = self._model.similarity(self._here(texts), self._here(videos), self._rates)
-        return scores.float().cpu().numpy()
-
-    def _here(self, levels: Levels) -> Levels:
-        return tuple(level.map(lambda tensor: tensor.to(self._device)) for level in levels)
-
-
-def similarity_matrix(
-    view: SplitView,
-    captions: Sequence[str],
-    *,
-    checkpoint: str,
-    config: RetrievalConfig,
-    settings: EvaluationConfig,
-    resources: ActorResources,
-) -> torch.Tensor:
-    """Scores of all ``captions`` with all videos of ``view``, [texts, videos] in float32."""
-    video_blocks = blocks(len(view), settings.tile)
-    text_blocks = blocks(len(captions), settings.tile)
-    most = max(len(video_blocks), len(text_blocks))
-    actors = start_actors(RetrievalScorerActor, checkpoint, config, view, settings, resources=resources, most=most)
-    count = len(actors)
-    # Features stay in the object store: a tile fetches the two blocks that it needs.
-    videos = [actors[i % count].videos.remote(list(block)) for i, block in enumerate(video_blocks)]
-    texts = [actors[i % count].texts.remote([captions[text] for text in block]) for i, block in enumerate(text_blocks)]
-    encoded = [*video_blocks, *text_blocks]
-    with Progress("evaluation", total=len(view) + len(captions), unit="texts and videos") as progress:
-        for block in as_finished([*videos, *texts]):
-            progress.advance(len(encoded[block]))
-    # NaN, so that an entry that is never computed has no rank and is noticed.
-    matrix = torch.full((len(captions), len(view)), torch.nan)
-    tiles = [(row, column) for row in range(len(text_blocks)) for column in range(len(video_blocks))]
-    scores = [actors[i % count].tile.remote(texts[row], videos[column]) for i, (row, column) in enumerate(tiles)]
-    with Progress("evaluation", total=len(tiles), unit="tiles") as progress:
-        for tile in as_finished(scores):
-            rows, columns = text_blocks[tiles[tile][0]], video_blocks[tiles[tile][1]]
-            matrix[rows.start : rows.stop, columns.start : columns.stop] = _whole(ray.get(scores[tile]), rows, columns)
-            progress.advance()
-    stop_actors(actors)
-    return matrix
-
-
-def _whole(tile: NDArray[np.float32], rows: range, columns: range) -> torch.Tensor:
-    """``tile``, checked to have its full shape: an assignment would broadcast a smaller one."""
-    require(
-        tile.shape == (len(rows), len(columns)),
-        f"a tile of {len(rows)} texts and {len(columns)} videos came back with the shape {tile.shape}",
-    )
-    return torch.tensor(tile)
-
-
-def require_ranked(matrix: torch.Tensor, captions: Sequence[str], video_ids: Sequence[str], checkpoint: str) -> None:
-    """Checks that every caption and every video can be ranked by the similarities in ``matrix``, [captions, videos].
-
-    Raises:
-        ValueError: some cannot; the message says how many, names the first, and says what to do.
-    """
-    unranked = matrix.isnan()
-    if not unranked.any():
-        return
-    caption, video = unranked.nonzero()[0].tolist()
-    raise ValueError(
-        f"{int(unranked.any(dim=1).sum()):,} of {len(captions):,} captions and {int(unranked.any(dim=0).sum()):,} of "
-        f"{len(video_ids):,} videos cannot be ranked: their similarities are not numbers, the first that of "
-        f"{captions[caption]!r} and {video_ids[video]}. Look for a training that diverged: {checkpoint}"
-    )
 
 
 def evaluate_retrieval(
@@ -150,8 +48,28 @@ def evaluate_retrieval(
     settings: EvaluationConfig,
     resources: ActorResources,
     seed: int,
+    dataset: str,
+    missing_videos: int = 0,
+    validation: SplitView | None = None,
+    bank: Sequence[str] = (),
+    named: NamedProtocol | None = None,
 ) -> dict[str, float]:
     """Writes metrics, ranks and the best videos of each text, and returns the metrics by ``direction/name``.
+
+    Args:
+        output: the stage's folder.
+        tracker: receives the metrics.
+        view: the videos and their captions.
+        checkpoint: folder of ours or file of the published code.
+        config: the model, where the checkpoint is a published one.
+        settings: what to compute.
+        resources: actors.
+        seed: of the resampling.
+        dataset: its name, for the protocol.
+        missing_videos: how many videos of the split have no file.
+        validation: where parameters of post-processing are chosen; None = they are the published ones.
+        bank: training captions, for the post-processing that needs them.
+        named: the protocol of the field that the data asks for.
 
     Raises:
         ValueError: the split holds no video with frames and captions, or a query could not be ranked.
@@ -162,51 +80,136 @@ def evaluate_retrieval(
             f"the split {settings.split!r} holds {len(view)} videos and no caption; choose evaluation.split among "
             "those that the manifest lists"
         )
-    matrix = similarity_matrix(
-        view, captions, checkpoint=checkpoint, config=config, settings=settings, resources=resources
-    )
-    require_ranked(matrix, captions, view.store.video_ids, checkpoint)
-    owners = torch.tensor(video_of_text)
+
+    def scored(view: SplitView) -> Scored:
+        captions, video_of_text, _ = view.texts_of(range(len(view)))
+        texts = [*captions, *bank]
+        matrix = similarity_matrix(
+            view, texts, checkpoint=checkpoint, config=config, settings=settings, resources=resources
+        )
+        require_ranked(matrix, texts, view.store.video_ids, checkpoint)
+        return Scored(matrix[: len(captions)], torch.tensor(video_of_text), matrix[len(captions) :])
+
+    tested = scored(view)
+    matrix, owners = tested.similarity, tested.owners
     ranks = {
         "text_to_video": text_to_video_ranks(matrix, owners),
         "video_to_text": video_to_text_ranks(matrix, owners),
     }
+    ids = view.store.video_ids
+    protocol = retrieval_protocol(
+        dataset=dataset,
+        split=settings.split,
+        video_ids=ids,
+        captions=captions,
+        video_of_text=video_of_text,
+        missing_videos=missing_videos + view.without_frames,
+        videos_without_caption=view.without_texts,
+        checkpoint=checkpoint,
+        seed=seed,
+        named=named,
+    )
     document: dict[str, Any] = {
         "split": settings.split,
         "checkpoint": checkpoint,
         "seed": seed,
         "texts": len(captions),
         "videos": len(view),
-        "protocol": "every caption is a query; video to text by the best-ranked caption; no post-processing",
+        "protocol": protocol,
     }
-    flat: dict[str, float] = {"texts": float(len(captions)), "videos": float(len(view))}
-    for direction in DIRECTIONS:
-        metrics = RetrievalMetrics.from_ranks(ranks[direction]).as_dict()
-        intervals = bootstrap_intervals(
-            ranks[direction],
-            generator=torch.Generator().manual_seed(seed),
-            num_resamples=settings.bootstrap_samples,
-        )
-        document[direction] = {name: {"value": value, **asdict(intervals[name])} for name, value in metrics.items()}
-        flat |= {f"{direction}/{name}": value for name, value in metrics.items()}
-    ids = view.store.video_ids
-    table = pa.table(
-        {
-            "direction": ["text_to_video"] * len(captions) + ["video_to_text"] * len(ids),
-            "video_id": [ids[video] for video in video_of_text] + ids,
-            "caption_index": [*caption_numbers, *[None] * len(ids)],
-            "rank": torch.cat([ranks[direction].double() for direction in DIRECTIONS]).numpy(),
-        },
-        schema=RANKS,
+    flat = {
+        "texts": float(len(captions)),
+        "videos": float(len(view)),
+        "missing_videos": float(protocol["missing_videos"]),
+        "captions_per_video": protocol["captions_per_video"]["mean"],
+    }
+
+    def measured(ranks: Mapping[str, torch.Tensor], texts: torch.Tensor) -> dict[str, Any]:
+        clusters = {"text_to_video": owners[texts], "video_to_text": torch.arange(len(view))}
+        return {
+            direction: _with_intervals(ranks[direction], clusters[direction], settings.bootstrap_samples, seed)
+            for direction in DIRECTIONS
+            if direction in ranks
+        }
+
+    document |= measured(ranks, torch.arange(len(captions)))
+    flat |= _flat(document)
+    chosen_on = None
+    if settings.post_processing and validation is not None and settings.split != "val":
+        chosen_on = scored(validation)
+    variants = [
+        *convention_variants(tested),
+        *post_processed_variants(settings.post_processing, tested, chosen_on, validation_split="val"),
+    ]
+    document["variants"] = {
+        variant.name: {
+            "title": variant.title,
+            "source": variant.source,
+            **variant.details,
+            "protocol": {**protocol, **variant.protocol},
+            **measured(variant.ranks, variant.texts),
+        }
+        for variant in variants
+    }
+    for name, values in document["variants"].items():
+        flat |= {f"{name}/{metric}": value for metric, value in _flat(values).items()}
+    queries = [(ids[video], number) for video, number in zip(video_of_text, caption_numbers, strict=True)]
+    everything = torch.arange(len(captions))
+    output.write_table(RANKS_FILE, pa.Table.from_pylist(list(_rank_rows(ranks, everything, queries, ids)), RANKS))
+    output.write_table(
+        VARIANTS_FILE,
+        pa.Table.from_pylist(
+            [
+                {"variant": variant.name, **row}
+                for variant in variants
+                for row in _rank_rows(variant.ranks, variant.texts, queries, ids)
+            ],
+            VARIANT_RANKS,
+        ),
     )
-    output.write_table(RANKS_FILE, table)
     output.write_table(
         TOP_VIDEOS_FILE, _top_videos(matrix, ranks["text_to_video"], view, captions, video_of_text, caption_numbers)
     )
+    if bank:
+        output.write_bytes(BANK_FILE, "".join(f"{' '.join(caption.split())}\n" for caption in bank).encode())
     output.write_json(METRICS_FILE, document)
     tracker.log_metrics(flat)
+    tracker.log_tags(protocol_tags(protocol))
     tracker.log_files(output, [METRICS_FILE])
     return flat
+
+
+def _with_intervals(ranks: torch.Tensor, clusters: torch.Tensor, resamples: int, seed: int) -> dict[str, Any]:
+    intervals = bootstrap_intervals(
+        ranks, generator=torch.Generator().manual_seed(seed), clusters=clusters, num_resamples=resamples
+    )
+    metrics = RetrievalMetrics.from_ranks(ranks).as_dict()
+    return {name: {"value": value, **asdict(intervals[name])} for name, value in metrics.items()}
+
+
+def _flat(document: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a document as curves are named: ``direction/metric``."""
+    return {
+        f"{direction}/{name}": metric["value"]
+        for direction in DIRECTIONS
+        for name, metric in document.get(direction, {}).items()
+    }
+
+
+def _rank_rows(
+    ranks: Mapping[str, torch.Tensor],
+    texts: torch.Tensor,
+    queries: Sequence[tuple[str, int]],
+    video_ids: Sequence[str],
+) -> Iterator[dict[str, Any]]:
+    """A row per query; ``texts`` are the captions that ask, by their place in ``queries``."""
+    if "text_to_video" in ranks:
+        for text, rank in zip(texts.tolist(), ranks["text_to_video"].tolist(), strict=True):
+            video, caption = queries[text]
+            yield {"direction": "text_to_video", "video_id": video, "caption_index": caption, "rank": rank}
+    if "video_to_text" in ranks:
+        for video, rank in zip(video_ids, ranks["video_to_text"].tolist(), strict=True):
+            yield {"direction": "video_to_text", "video_id": video, "rank": rank}
 
 
 def _top_videos(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hbi_models.configs import VideoQAConfig, require
@@ -28,7 +28,8 @@ from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
 from pipelines.datasets.annotations import OVERALL, Question
 from pipelines.datasets.answers import Vocabulary, most_frequent
 from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
-from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE
+from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE, protocol_tags
+from pipelines.evaluate.protocol import answers_protocol
 from pipelines.models.answering import Answers, answer_questions, concatenate_answers
 from pipelines.models.initial_weights import load_video_qa_checkpoint
 from pipelines.progress import Progress
@@ -39,6 +40,29 @@ from pipelines.splits import QuestionView
 from pipelines.tracker import StageTracker
 from pipelines.workspace.records import ANSWERS
 from pipelines.workspace.storage import Storage
+
+_ASKED = ["video_id", "question", "answer"]
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """How the questions are resampled for the intervals: by video."""
+
+    clusters: Int[Tensor, " questions"]
+    resamples: int
+    seed: int
+
+    def metrics(self, ranks: Float[Tensor, " questions"], counted: Bool[Tensor, " questions"]) -> dict[str, Any]:
+        """Metrics with intervals of the questions that count."""
+        intervals = bootstrap_intervals(
+            ranks[counted],
+            generator=torch.Generator().manual_seed(self.seed),
+            metrics=AnswerMetrics,
+            clusters=self.clusters[counted],
+            num_resamples=self.resamples,
+        )
+        values = AnswerMetrics.from_ranks(ranks[counted]).as_dict()
+        return {name: {"value": value, **asdict(intervals[name])} for name, value in values.items()}
 
 
 class AnswererActor:
@@ -83,6 +107,8 @@ def evaluate_video_qa(
     settings: QAEvaluationConfig,
     resources: ActorResources,
     seed: int,
+    dataset: str,
+    missing_videos: int = 0,
 ) -> dict[str, float]:
     """Writes ``metrics.json`` and ``answers.parquet`` and returns the metrics by name.
 
@@ -97,6 +123,8 @@ def evaluate_video_qa(
         settings: what to compute.
         resources: actors.
         seed: of the resampling.
+        dataset: its name, for the protocol.
+        missing_videos: how many videos have no file.
 
     Raises:
         ValueError: the split holds no question about a video with frames, or a question got no answer.
@@ -113,6 +141,20 @@ def evaluate_video_qa(
         f"{len(questions):,} questions got {len(answers.ranks):,} answers",
     )
     table = _answers_table(view, vocabulary, answers)
+    clusters = torch.arange(len(view)).repeat_interleave(torch.tensor(view.texts_per_video))
+    protocol = answers_protocol(
+        dataset=dataset,
+        split=settings.split,
+        video_ids=view.store.video_ids,
+        asked=[(row["video_id"], row["question"], row["answer"]) for row in table.select(_ASKED).to_pylist()],
+        questions_per_video=view.texts_per_video,
+        answerable=int(answers.ranks.isfinite().sum()),
+        vocabulary=vocabulary.answers,
+        missing_videos=missing_videos + view.without_frames,
+        checkpoint=checkpoint,
+        seed=seed,
+    )
+    sampling = _Sampling(clusters, settings.bootstrap_samples, seed)
     document: dict[str, Any] = {
         "split": settings.split,
         "checkpoint": checkpoint,
@@ -121,14 +163,15 @@ def evaluate_video_qa(
         "answerable_questions": int(answers.ranks.isfinite().sum()),
         "videos": len(view),
         "vocabulary": len(vocabulary),
-        "protocol": "the best answer of the vocabulary; all: answers outside it are wrong; answerable: without those",
-        **_metrics(answers.ranks, questions, settings, seed),
-        "baselines": _baselines(trained, questions, vocabulary, settings, seed) if trained else {},
+        "protocol": protocol,
+        **_metrics(answers.ranks, questions, sampling),
+        "baselines": _baselines(trained, questions, vocabulary, sampling) if trained else {},
     }
     output.write_table(ANSWERS_FILE, table)
     output.write_json(METRICS_FILE, document)
     flat = _flat(document)
     tracker.log_metrics(flat)
+    tracker.log_tags(protocol_tags(protocol))
     tracker.log_files(output, [METRICS_FILE])
     return flat
 
@@ -175,16 +218,14 @@ def _answers_table(view: QuestionView, vocabulary: Vocabulary, answers: Answers)
     )
 
 
-def _metrics(
-    ranks: Float[Tensor, " questions"], questions: Sequence[Question], settings: QAEvaluationConfig, seed: int
-) -> dict[str, Any]:
+def _metrics(ranks: Float[Tensor, " questions"], questions: Sequence[Question], sampling: _Sampling) -> dict[str, Any]:
     """Metrics over ``all`` and over ``answerable`` questions: overall, then by type, the most frequent first."""
     kinds = most_frequent((question.kind for question in questions), len(questions))
     members = {OVERALL: torch.ones(len(questions), dtype=torch.bool)}
     members |= {kind: torch.tensor([question.kind == kind for question in questions]) for kind in kinds}
     return {
         name: {
-            kind: {"questions": int((rows & counted).sum()), **_with_intervals(ranks[rows & counted], settings, seed)}
+            kind: {"questions": int((rows & counted).sum()), **sampling.metrics(ranks, rows & counted)}
             for kind, rows in members.items()
             if (rows & counted).any()
         }
@@ -196,8 +237,7 @@ def _baselines(
     trained: Sequence[Question],
     questions: Sequence[Question],
     vocabulary: Vocabulary,
-    settings: QAEvaluationConfig,
-    seed: int,
+    sampling: _Sampling,
 ) -> dict[str, Any]:
     """The accuracy of guessing without a video, over all and over answerable questions."""
     (guess,) = most_frequent((question.answer for question in trained), 1)
@@ -211,7 +251,7 @@ def _baselines(
         hits = torch.tensor([mine == question.answer for mine, question in zip(guessed, questions, strict=True)])
         ranks = torch.where(hits, 1.0, torch.inf)
         return {
-            name: _with_intervals(ranks[counted], settings, seed)["accuracy"]
+            name: sampling.metrics(ranks, counted)["accuracy"]
             for name, counted in (("all", torch.ones_like(answerable)), ("answerable", answerable))
             if counted.any()
         }
@@ -225,20 +265,10 @@ def _baselines(
     }
 
 
-def _with_intervals(ranks: Float[Tensor, " questions"], settings: QAEvaluationConfig, seed: int) -> dict[str, Any]:
-    intervals = bootstrap_intervals(
-        ranks,
-        generator=torch.Generator().manual_seed(seed),
-        metrics=AnswerMetrics,
-        num_resamples=settings.bootstrap_samples,
-    )
-    values = AnswerMetrics.from_ranks(ranks).as_dict()
-    return {name: {"value": value, **asdict(intervals[name])} for name, value in values.items()}
-
-
 def _flat(document: Mapping[str, Any]) -> dict[str, float]:
     """The values of ``metrics.json`` under the names of curves: ``all/accuracy``, ``all/what/accuracy``, …"""
     flat = {name: float(document[name]) for name in ("questions", "answerable_questions", "videos")}
+    flat["missing_videos"] = float(document["protocol"]["missing_videos"])
     for name in ("all", "answerable"):
         for kind, values in document[name].items():
             # A type is any text of the user's, and MLflow allows few characters in a name.

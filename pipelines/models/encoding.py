@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from hbi_models.axes import TextBatch, TokenLevel
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
-from pipelines.video.frame_store import FrameStore
+from pipelines.video.frame_store import Frames, FrameStore
 
 Levels = tuple[TokenLevel, ...]
 
@@ -46,18 +46,28 @@ def encode_videos(
     device: torch.device,
     batch_size: int,
     num_levels: int = len(LEVELS),
+    change: Callable[[str, Frames], Frames] | None = None,
 ) -> Levels:
-    """The first ``num_levels`` levels of the ``videos`` of ``store``, in the given order, on the CPU."""
+    """The first ``num_levels`` levels of the ``videos`` of ``store``, in the given order, on the CPU.
+
+    ``change`` makes other frames of those of the video with an id, before they are cropped.
+    """
     parts = []
     for start in range(0, len(videos), batch_size):
+        batch = videos[start : start + batch_size]
         frames = store.batch(
-            videos[start : start + batch_size],
+            batch,
             image_size_px=model.clip.image_size_px,
             max_frames=model.config.max_frames,
+            change=None if change is None else _by_id(change, [store.video_ids[video] for video in batch]),
         )
         levels = model.encode_video(model.video_batch(frames.frames, frames.mask), levels=num_levels)
         parts.append(tuple(level.map(_to_cpu) for level in levels))
     return concatenate(parts)
+
+
+def _by_id(change: Callable[[str, Frames], Frames], video_ids: Sequence[str]) -> Callable[[int, Frames], Frames]:
+    return lambda place, frames: change(video_ids[place], frames)
 
 
 def concatenate(parts: Sequence[Levels]) -> Levels:

@@ -64,3 +64,6 @@ WEIGHTS = "model.safetensors"
 
 FRAMES_JSON = "frames.json"
 """File of a model: how the videos that it was trained on were sampled and decoded."""
+
+SELECTION = "selection.json"
+"""File of a model: how its checkpoint was chosen among those of its training."""

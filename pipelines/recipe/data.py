@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hbi_models.configs import only_for, require
+from hbi_models.configs import added_later, only_for, require
 from pipelines.recipe.checks import require_counts
 
 Split = Literal["train", "val", "test"]
@@ -70,6 +70,20 @@ class DataConfig:
     msrvtt_train_list: Literal["9k", "7k"] = "9k"
     """Which published training list of MSR-VTT."""
 
+    msrvtt_protocol: Literal["1k-A", "full"] = added_later(default="1k-A")
+    """``1k-A``: the training list above, tested with one caption of each of 1,000 videos. ``full``: the data set's own
+    split of 6,513, 497 and 2,990 videos with all their captions; set ``validation_videos`` to 0 with it."""
+
+    activitynet_test: Literal["val_1", "val_2"] = added_later(default="val_1")
+    """Which annotations of ActivityNet's validation videos are the test (the field's: val_1)."""
+
+    text_queries: Literal["paragraph", "sentence"] = added_later(default="paragraph")
+    """ActivityNet and DiDeMo: all sentences about a video are one caption (published), or each is one."""
+
+    test_videos: str | None = added_later(default=None, names="file or name")
+    """Text file with a video id a line: only these of the test split are tested (a published subset, such as the 879
+    clips of MSR-VTT that MTEB could get)."""
+
     validation_videos: int = 200
     """Videos taken from the training split for choosing checkpoints, by a hash of their ids;
     0 where the data has a validation split of its own, or none is wanted."""
@@ -96,6 +110,21 @@ class DataConfig:
             self.shapes is None or self.dataset == "msrvtt",
             f"data.shapes writes MSR-VTT's layout; set data.dataset to msrvtt, not {self.dataset}",
         )
+
+        for name, value, default, sets in (
+            ("msrvtt_protocol", self.msrvtt_protocol, "1k-A", ("msrvtt",)),
+            ("activitynet_test", self.activitynet_test, "val_1", ("activitynet",)),
+            ("text_queries", self.text_queries, "paragraph", ("activitynet", "didemo")),
+        ):
+            require(
+                value == default or (self.dataset in sets and self.shapes is None),
+                f"data.{name} is {value} and data.dataset {self.name}; it is for {' and '.join(sets)}",
+            )
+
+    @property
+    def name(self) -> str:
+        """What the data is called beside a figure."""
+        return self.dataset if self.shapes is None else "generated shapes"
 
     @property
     def is_questions_alone(self) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from hbi_models.configs import only_for
+from hbi_models.configs import added_later, only_for, require
 from pipelines.recipe.checks import require_counts
 from pipelines.recipe.data import Split
+
+PostProcessing = Literal["dual_softmax", "qb_norm", "nnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,22 @@ class EvaluationConfig:
     """Texts and videos per side of a similarity tile: bounds the memory."""
 
     bootstrap_samples: int = 1000
-    """Resamples of the queries for the 95% intervals."""
+    """Resamples of the videos, with all their queries, for the 95% intervals."""
+
+    post_processing: tuple[PostProcessing, ...] = added_later(default=())
+    """Corrections whose figures stand beside the raw ones, each with what it needs: ``dual_softmax`` (all test
+    queries at once: transductive), ``qb_norm`` and ``nnn`` (a bank of training captions). Parameters are
+    chosen on the split val."""
+
+    bank_captions: int = added_later(default=1000)
+    """Training captions in the bank, drawn by a hash of video and number."""
 
     def __post_init__(self) -> None:
-        require_counts(self, "evaluation", "batch_size", "tile", "bootstrap_samples")
+        require_counts(self, "evaluation", "batch_size", "tile", "bootstrap_samples", "bank_captions")
+        require(
+            len(set(self.post_processing)) == len(self.post_processing),
+            f"evaluation.post_processing names one twice: {', '.join(self.post_processing)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +61,7 @@ class QAEvaluationConfig:
     """Videos encoded, or questions answered, at once."""
 
     bootstrap_samples: int = 1000
-    """Resamples of the questions for the 95% intervals."""
+    """Resamples of the videos, with all their questions, for the 95% intervals."""
 
     def __post_init__(self) -> None:
         require_counts(self, "qa_evaluation", "batch_size", "bootstrap_samples")

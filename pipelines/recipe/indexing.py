@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hbi_models.configs import only_for
+from hbi_models.configs import added_later, only_for, require
 from pipelines.recipe.checks import require_counts
 
 
@@ -18,5 +18,19 @@ class IndexingConfig:
     videos_per_shard: int = only_for(default=64)
     """Videos per Parquet file: the unit of work and of commit."""
 
+    bank: str | None = added_later(default=None, names="file or name")
+    """Text file with a training caption a line, by which searches may be corrected for videos that are found too often
+    (``jobs.search --correct``). An evaluation with ``qb_norm`` or ``nnn`` writes one, ``bank.txt``."""
+
+    bank_beta: float = added_later(default=20.0)
+    """Inverse temperature of QB-Norm (published: 20); take what the evaluation chose."""
+
+    bank_neighbours: int = added_later(default=256)
+    """Captions of the bank that NNN averages over (the released code's default)."""
+
+    bank_weight: float = added_later(default=0.5)
+    """Weight of NNN's average (the released code's default)."""
+
     def __post_init__(self) -> None:
-        require_counts(self, "indexing", "batch_size", "videos_per_shard")
+        require_counts(self, "indexing", "batch_size", "videos_per_shard", "bank_neighbours")
+        require(self.bank_beta > 0, f"indexing.bank_beta is {self.bank_beta}; it must be positive")

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hbi_models.clip.pixels import with_pixel_statistics
-from hbi_models.configs import RetrievalConfig, VideoQAConfig, require
+from hbi_models.configs import RetrievalConfig, VideoQAConfig, added_later, require
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.indexing import IndexingConfig
 from pipelines.recipe.labels import LabelsConfig
+from pipelines.recipe.probe import ProbeConfig
 from pipelines.recipe.report import ReportConfig
 from pipelines.recipe.resources import ResourcesConfig
 from pipelines.recipe.tracking import TrackingConfig
@@ -47,6 +48,7 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     video_qa: VideoQATrainingConfig = field(default_factory=VideoQATrainingConfig)
     qa_evaluation: QAEvaluationConfig = field(default_factory=QAEvaluationConfig)
+    probe: ProbeConfig = added_later(default_factory=ProbeConfig)
     indexing: IndexingConfig = field(default_factory=IndexingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

@@ -11,6 +11,7 @@ from hbi_models.configs import (
     MergingConfig,
     OptimizerConfig,
     VideoQAConfig,
+    added_later,
     content_of,
     only_for,
     require,
@@ -20,6 +21,9 @@ from pipelines.recipe.checks import require_counts
 Precision = Literal["float32", "bfloat16"]
 """``float32``, or ``bfloat16``: matrix products in bfloat16 (autocast), sums, losses and weights in float32. On GPUs
 bfloat16 is several times as fast."""
+
+ValidationHalf = Literal["choosing", "ranking"]
+"""One of two halves of the validation videos, by a hash of their ids: what was chosen on one is ranked on the other."""
 
 _PUBLISHED_QA = VideoQAConfig()
 
@@ -105,6 +109,10 @@ class RetrievalTrainingConfig:
     precision: Precision = "float32"
     """Of the arithmetic, on GPUs and CPUs alike."""
 
+    validation_half: ValidationHalf | None = added_later(default=None)
+    """Validate with one half of the validation videos; null = all. ``jobs.tune`` chooses finalists on the one
+    and ranks them, and the baselines, on the other."""
+
     def __post_init__(self) -> None:
         require_counts(self, "retrieval", "epochs", "batch_size", "max_captions_per_video")
 
@@ -176,6 +184,10 @@ class VideoQATrainingConfig:
 
     precision: Precision = "float32"
     """Of the arithmetic, on GPUs and CPUs alike."""
+
+    validation_half: ValidationHalf | None = added_later(default=None)
+    """Validate with one half of the validation videos; null = all. ``jobs.tune`` chooses finalists on the one
+    and ranks them, and the baselines, on the other."""
 
     def __post_init__(self) -> None:
         require_counts(self, "video_qa", "epochs", "batch_size", "max_questions_per_video")

@@ -99,7 +99,8 @@ class TuningConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     finalists: int = 2
-    """Best settings of the trials that are trained again, with several seeds, for the final ranking."""
+    """Best settings of the trials that are trained again, with several seeds, for the final ranking. Trials are
+    compared on one half of the validation videos, the ranking is on the other."""
 
     seeds: int = 3
     """Trainings of each finalist and baseline, with the seeds after the recipe's own. The finalists were chosen with

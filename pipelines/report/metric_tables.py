@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hbi_models.metric_names import DIRECTIONS, RANK_METRICS
-from pipelines.evaluate.documents import by_questions, with_interval
+from pipelines.evaluate.documents import by_questions, describe_protocol, with_interval
 from pipelines.report.content import MetricTable
 
 DIRECTION_TITLES = {direction: direction.replace("_to_", " → ") for direction in DIRECTIONS}
@@ -14,16 +14,19 @@ _METRICS = {name: name.replace("recall_at_", "R@").replace("_", " ") for name in
 
 
 def retrieval_table(metrics: Mapping[str, Any], published: Mapping[str, float]) -> MetricTable:
-    """Metrics of both directions, with the ``published`` ones below."""
+    """Metrics of both directions, with the ``published`` ones and those of other conventions and processing below."""
     rows: list[tuple[str, Sequence[str]]] = []
     for direction, title in DIRECTION_TITLES.items():
         rows.append((title, [with_interval(metrics[direction][name]) for name in _METRICS]))
         if known := _published(published, [f"{direction}/{name}" for name in _METRICS]):
             rows.append((f"{title}, published", known))
-    note = (
-        f"{metrics['texts']:,} texts and {metrics['videos']:,} videos of the split {metrics['split']}, with 95% "
-        f"bootstrap intervals. Protocol: {metrics['protocol']}."
-    )
+    for values in metrics["variants"].values():
+        for direction, title in DIRECTION_TITLES.items():
+            if direction in values:
+                rows.append(
+                    (f"{title}, {values['title']}", [with_interval(values[direction][name]) for name in _METRICS])
+                )
+    note = f"With 95% bootstrap intervals over videos. Protocol: {describe_protocol(metrics['protocol'])}."
     return MetricTable(list(_METRICS.values()), rows, note)
 
 
@@ -48,10 +51,7 @@ def answers_table(metrics: Mapping[str, Any], published: Mapping[str, float]) ->
         rows.append((name.replace("_", " "), ["", guesses[0], "", guesses[1]]))
     if known := _published(published, ["all/accuracy", "answerable/accuracy"]):
         rows.append(("published", ["", known[0], "", known[1]]))
-    note = (
-        f"{metrics['questions']:,} questions about {metrics['videos']:,} videos of the split {metrics['split']}, "
-        f"{metrics['vocabulary']:,} answers to choose from. Protocol: {metrics['protocol']}."
-    )
+    note = f"With 95% bootstrap intervals over videos. Protocol: {describe_protocol(metrics['protocol'])}."
     return MetricTable(["questions", "right", "among the best 5", "right, of the answerable"], rows, note)
 
 

@@ -26,6 +26,7 @@ from pipelines.resources.device import compute_device
 from pipelines.resources.sharded_work import SUMMARY
 from pipelines.search.first_pass import video_vectors
 from pipelines.video.frame_store import FrameStore
+from pipelines.video.shown import shown_until
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError
 from pipelines.workspace.records import FEATURES
 from pipelines.workspace.shard_files import OpenShard
@@ -92,13 +93,6 @@ def level_sizes(model: RetrievalModel) -> list[int]:
     """Tokens of the longest video at each level."""
     merges = cast(Mapping[str, TokenMerge], model.video_merges)
     return [model.config.max_frames, *(merges[level].num_clusters for level in LEVELS[1:])]
-
-
-def shown_until(source: Mapping[str, Any], end_s: float | None) -> float:
-    """When the last frame of a video ends, on the clock of ``time_s``: with the file, or with the wanted segment."""
-    last = float(source["time_s"][-1])
-    duration: float = max(source["source_frames"] / source["source_fps"], last)
-    return duration if end_s is None else max(min(duration, float(end_s) - source["source_begin_s"]), last)
 
 
 class EncodeShard:

@@ -15,17 +15,18 @@ import torch
 
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import require
+from hbi_models.moments import Moment, best_moment, frame_relevance
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from pipelines.models.encoding import Levels, encode_texts
 from pipelines.models.folder import MODEL
 from pipelines.models.one_video import frames_of
 from pipelines.models.weights import load_model
 from pipelines.resources.device import compute_device
+from pipelines.search.bank import Bank, Correction
 from pipelines.search.features import Clip, FeatureStore, level_sizes, together
 from pipelines.search.first_pass import FirstPass, text_vectors
 from pipelines.search.index_folder import VECTORS, Segment, features_pool, read_current
 from pipelines.search.limits import check_query
-from pipelines.search.moments import Moment, best_moment, frame_relevance
 from pipelines.video.frame_store import FrameStore, decode_images, stack_frames
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.shards import SHARDS
@@ -100,43 +101,79 @@ class Searcher:
         pool = features_pool(self._root, current["features"]).storage
         self._features = FeatureStore(pool, self._index, level_sizes(self.model))
         self._frames_pool = self._root.folder(SHARDS, current["frames"])
+        self.bank = Bank.read(self._root.folder(current["bank"])) if "bank" in current else None
 
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def video_ids(self) -> list[str]:
+        """The videos, in the order of their positions."""
+        ids: list[str] = self._index.column("video_id").to_pylist()
+        return ids
+
     @torch.inference_mode()
-    def search(self, queries: Sequence[str], *, top: int = 10, candidates: int = CANDIDATES) -> list[list[Match]]:
+    def search(
+        self,
+        queries: Sequence[str],
+        *,
+        top: int = 10,
+        candidates: int = CANDIDATES,
+        correction: Correction | None = None,
+    ) -> list[list[Match]]:
         """The best videos for each query, the best first; videos with equal scores in the order of their ids.
 
         Args:
             queries: texts.
             top: how many videos for each.
             candidates: how many results of the first pass the model ranks; with the number of videos it ranks all.
+            correction: how the order of the candidates is corrected for videos that are found too often; the scores
+                stay the model's.
 
         Raises:
-            ValueError: a query is empty or too long, or a number is not positive.
+            ValueError: a query is empty or too long, a number is not positive, or the index has no bank to correct by.
         """
         for query in queries:
             check_query(query)
-        return self.find(self.encode(queries), top=top, candidates=candidates) if queries else []
+        if not queries:
+            return []
+        return self.find(self.encode(queries), top=top, candidates=candidates, correction=correction)
 
     @torch.inference_mode()
-    def find(self, texts: Levels, *, top: int = 10, candidates: int = CANDIDATES) -> list[list[Match]]:
+    def find(
+        self,
+        texts: Levels,
+        *,
+        top: int = 10,
+        candidates: int = CANDIDATES,
+        correction: Correction | None = None,
+    ) -> list[list[Match]]:
         """As :meth:`search`, for texts whose levels are known."""
         require(top >= 1, f"top is {top}; it must be 1 or more")
         require(candidates >= top, f"candidates is {candidates}; it must be at least top, {top}")
+        require(
+            correction is None or self.bank is not None,
+            f"the index {self._root.place()} has no bank of training captions to correct a ranking by; make it again "
+            "with --indexing.bank FILE",
+        )
         vectors = text_vectors(texts, self.model.config.level_rates).float().numpy()
         found = self.first_pass.candidates(vectors, candidates)
         # Sorted, because neighbours in the index are neighbours in their shards.
-        return [self._rank(_item(texts, number), np.sort(positions), top) for number, positions in enumerate(found)]
+        return [
+            self._rank(_item(texts, number), np.sort(positions), top, correction)
+            for number, positions in enumerate(found)
+        ]
 
-    def _rank(self, text: Levels, positions: Any, top: int) -> list[Match]:
+    def _rank(self, text: Levels, positions: Any, top: int, correction: Correction | None) -> list[Match]:
         if not len(positions):
             return []
         clips = self._features.clips(positions.tolist())
         videos = together(clips)
         scores = self._similarity(text, videos)
-        best = scores.argsort(descending=True, stable=True)[:top]
+        order = scores
+        if correction is not None and self.bank is not None:
+            order = self.bank.corrected(scores, positions, correction)
+        best = order.argsort(descending=True, stable=True)[:top]
         relevance = frame_relevance(text[0], videos[0].map(lambda tensor: tensor[best]))
         matches = []
         for place, row in zip(best.tolist(), relevance, strict=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hbi_models.moments import Moment as FoundMoment
 from pipelines.models.prediction import load_answerer
-from pipelines.search.features import Clip, shown_until
-from pipelines.search.moments import Moment as FoundMoment
+from pipelines.search.features import Clip
 from pipelines.search.searcher import CANDIDATES, Searcher
 from pipelines.serve.errors import UnknownVideoError, UnusableVideoError
 from pipelines.serve.schemas import (
@@ -24,6 +24,7 @@ from pipelines.serve.uploads import FORMATS, Upload, Uploads, looks_like_video
 from pipelines.video.decode_process import ExtractionError
 from pipelines.video.errors import first_line
 from pipelines.video.extraction import extract_from_bytes
+from pipelines.video.shown import shown_until
 from pipelines.workspace.uris import last_name
 
 

@@ -60,12 +60,22 @@ class Grounding:
     event: int
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Clause:
+    """The words ``[start, end)`` of a caption, counted from 0, tell an event."""
+
+    start: int
+    end: int
+    event: int
+
+
 @dataclass(frozen=True, slots=True)
 class Caption:
     """A sentence of words separated by single spaces, and what its words point at."""
 
     text: str
     groundings: tuple[Grounding, ...]
+    clauses: tuple[Clause, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +118,19 @@ def questions_about(script: Script) -> list[Question]:
 def _draw_caption(triples: Sequence[Triple], rng: np.random.Generator) -> Caption:
     words: list[str] = []
     groundings: list[Grounding] = []
+    clauses: list[Clause] = []
     if len(triples) == 1:
         _append_clause(words, groundings, _choose(_ONE_EVENT, rng), triples[0], 0, rng)
+        clauses.append(Clause(0, len(words), 0))
     else:
         for word in _choose(_TWO_EVENTS, rng).split():
             if word in ("A", "B"):
-                event = "AB".index(word)
+                event, start = "AB".index(word), len(words)
                 _append_clause(words, groundings, _choose(_CLAUSES, rng), triples[event], event, rng)
+                clauses.append(Clause(start, len(words), event))
             else:
                 words.append(word)
-    return Caption(" ".join(words), tuple(groundings))
+    return Caption(" ".join(words), tuple(groundings), tuple(clauses))
 
 
 def _append_clause(

@@ -30,11 +30,12 @@ def evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
         settings |= given_model(checkpoint, recipe.model)
     inputs = ("manifest", "frames") if checkpoint is not None else ("manifest", "frames", "retrieval")
     reads = {} if checkpoint is None else {"the checkpoint of evaluation": checkpoint}
-    return Stage(name="evaluation", version=2, settings=settings, inputs=inputs, run=run, reads=reads)
+    return Stage(name="evaluation", version=3, settings=settings, inputs=inputs, run=run, reads=reads)
 
 
 def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) -> Counts:
     """Evaluates ``checkpoint`` on the recipe's split."""
+    from pipelines.datasets.protocols import named_protocol
     from pipelines.evaluate.retrieval import evaluate_retrieval
     from pipelines.splits import SplitView
 
@@ -42,6 +43,13 @@ def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) 
     manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
     view = SplitView(manifest, frames, pool, recipe.evaluation.split)
     say_what_is_left_out("evaluation", view)
+    corrected: dict[str, Any] = {}
+    if recipe.evaluation.post_processing:
+        from pipelines.evaluate.variants import training_bank
+
+        validation = SplitView(manifest, frames, pool, "val")
+        bank = training_bank(SplitView(manifest, frames, pool, "train"), recipe.evaluation.bank_captions)
+        corrected = {"validation": validation if len(validation) else None, "bank": bank}
     metrics = evaluate_retrieval(
         context.output,
         context.tracker,
@@ -51,5 +59,9 @@ def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) 
         settings=recipe.evaluation,
         resources=recipe.resources.evaluation,
         seed=recipe.seed,
+        dataset=recipe.data.name,
+        missing_videos=int(context.inputs["manifest"].counts.get(f"missing_{recipe.evaluation.split}", 0)),
+        named=named_protocol(recipe.data, recipe.evaluation.split),
+        **corrected,
     )
     return {"rows": len(view), "errors": 0, **metrics}

@@ -25,6 +25,7 @@ from pipelines.recipe.indexing import IndexingConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.search.index_folder import CURRENT, VECTORS, features_pool
 from pipelines.search.search_model import SearchModel
+from pipelines.stages.bank import BANK
 from pipelines.stages.frames import frames_identity, frames_pool, frames_settings
 from pipelines.stages.plan import Graph
 from pipelines.stages.pooled import PooledStage, ShardJob, with_version
@@ -131,14 +132,16 @@ def commit_index(output: Storage, found: pa.Table, rows: pa.Table) -> None:
 def publish(graph: Graph) -> None:
     """Makes searches use the index that ``graph`` has made; running searches keep the old one.
 
-    The document names the artifact, and the pools of features and of frames.
+    The document names the artifact, the pools of features and of frames, and the bank, if there is one.
     """
     stages = {stage.name: stage for stage in graph.stages}
+    bank = {"bank": f"{BANK}/{graph.fingerprints[BANK]}"} if BANK in stages else {}
     graph.workspace.write_json(
         CURRENT,
         {
             "artifact": f"index/{graph.fingerprints['index']}",
             "features": stages["index"].writes,
             "frames": stages["frames"].writes,
+            **bank,
         },
     )

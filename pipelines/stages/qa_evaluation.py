@@ -33,7 +33,7 @@ def qa_evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
         # The number of answers does not matter here, because the vocabulary is an input.
         settings |= given_model(checkpoint, recipe.video_qa_model(2))
     reads = {} if checkpoint is None else {"the checkpoint of qa_evaluation": checkpoint}
-    return Stage(name="qa_evaluation", version=1, settings=settings, inputs=tuple(inputs), run=run, reads=reads)
+    return Stage(name="qa_evaluation", version=2, settings=settings, inputs=tuple(inputs), run=run, reads=reads)
 
 
 def evaluate_qa_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) -> Counts:
@@ -59,5 +59,7 @@ def evaluate_qa_checkpoint(recipe: Recipe, context: StageContext, checkpoint: st
         settings=recipe.qa_evaluation,
         resources=recipe.resources.qa_evaluation,
         seed=recipe.seed,
+        dataset=recipe.data.name,
+        missing_videos=int(context.inputs["manifest"].counts.get(f"missing_{recipe.qa_evaluation.split}", 0)),
     )
     return {"rows": sum(view.texts_per_video), "errors": 0, **metrics}

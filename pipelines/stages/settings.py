@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hbi_models.configs import Use, content_named_by, counts_for, is_absent
-from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, model_folder
+from pipelines.models.folder import DESCRIPTION, SELECTION, WEIGHTS, is_published_file, model_folder
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.contents import content_digest
+from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri
 
 
@@ -62,7 +63,12 @@ def given_model(checkpoint: str, config: Any) -> dict[str, Any]:
         FileNotFoundError: there is no such checkpoint.
     """
     known = {"checkpoint": checkpoint_digest(checkpoint)}
-    return {**known, "model": counting(config, "evaluation")} if is_published_file(checkpoint) else known
+    if is_published_file(checkpoint):
+        return {**known, "model": counting(config, "evaluation")}
+    # Figures say how their checkpoint was chosen.
+    if Storage(checkpoint).exists(SELECTION):
+        known["selection"] = content_digest(join_uri(checkpoint, SELECTION))
+    return known
 
 
 def _content(digests: str | list[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.models.clip_weights import handed_out
-from pipelines.models.folder import FRAMES_JSON, MODEL
+from pipelines.models.folder import FRAMES_JSON, MODEL, SELECTION
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import CheckpointConfig, Precision
 from pipelines.stages.frames import frames_pool
@@ -89,6 +89,8 @@ def train_on_pairs(
     *,
     data: TrainingData,
     max_texts: int | None,
+    chosen_by: str,
+    validated: SplitView | QuestionView,
     complete: Callable[[Storage], None] = lambda model: None,
     **settings: Any,
 ) -> dict[str, float]:
@@ -101,6 +103,8 @@ def train_on_pairs(
         view: what is trained on.
         data: where the training finds it, and what it is validated with.
         max_texts: texts of a video used per epoch; None = all.
+        chosen_by: the score by which the training chooses its checkpoint, in words.
+        validated: what it is validated with.
         complete: writes into the model's folder what this kind of model needs besides its weights.
         settings: arguments of this kind of task in addition to the common ones.
 
@@ -130,5 +134,19 @@ def train_on_pairs(
     model = context.output.folder(MODEL)
     complete(model)
     model.write_json(FRAMES_JSON, plain(recipe.frames))
+    model.write_json(SELECTION, _selection(recipe, training, chosen_by, validated, metrics["best/score"]))
     context.tracker.log_model(model)
     return metrics
+
+
+def _selection(
+    recipe: Recipe, training: Any, score: str, validated: SplitView | QuestionView, best: float
+) -> dict[str, Any]:
+    """How a checkpoint was chosen. Evaluations quote it, so that one that was chosen on the tested videos is seen."""
+    from pipelines.splits import positions_of_half
+
+    videos = len(positions_of_half(validated.store.video_ids, training.validation_half))
+    document = {"chosen": "last epoch, without validation", "epochs": training.epochs, "seed": recipe.seed}
+    if videos:
+        document |= {"chosen": f"best epoch by {score}", "split": "val", "videos": videos, "score": best}
+    return document

@@ -47,6 +47,8 @@ def video_qa_stage(recipe: Recipe) -> Stage:
             data=data,
             max_texts=training.max_questions_per_video,
             complete=vocabulary.write,
+            chosen_by="the accuracy",
+            validated=data.questions("val"),
             model_config=recipe.video_qa_model(len(vocabulary)),
             vocabulary=vocabulary,
             init_checkpoint=_start(recipe, context),

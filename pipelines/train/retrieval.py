@@ -21,7 +21,7 @@ from pipelines.models.encoding import concatenate, encode_texts, encode_videos
 from pipelines.models.initial_weights import initialise_from
 from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import RetrievalTrainingConfig
-from pipelines.splits import SplitView
+from pipelines.splits import SplitView, positions_of_half
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
@@ -93,9 +93,10 @@ class RetrievalTask(PairTask[PairBatch]):
         Without a validation split the last epoch is chosen.
         """
         view = together(lambda: self._validation, device)
-        if not len(view):
+        validated = positions_of_half(view.store.video_ids, self.training.validation_half)
+        if not validated:
             return {SCORE: 0.0}
-        core, own = self.encoder(model), range(rank(), len(view), world_size())
+        core, own = self.encoder(model), validated[rank() :: world_size()]
         encode: dict[str, Any] = {"device": device, "batch_size": _VALIDATION_BATCH}
         encode["num_levels"] = counted_levels(core.config.level_rates)
         levels = together(lambda: encode_videos(core, view.store, own, **encode), device)
@@ -111,7 +112,8 @@ class RetrievalTask(PairTask[PairBatch]):
         own_rows = together(ranked, device)
         rows = [part for part in gather_objects(own_rows) if part is not None]
         similarity = torch.cat([part for part, _ in rows])
-        columns = torch.tensor([video for _, owners in rows for video in owners])
+        column_of = {video: column for column, video in enumerate(validated)}
+        columns = torch.tensor([column_of[video] for _, owners in rows for video in owners])
         metrics = {
             "text_to_video": RetrievalMetrics.from_ranks(text_to_video_ranks(similarity, columns)),
             "video_to_text": RetrievalMetrics.from_ranks(video_to_text_ranks(similarity, columns)),

@@ -24,7 +24,7 @@ from pipelines.models.clip_weights import local_weights
 from pipelines.models.initial_weights import initialise_video_qa_from
 from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import VideoQATrainingConfig
-from pipelines.splits import QuestionView
+from pipelines.splits import QuestionView, positions_of_half
 from pipelines.train.batches import BatchAddress
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
@@ -120,9 +120,10 @@ class VideoQATask(PairTask[QuestionBatch]):
         Videos are spread over ranks. Without validation questions the last epoch is chosen.
         """
         view = together(lambda: self._validation, device)
-        if not len(view):
+        validated = positions_of_half(view.store.video_ids, self.training.validation_half)
+        if not validated:
             return {SCORE: 0.0}
-        own = range(rank(), len(view), world_size())
+        own = validated[rank() :: world_size()]
         answers = together(
             lambda: answer_questions(
                 self._core(model), view, own, self.vocabulary, device=device, batch_size=_VALIDATION_BATCH

@@ -271,8 +271,11 @@ class Driver:
     def _find(self) -> bool:
         """Takes the next trial from the queue if none is waiting; returns whether there is one."""
         if self._waiting is None and (following := self._queue.next()) is not None:
-            self._waiting = following, self._tuning.recipe_of(following.values, following.seed)
+            self._waiting = following, self._recipe_of(following)
         return self._waiting is not None
+
+    def _recipe_of(self, record: TrialRecord) -> Recipe:
+        return self._tuning.recipe_of_trial(record.values, phase=record.phase, seed=record.seed)
 
     def _has_inputs(self) -> bool | None:
         """Whether the waiting trial has its inputs; None = a stage failed, and with it the trial."""
@@ -322,7 +325,7 @@ class Driver:
         self._tell(record, f"{state}: {reason}")
 
     def _nested_run(self, record: TrialRecord) -> TrialRun:
-        recipe = self._tuning.recipe_of(record.values, record.seed)
+        recipe = self._recipe_of(record)
         return self._tracker.trial(record, recipe, self._output(record))
 
     def _settle(self, record: TrialRecord, run: TrialRun) -> None:

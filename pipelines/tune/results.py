@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
 from optuna import Study
 
+from hbi_models.student import t_interval
 from pipelines.figures.files import png
 from pipelines.tables import table
 from pipelines.tune.journal import Journal, TrialRecord
@@ -24,8 +25,6 @@ from pipelines.tune.tracking import TuningTracker
 from pipelines.tune.tuning import BEST_RECIPE, RANKING, SUMMARY, Tuning, asked_for
 from pipelines.workspace.artifact import plain, versions
 from pipelines.workspace.uris import join_uri
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,38 +72,6 @@ def standings(tuning: Tuning, records: Sequence[TrialRecord]) -> list[Standing]:
         raise ValueError(f"every training of the final ranking failed, the first: {records[0].reason}")
     # A mean over fewer seeds is never ranked above a mean over all.
     return sorted(found, key=lambda one: (len(one.scores) < most, -sign * one.mean if one.scores else 0.0))
-
-
-def t_interval(scores: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95% interval of the mean of normally distributed ``scores``; None for fewer than two."""
-    if len(scores) < 2:
-        return None
-    half = t_quantile((1 + CONFIDENCE) / 2, len(scores) - 1) * stdev(scores) / math.sqrt(len(scores))
-    return mean(scores) - half, mean(scores) + half
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """The quantile, above the median, of Student's distribution with whole ``degrees`` of freedom.
-
-    Bisects the finite sum for the distribution function in the angle of tan θ = t / sqrt(degrees)
-    (Abramowitz and Stegun, 26.7.3 and 26.7.4).
-    """
-
-    def between(angle: float) -> float:
-        """The probability of -t to t."""
-        odd, cosine = degrees % 2, math.cos(angle)
-        term = total = cosine if odd else 1.0
-        for power in range(2 + odd, degrees, 2):
-            term *= cosine**2 * (power - 1) / power
-            total += term
-        if odd:
-            return 2 / math.pi * (angle + (math.sin(angle) * total if degrees > 1 else 0.0))
-        return math.sin(angle) * total
-
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if between(middle) < 2 * probability - 1 else (low, middle)
-    return math.tan(middle) * math.sqrt(degrees)
 
 
 @dataclass(frozen=True)
@@ -189,7 +156,7 @@ class Results:
             f"  versions   {', '.join(f'{name} {version}' for name, version in versions().items())}",
         ]
         header = "".join(f"# {line}".rstrip() + "\n" for line in lines)
-        recipe = self.tuning.recipe_of(winner.values, winner.seed)
+        recipe = self.tuning.recipe_of_trial(winner.values, phase=winner.phase, seed=winner.seed)
         return f"{header}\n{yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)}"
 
     def ranking_table(self) -> str:

@@ -27,14 +27,14 @@ from pipelines.train.files import CHECKPOINTS, RAY_TRAIN, SCORE
 from pipelines.train.history import History, Point
 from pipelines.train.trial_host import TrialHost
 from pipelines.tune.journal import HOPELESS, Report, TrialRecord
-from pipelines.tune.tuning import MakeRecipe, Tuning
+from pipelines.tune.tuning import MakeRecipe, Tuning, half_of
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
 
 
 def configuration(record: TrialRecord) -> dict[str, Any]:
     """The configuration that Tune passes to the function of a trial."""
-    return {"name": record.name, "values": dict(record.values), "seed": record.seed}
+    return {"name": record.name, "values": dict(record.values), "seed": record.seed, "phase": record.phase}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class TrialJob:
 
     def recipe(self, config: Mapping[str, Any]) -> Recipe:
         """The recipe of the trial that Tune configures with ``config``."""
-        return self.make_recipe(with_values(self.document, {**config["values"], "seed": config["seed"]}))
+        # Members of a population are trials, and are given no phase.
+        half = half_of(self.stage, config.get("phase", "trial"))
+        return self.make_recipe(with_values(self.document, {**config["values"], **half, "seed": config["seed"]}))
 
     def total_reports(self, recipe: Recipe) -> int:
         """Validations of a whole training."""

@@ -41,11 +41,14 @@ BEST_RECIPE = "best_recipe.yaml"
 POPULATION = "population"
 """Folder that holds a folder per trial of population-based training."""
 
-_OUTSIDE = ("workspace", "seed", "evaluation", "resources", "tracking")
+_OUTSIDE = ("workspace", "seed", "evaluation", "probe", "resources", "tracking")
 """Sections that cannot be tuned: seeds have their own setting, the others do not change the trained model."""
 
 _LIVE = ("loss", "augmentation")
 """Sections whose values a training reads in every step, so that they may change during a training."""
+
+
+_HALVES: Mapping[Phase, str] = {"trial": "choosing", "final": "ranking"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Tuning:
                 "stage": self.graph.fingerprints[config.stage],
                 "space": {parameter.field: plain(parameter) for parameter in self.space.parameters},
                 **{name: plain(getattr(config, name)) for name in ("metric", "direction", "sampler", "scheduler")},
+                # Tunings before there were halves compare other figures.
+                "halves": half_of(config.stage, "trial"),
             }
         )
 
@@ -124,9 +129,16 @@ class Tuning:
         recipe = _changed(self.recipe, values, self.make_recipe, "tune.space")
         return recipe if seed is None else replace(recipe, seed=seed)
 
+    def recipe_of_trial(self, values: Setting, *, phase: Phase, seed: int) -> Recipe:
+        """The recipe of a training in one of the phases, which have different halves of the validation videos.
+
+        Finalists that were chosen on the videos that they are ranked on would be flattered; baselines are not chosen.
+        """
+        return self.recipe_of({**values, **half_of(self.config.stage, phase)}, seed)
+
     def record(self, name: str, values: Setting, *, phase: Phase, label: str, seed: int) -> TrialRecord:
         """The record of a trial that has not begun."""
-        graph = make_graph(self.recipe_of(values, seed))
+        graph = make_graph(self.recipe_of_trial(values, phase=phase, seed=seed))
         return TrialRecord(
             name=name,
             phase=phase,
@@ -159,6 +171,14 @@ class Tuning:
 def slug(label: str) -> str:
     """``label`` as a part of names."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+
+
+def half_of(stage: str, phase: Phase) -> Setting:
+    """The setting that says with which half of the validation videos a training is validated.
+
+    The estimator is compared on labels, and has no finalists among videos.
+    """
+    return {f"{stage}.validation_half": _HALVES[phase]} if stage in ("retrieval", "video_qa") else {}
 
 
 def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -> Tuning:

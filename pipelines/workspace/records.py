@@ -134,6 +134,9 @@ RANKS = pa.schema(
 """One row per query: ``direction`` is ``text_to_video`` or ``video_to_text`` (then without a
 caption index); ranks start at 1."""
 
+VARIANT_RANKS = pa.schema([pa.field("variant", pa.string(), nullable=False), *RANKS])
+"""The same of the figures beside the raw ones: ``variant`` names the convention or the post-processing."""
+
 TOP_VIDEOS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),

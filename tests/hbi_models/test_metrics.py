@@ -13,6 +13,7 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reci
 from hbi_models.metric_names import ANSWER_METRICS, RANK_METRICS
 from hbi_models.metrics import (
     AnswerMetrics,
+    ConfidenceInterval,
     RetrievalMetrics,
     answer_ranks,
     bootstrap_intervals,
@@ -112,6 +113,36 @@ def test_videos_without_a_text_are_distractors_but_no_queries() -> None:
 def test_indices_of_no_video_are_refused() -> None:
     with pytest.raises(ValueError, match="from -1 to 2"):
         text_to_video_ranks(scores(texts=3, videos=3), torch.tensor([0, -1, 2]))
+
+
+def test_resamples_draw_whole_clusters_and_give_the_quantiles_of_a_plain_loop() -> None:
+    ranks = torch.tensor([1.0, 1.0, 7.0, 2.0, 30.0, 1.0, 4.0], dtype=torch.float64)
+    clusters = torch.tensor([5, 5, 5, 2, 2, 9, 1])
+    members = {name: ranks[clusters == name].tolist() for name in (1, 2, 5, 9)}
+    generator = torch.Generator().manual_seed(4)
+    values = []
+    for _ in range(300):
+        drawn = torch.randint(4, (4,), generator=generator).tolist()
+        sample = [rank for place in drawn for rank in members[sorted(members)[place]]]
+        values.append(100 * sum(rank <= 1 for rank in sample) / len(sample))
+    expected = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    interval = bootstrap_intervals(
+        ranks, generator=torch.Generator().manual_seed(4), clusters=clusters, num_resamples=300
+    )["recall_at_1"]
+    assert [interval.low, interval.high] == pytest.approx(expected.tolist(), abs=1e-9)
+
+
+def test_repeating_every_query_of_a_cluster_makes_no_interval_narrower() -> None:
+    ranks = torch.randint(1, 4, (60,), generator=torch.Generator().manual_seed(0)).double()
+
+    def interval(ranks: torch.Tensor, clusters: torch.Tensor | None = None) -> ConfidenceInterval:
+        return bootstrap_intervals(ranks, generator=torch.Generator().manual_seed(1), clusters=clusters)["recall_at_1"]
+
+    repeated = ranks.repeat_interleave(20)
+    alone = interval(ranks)
+    assert interval(repeated, torch.arange(60).repeat_interleave(20)) == alone
+    naive = interval(repeated)
+    assert naive.high - naive.low < 0.5 * (alone.high - alone.low)
 
 
 def test_no_query_is_refused() -> None:

@@ -110,7 +110,11 @@ def test_the_terminal_shows_plan_outcome_and_metrics(finished: Run) -> None:
     out = finished.done.stdout
     assert [out.count(f"\n{stage} ") for stage in STAGES] == [2] * len(STAGES)
     assert "never run" in out
-    assert f"{TEST_VIDEOS} texts, {TEST_VIDEOS} videos, split test" in out
+    assert f"{TEST_VIDEOS} captions (1 a video) and {TEST_VIDEOS} videos of the split test of generated shapes" in out
+    assert (
+        f"checkpoint: best epoch by the mean R@1 of both directions of 1 on {VALIDATION_VIDEOS} videos of the split val"
+        in out
+    )
     assert "text → video" in out
     assert f"Artifacts: {finished.artifacts['evaluation'].storage.uri}" in out
     assert "mlflow ui --host 127.0.0.1" in out

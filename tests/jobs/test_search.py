@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from hbi_models.post_processing import Querybank, nearest_neighbour_norm, neighbour_bias, querybank_norm
 from hbi_models.retrieval import RetrievalModel
 from jobs import search as search_job
 from pipelines.models.encoding import encode_texts, encode_videos
 from pipelines.models.weights import load_model
 from pipelines.resources.sharded_work import Work
+from pipelines.search.features import together
 from pipelines.search.index_folder import CURRENT, features_pool
 from pipelines.search.searcher import Searcher
 from pipelines.stages.frames import FramesStage
@@ -104,6 +106,42 @@ def test_the_same_command_again_does_nothing(made: Made, capsys: pytest.CaptureF
     assert build_index(made.model, made.videos, made.index) == 0
     assert "Nothing to do" in capsys.readouterr().out
     assert made.shards() == before
+
+
+def test_a_bank_corrects_the_order_as_the_evaluation_does(
+    made: Made, searcher: Searcher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = [*QUERIES, "a white ring", "two stars", "something moves down"]
+    (tmp_path / "bank.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    with pytest.raises(ValueError, match="no bank of training captions"):
+        searcher.search(QUERIES[:1], correction="nnn")
+    before, index = made.shards(), shutil.copytree(made.index, tmp_path / "index")
+    options = ["--indexing.bank", str(tmp_path / "bank.txt"), "--indexing.bank_beta", "200"]
+    options += ["--indexing.bank_neighbours", "3", "--indexing.bank_weight", "1.5"]
+    assert build_index(made.model, made.videos, index, *options) == 0
+    banked = Made(made.model, made.videos, index)
+    assert list(banked.shards()) == list(before)
+
+    found = Searcher(str(index))
+    levels = together([found.clip(video_id) for video_id in found.video_ids])
+    with torch.inference_mode():
+        scores, bank = (found.model.similarity(found.encode(texts), levels) for texts in (QUERIES, captions))
+    expected = {
+        "qb_norm": querybank_norm(scores, Querybank.of(bank, beta=200.0)),
+        "nnn": nearest_neighbour_norm(scores, neighbour_bias(bank, neighbours=3, weight=1.5)),
+    }
+    orders = {}
+    for correction, corrected in expected.items():
+        matches = found.search(QUERIES, top=VIDEOS, correction=correction)  # type: ignore[arg-type]
+        orders[correction] = [[match.video_id for match in row] for row in matches]
+        by_hand = corrected.argsort(descending=True, stable=True).tolist()
+        assert orders[correction] == [[found.video_ids[place] for place in row] for row in by_hand]
+        for row, match in ((row, match) for row, found_row in enumerate(matches) for match in found_row):
+            assert match.score == pytest.approx(float(scores[row, found.video_ids.index(match.video_id)]), abs=1e-5)
+    plain = [[match.video_id for match in row] for row in found.search(QUERIES, top=VIDEOS)]
+    assert orders["qb_norm"] != plain and orders["nnn"] != plain
+    assert search_job.main([*QUERIES, "--index", str(index), "--correct", "nnn"]) == 0
+    assert QUERIES[0] in capsys.readouterr().out
 
 
 def test_new_videos_cost_their_own_work_and_removed_ones_are_found_no_more(copy: Made, ray_local: Any) -> None:

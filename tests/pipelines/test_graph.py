@@ -7,7 +7,7 @@ import pytest
 
 from hbi_models.configs import GameConfig, OptimizerConfig, RetrievalConfig
 from pipelines.datasets.answers import Vocabulary
-from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluation_graph
+from pipelines.graph import make_evaluation_graph, make_graph, make_probe_graph, make_qa_evaluation_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import RetrievalTrainingConfig
@@ -227,3 +227,11 @@ def test_annotations_that_are_not_there_are_refused_before_anything_runs(tmp_pat
                 data=DataConfig(annotations=str(tmp_path / "none"), videos=str(tmp_path / "none")),
             )
         )
+
+
+def test_a_probe_needs_a_trained_model_or_a_given_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no retrieval model that this recipe has trained"):
+        make_probe_graph(recipe(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    probed = make_probe_graph(recipe(tmp_path), str(tmp_path / "pytorch_model.bin"))
+    assert [stage.name for stage in probed.stages] == ["shapes", "manifest", "frames", "probe"]

@@ -8,7 +8,7 @@ import pytest
 from pipelines.datasets.annotations import Question
 from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import Split
-from pipelines.splits import QuestionView, SplitView
+from pipelines.splits import QuestionView, SplitView, positions_of_half
 from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
@@ -142,3 +142,13 @@ def test_questions_and_videos_without_a_known_answer_can_be_left_out(workspace: 
     assert [view.questions(video)[0].answer for video in range(2)] == ["stripes", "a mouse"]
     assert view.texts_per_video == [1, 1]
     assert view.store.encoded(1) == [b"mouse"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
+def test_halves_of_the_validation_videos_share_none_and_go_by_their_ids(count: int) -> None:
+    names = [f"video{number}" for number in range(count)]
+    choosing, ranking = (positions_of_half(names, half) for half in ("choosing", "ranking"))
+    assert sorted([*choosing, *ranking]) == list(range(count)) == positions_of_half(names, None)
+    assert len(choosing) - len(ranking) in (0, 1)
+    turned = names[::-1]
+    assert {names[place] for place in choosing} == {turned[place] for place in positions_of_half(turned, "choosing")}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hbi_models.configs import GameConfig
 from hbi_models.retrieval import RetrievalModel
+from pipelines.evaluate.protocol import answers_protocol, retrieval_protocol
 from pipelines.models.weights import save_model
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
@@ -121,8 +122,19 @@ def _write_evaluations(workspace: Storage, ids: list[str]) -> None:
         "checkpoint": workspace.folder("retrieval/model").uri,
         "texts": 4,
         "videos": 4,
-        "protocol": "as it is",
+        "protocol": retrieval_protocol(
+            dataset="generated shapes",
+            split="test",
+            video_ids=ids[:4],
+            captions=["a", "b", "c", "d"],
+            video_of_text=[0, 1, 2, 3],
+            missing_videos=1,
+            videos_without_caption=0,
+            checkpoint=workspace.folder("retrieval/model").uri,
+            seed=7,
+        ),
         **{direction: dict.fromkeys(names, value) for direction in ("text_to_video", "video_to_text")},
+        "variants": {"nnn": {"title": "nnn, needs a bank", "text_to_video": dict.fromkeys(names, value)}},
     }
     workspace.write_json("evaluation/metrics.json", metrics)
     rows = []
@@ -163,7 +175,19 @@ def _write_evaluations(workspace: Storage, ids: list[str]) -> None:
     workspace.write_table("qa_evaluation/answers.parquet", pa.Table.from_pylist(answers, schema=ANSWERS))
     accuracy = {"questions": 5, "accuracy": value, "top_5_accuracy": value}
     document = {
-        **{name: metrics[name] for name in ("split", "videos", "protocol")},
+        **{name: metrics[name] for name in ("split", "videos")},
+        "protocol": answers_protocol(
+            dataset="generated shapes",
+            split="test",
+            video_ids=ids[:2],
+            asked=[("video0", f"what {number}", "red") for number in range(5)],
+            questions_per_video=[2, 3],
+            answerable=5,
+            vocabulary=["red", "blue", "pink", "white", "one", "two"],
+            missing_videos=1,
+            checkpoint=workspace.folder("retrieval/model").uri,
+            seed=7,
+        ),
         "questions": 5,
         "vocabulary": 6,
         "all": {"overall": accuracy, "what": accuracy},

@@ -3,14 +3,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hbi_models.configs import MergingConfig
+from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import RetrievalModel
+from pipelines.models.encoding import encode_texts, encode_videos
 from pipelines.models.weights import save_model
 from pipelines.recipe.training import AugmentationConfig
+from pipelines.splits import positions_of_half
 from pipelines.train.checkpoints import Position
 from pipelines.train.loop import SCORE, LoopSettings, TrainingLoop
 from pipelines.train.pairs import PairBatch, PairSource
@@ -112,6 +116,31 @@ def test_without_a_validation_split_there_is_nothing_to_choose_by(tmp_path: Path
     data = write_split_data(tmp_path, {"train": CAPTIONS})
     task = retrieval_task(data, retrieval_config(tmp_path), CAPTIONS)
     assert task.validate(task.make_model(), CPU) == {SCORE: 0.0}
+
+
+@pytest.mark.parametrize("half", [None, "choosing", "ranking"])
+def test_validation_may_be_with_one_half_of_the_videos(tmp_path: Path, half: Any) -> None:
+    data = write_split_data(tmp_path, {"train": CAPTIONS, "val": (1, 2, 1, 3, 2)})
+    task = retrieval_task(data, retrieval_config(tmp_path), CAPTIONS, validation_half=half)
+    model = task.make_model().eval()
+    with torch.inference_mode():
+        found = task.validate(model, CPU)
+        view = task.data.captions("val")
+        videos = positions_of_half(view.store.video_ids, half)
+        texts, owners, _ = view.texts_of(videos)
+        similarity = model.similarity(
+            encode_texts(model, texts, device=CPU, batch_size=3),
+            encode_videos(model, view.store, videos, device=CPU, batch_size=3),
+        )
+    assert len(videos) == {None: 5, "choosing": 3, "ranking": 2}[half]
+    columns = torch.tensor([videos.index(owner) for owner in owners])
+    expected = {
+        "text_to_video": RetrievalMetrics.from_ranks(text_to_video_ranks(similarity, columns)),
+        "video_to_text": RetrievalMetrics.from_ranks(video_to_text_ranks(similarity, columns)),
+    }
+    for direction, metrics in expected.items():
+        for name, value in metrics.as_dict().items():
+            assert found[f"validation/{direction}/{name}"] == pytest.approx(value)
 
 
 def test_training_starts_from_a_checkpoint(data: Storage, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.recipe.tuning import SchedulerConfig
 from pipelines.train.files import RETRIEVAL_METRICS
+from pipelines.tune.trials import TrialJob, configuration
 from tests.pipelines.tune.tunings import BOTH, KL, SKL, tuning_of
 
 LR = "retrieval.optimizer.lr"
@@ -70,6 +71,19 @@ def test_the_recipe_of_the_trials_is_that_of_the_tuning(tmp_path: Path) -> None:
     trial = tuning.recipe_of({KL: 3, "model.level_rates": [1, 0.5, 0]}, seed=7)
     assert (trial.model.loss.kl, trial.model.level_rates, trial.seed) == (3.0, (1.0, 0.5, 0.0), 7)
     assert trial.retrieval == tuning.recipe.retrieval
+
+
+def test_trials_and_the_ranking_are_validated_with_different_videos(tmp_path: Path) -> None:
+    tuning = tuning_of(tmp_path)
+    trial, final = (tuning.recipe_of_trial({KL: 3}, phase=phase, seed=7) for phase in ("trial", "final"))
+    assert (trial.retrieval.validation_half, final.retrieval.validation_half) == ("choosing", "ranking")
+    assert trial.model == final.model and trial.model.loss.kl == 3
+    records = [tuning.record("x", {KL: 3}, phase=phase, label="x", seed=7) for phase in ("trial", "final")]
+    assert records[0].fingerprint != records[1].fingerprint
+    job = TrialJob.of(tuning)
+    for record, recipe in zip(records, (trial, final), strict=True):
+        assert job.recipe(configuration(record)) == recipe
+    assert tuning.recipe.retrieval.validation_half is None
 
 
 def test_trials_find_the_workspace_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 from scipy import stats
 
+from hbi_models.student import t_interval, t_quantile, welch_interval
 from pipelines.tune.journal import Journal
 from pipelines.tune.proposals import final_records, finalists
-from pipelines.tune.results import standings, t_interval, t_quantile
+from pipelines.tune.results import standings
 from tests.pipelines.tune.tunings import KL, SKL, record_of, tuning_of
 
 NONE = {KL: 0, SKL: 0}
@@ -86,6 +88,18 @@ def test_the_interval_is_students() -> None:
 def test_the_quantile_is_that_of_scipy(probability: float) -> None:
     for degrees in (1, 2, 3, 4, 5, 6, 9, 10, 29, 30, 199, 200):
         assert t_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees), rel=1e-9)
+
+
+def test_the_interval_of_a_difference_is_welchs() -> None:
+    first, second = [50.8, 56.0, 53.1, 49.9, 51.2], [57.0, 48.5, 60.2]
+    expected = stats.ttest_ind(second, first, equal_var=False)
+    low, high = welch_interval(first, second) or (0.0, 0.0)
+    error = (expected.confidence_interval(0.95).high - expected.confidence_interval(0.95).low) / 2
+    error /= stats.t.ppf(0.975, expected.df)
+    half = stats.t.ppf(0.975, int(expected.df)) * error
+    assert (low, high) == pytest.approx((mean(second) - mean(first) - half, mean(second) - mean(first) + half))
+    assert welch_interval([1.0], second) is None
+    assert welch_interval([1.0, 1.0], [3.0, 3.0]) == (2.0, 2.0)
 
 
 def test_the_ranking_is_by_mean_and_full_rows_go_first(tmp_path: Path) -> None:

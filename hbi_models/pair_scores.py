@@ -1,0 +1,60 @@
+"""Scores of matching texts and videos, one number per pair: the model's, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from hbi_models.axes import TokenLevel, at_least_float32
+from hbi_models.configs import LEVELS
+from hbi_models.retrieval import level_interaction
+from hbi_models.similarity import candidates, token_weights, unit_tokens
+
+
+def pair_scores(
+    texts: Sequence[TokenLevel], videos: Sequence[TokenLevel], rates: Sequence[float], *, zero_floor: bool = False
+) -> Mapping[str, Float[Tensor, " pairs"]]:
+    """Returns the scores of matching pairs, text i and video i, that need no more than their three levels.
+
+    ``model``: the levels' similarities, weighed by ``rates``. ``entity``, ``action``, ``event``: each alone.
+    ``mean pooling``: cosine of the mean unit word and the mean unit frame. ``exact interaction``: the sum of
+    the exact Banzhaf interactions of all words and frames (``banzhaf.exact``).
+    """
+    levels = [pair_similarity(text, video, zero_floor=zero_floor) for text, video in zip(texts, videos, strict=True)]
+    model = sum((rate * level for rate, level in zip(rates, levels, strict=True) if rate), torch.zeros_like(levels[0]))
+    return {
+        "model": model,
+        **dict(zip(LEVELS, levels, strict=True)),
+        "mean pooling": F.cosine_similarity(_mean(texts[0]), _mean(videos[0])),
+        "exact interaction": level_interaction(texts[0], videos[0]).sum(dim=(1, 2)),
+    }
+
+
+def pair_similarity(texts: TokenLevel, videos: TokenLevel, *, zero_floor: bool = False) -> Float[Tensor, " pairs"]:
+    """Returns the similarity of matching pairs at one level: the diagonal of ``similarity.level_similarity``."""
+    words, frames = candidates(texts, zero_floor=zero_floor), candidates(videos, zero_floor=zero_floor)
+    cosines = einsum(words, frames, "pairs words dim, pairs frames dim -> pairs words frames")
+    text_side = (token_weights(texts) * cosines.amax(dim=2)).sum(dim=1)
+    video_side = (token_weights(videos) * cosines.amax(dim=1)).sum(dim=1)
+    return (text_side + video_side) / 2
+
+
+def clip_cosines(words: TokenLevel, images: Float[Tensor, "pairs dim"]) -> Float[Tensor, " pairs"]:
+    """Returns CLIP's own cosines: of each text's end token and ``images``, the mean unit images of its video.
+
+    ``words`` are the entity level of the texts, whose tokens are those of CLIP's text tower; the last one is the
+    end of the text, which CLIP was trained with.
+    """
+    last = words.mask.sum(dim=1) - 1
+    ends = words.features[torch.arange(len(last), device=last.device), last]
+    return F.cosine_similarity(at_least_float32(ends), at_least_float32(images))
+
+
+def _mean(level: TokenLevel) -> Float[Tensor, "items dim"]:
+    counts = rearrange(level.mask.sum(dim=1).clamp(min=1), "items -> items 1")
+    return unit_tokens(level).sum(dim=1) / counts

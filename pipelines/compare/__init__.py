@@ -1,0 +1,1 @@
+"""Comparing finished evaluations: the same queries, resampled together, and the difference with its intervals."""

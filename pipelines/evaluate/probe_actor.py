@@ -1,0 +1,81 @@
+"""The actor of the probes: scores of given pairs, features of perturbed videos, relevance of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from hbi_models.axes import at_least_float32
+from hbi_models.moments import frame_relevance
+from hbi_models.pair_scores import clip_cosines, pair_scores
+from pipelines.evaluate.similarities import RetrievalScorerActor
+from pipelines.models.encoding import Levels, encode_texts, encode_videos
+from pipelines.video.frame_store import Frames
+from pipelines.video.perturbations import perturb
+
+Texts = Sequence[tuple[int, Sequence[str]]]
+"""Positions of videos, each with its texts."""
+
+
+class ProbeActor(RetrievalScorerActor):
+    """Holds the model, like the actor of the evaluation, and looks at more than similarities."""
+
+    @torch.inference_mode()
+    def scores(self, asked: Texts) -> Mapping[str, NDArray[np.float64]]:
+        """Every pair score (``PAIR_SCORES``) of each video with each of its texts, in their order."""
+        positions, texts, owners = _flat(asked)
+        frames = self._view.store.batch(
+            positions, image_size_px=self._model.clip.image_size_px, max_frames=self._model.config.max_frames
+        )
+        batch = self._model.video_batch(frames.frames, frames.mask)
+        videos, words = self._model.encode_video(batch), self._here(self._all_levels(texts))
+        features = self._model.clip.encode_frames(batch.pixels[batch.mask])
+        units = features.new_zeros((*batch.mask.shape, features.shape[-1]))
+        units[batch.mask] = F.normalize(at_least_float32(features), dim=-1)
+        images = units.sum(dim=1) / batch.mask.sum(dim=1, keepdim=True)
+        places = torch.tensor(owners, device=self._device)
+        mine = tuple(level.map(lambda tensor: tensor[places]) for level in videos)
+        floor = self._model.config.quirks.zero_floor
+        found = {**pair_scores(words, mine, self._rates, zero_floor=floor)}
+        found["CLIP cosine"] = clip_cosines(words[0], images[places])
+        return {name: values.double().cpu().numpy() for name, values in found.items()}
+
+    @torch.inference_mode()
+    def perturbed(self, positions: Sequence[int], name: str, strength: int) -> Levels:
+        """Levels of the videos at ``positions`` with a perturbation, those that count in the score."""
+
+        def change(video_id: str, frames: Frames) -> Frames:
+            return perturb(frames, name, strength, video_id)
+
+        encode = partial(encode_videos, self._model, self._view.store, positions)
+        return encode(**self._encode, change=change)
+
+    @torch.inference_mode()
+    def relevance(self, asked: Texts) -> list[list[float]]:
+        """How relevant each frame of a video is to each of its texts."""
+        positions, texts, owners = _flat(asked)
+        options: dict[str, Any] = {**self._encode, "num_levels": 1}
+        (videos,) = self._here(encode_videos(self._model, self._view.store, positions, **options))
+        (words,) = self._here(encode_texts(self._model, texts, **options))
+        found = []
+        for number, owner in enumerate(owners):
+            text = words.map(lambda tensor, row=number: tensor[row : row + 1])  # type: ignore[misc]
+            video = videos.map(lambda tensor, row=owner: tensor[row : row + 1])  # type: ignore[misc]
+            found.append(frame_relevance(text, video)[0][video.mask[0]].tolist())
+        return found
+
+    def _all_levels(self, texts: Sequence[str]) -> Levels:
+        return encode_texts(self._model, texts, **{**self._encode, "num_levels": 3})
+
+
+def _flat(asked: Texts) -> tuple[list[int], list[str], list[int]]:
+    """The videos, all texts one after the other, and the place of each one's video."""
+    positions = [position for position, _ in asked]
+    pairs = [(text, place) for place, (_, texts) in enumerate(asked) for text in texts]
+    return positions, [text for text, _ in pairs], [place for _, place in pairs]

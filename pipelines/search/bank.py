@@ -1,0 +1,113 @@
+"""Corrections of a ranking for hubs, from a bank of training captions; three numbers per video are kept.
+
+The bank's similarities with every video are the model's own, as in the evaluation's ``qb_norm`` and ``nnn``. A
+search needs neither the bank nor other queries: see ``hbi_models.post_processing`` for the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hbi_models.configs import require
+from hbi_models.post_processing import Querybank, nearest_neighbour_norm, neighbour_bias, querybank_norm
+from hbi_models.retrieval import RetrievalModel
+from pipelines.models.encoding import Levels, encode_texts
+from pipelines.progress import Progress
+from pipelines.recipe.indexing import IndexingConfig
+from pipelines.search.features import FeatureStore, together
+from pipelines.workspace.storage import Storage
+
+BANK_FILE = "bank.parquet"
+"""A row per video of the index, in its order."""
+PARAMETERS = "bank.json"
+
+Correction = Literal["qb_norm", "nnn"]
+
+_VIDEOS_AT_ONCE = 256
+_TEXTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What the bank of an index says of each of its videos, by position."""
+
+    querybank: Querybank
+    bias: torch.Tensor
+
+    @classmethod
+    def read(cls, folder: Storage) -> Bank:
+        """What :func:`write_bank` wrote."""
+        table, parameters = folder.read_table(BANK_FILE), folder.read_json(PARAMETERS)
+        columns = {name: torch.from_numpy(table.column(name).to_numpy().copy()) for name in table.column_names}
+        querybank = Querybank(columns["log_norm"], columns["activated"], float(parameters["beta"]))
+        return cls(querybank, columns["bias"])
+
+    def corrected(self, scores: torch.Tensor, positions: Any, correction: Correction) -> torch.Tensor:
+        """The scores of one query with the videos at ``positions``, for their order alone."""
+        places = torch.from_numpy(np.asarray(positions))
+        if correction == "nnn":
+            return nearest_neighbour_norm(scores[None], self.bias[places])[0]
+        kept = Querybank(self.querybank.log_norm[places], self.querybank.activated[places], self.querybank.beta)
+        return querybank_norm(scores[None], kept)[0]
+
+
+@torch.inference_mode()
+def write_bank(
+    output: Storage,
+    model: RetrievalModel,
+    features: FeatureStore,
+    videos: int,
+    captions: Sequence[str],
+    config: IndexingConfig,
+    device: torch.device,
+) -> None:
+    """Computes the similarities of ``captions`` with all ``videos``, and writes what is kept of them."""
+    texts = encode_texts(model, captions, device=device, batch_size=_TEXTS_AT_ONCE)
+    columns = []
+    with Progress("bank", total=videos, unit="videos") as progress:
+        for start in range(0, videos, _VIDEOS_AT_ONCE):
+            places = range(start, min(start + _VIDEOS_AT_ONCE, videos))
+            clips = together(features.clips(list(places)))
+            columns.append(model.similarity(_on(texts, device), _on(clips, device)).cpu())
+            progress.advance(len(places))
+    bank = torch.cat(columns, dim=1)
+    querybank = Querybank.of(bank, beta=config.bank_beta)
+    bias = neighbour_bias(bank, neighbours=config.bank_neighbours, weight=config.bank_weight)
+    table = pa.table(
+        {"log_norm": querybank.log_norm.numpy(), "activated": querybank.activated.numpy(), "bias": bias.numpy()}
+    )
+    output.write_table(BANK_FILE, table)
+    output.write_json(
+        PARAMETERS,
+        {
+            "captions": len(captions),
+            "beta": config.bank_beta,
+            "neighbours": config.bank_neighbours,
+            "weight": config.bank_weight,
+        },
+    )
+
+
+def read_captions(content: bytes, place: str) -> list[str]:
+    """The captions of a text file with one per line.
+
+    Raises:
+        ValueError: it is not UTF-8, or holds none.
+    """
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text ({error.reason}); write one training caption a line") from error
+    captions = [line.strip() for line in lines if line.strip()]
+    require(bool(captions), f"{place} holds no caption; write one training caption a line")
+    return captions
+
+
+def _on(levels: Levels, device: torch.device) -> Levels:
+    return tuple(level.map(lambda tensor: tensor.to(device)) for level in levels)

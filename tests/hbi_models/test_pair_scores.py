@@ -1,0 +1,61 @@
+"""One score per pair, against the matrices of the model and against loops over single words and frames."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hbi_models.axes import TokenLevel
+from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.metric_names import PAIR_SCORES
+from hbi_models.pair_scores import clip_cosines, pair_scores, pair_similarity
+from hbi_models.similarity import level_similarity, token_cosines
+from tests.hbi_models.tiny_model import length_mask
+
+DIM = 8
+
+
+def level(lengths: list[int], tokens: int, seed: int) -> TokenLevel:
+    generator = torch.Generator().manual_seed(seed)
+    mask = length_mask(lengths, tokens)
+    features = torch.randn(*mask.shape, DIM, generator=generator)
+    return TokenLevel(features, mask, torch.randn(mask.shape, generator=generator))
+
+
+TEXTS = tuple(level([5, 2, 4], 5, seed) for seed in (0, 1, 2))
+VIDEOS = tuple(level([3, 1, 4], 4, seed) for seed in (3, 4, 5))
+
+
+@pytest.mark.parametrize("zero_floor", [False, True])
+def test_similarities_of_pairs_are_the_diagonal_of_those_of_all(zero_floor: bool) -> None:
+    for text, video in zip(TEXTS, VIDEOS, strict=True):
+        expected = level_similarity(text, video, zero_floor=zero_floor).diagonal()
+        found = pair_similarity(text, video, zero_floor=zero_floor)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_models_score_mixes_its_levels() -> None:
+    scores = pair_scores(TEXTS, VIDEOS, (0.5, 0.0, 2.0))
+    assert {*scores, "CLIP cosine"} == set(PAIR_SCORES)
+    torch.testing.assert_close(scores["model"], 0.5 * scores["entity"] + 2 * scores["event"])
+
+
+def test_pooling_and_interaction_are_those_of_single_words_and_frames() -> None:
+    scores = pair_scores(TEXTS, VIDEOS, (1.0, 0.0, 0.0))
+    words, frames = TEXTS[0], VIDEOS[0]
+    for pair in range(3):
+        text = F.normalize(words.features[pair, words.mask[pair]], dim=-1)
+        video = F.normalize(frames.features[pair, frames.mask[pair]], dim=-1)
+        pooled = F.cosine_similarity(text.mean(dim=0), video.mean(dim=0), dim=0)
+        assert scores["mean pooling"][pair].item() == pytest.approx(pooled.item(), abs=1e-6)
+    interaction = exact_interaction(token_cosines(words, frames), words.logits, frames.logits, words.mask, frames.mask)
+    real = words.mask[:, :, None] & frames.mask[:, None, :]
+    expected = [interaction[pair][real[pair]].sum().item() for pair in range(3)]
+    assert scores["exact interaction"].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_clips_cosine_is_of_the_last_real_token() -> None:
+    images = torch.randn(3, DIM, generator=torch.Generator().manual_seed(6))
+    ends = torch.stack([TEXTS[0].features[0, 4], TEXTS[0].features[1, 1], TEXTS[0].features[2, 3]])
+    torch.testing.assert_close(clip_cosines(TEXTS[0], images), F.cosine_similarity(ends, images))
