@@ -1,4 +1,4 @@
-"""Which teacher does the demo's retrieval model need? Exact, estimator and none, over several seeds.
+"""Which teacher does the demo's retrieval model need? Exact, cosine, estimator and none, over several seeds.
 
     python -m benchmarks.teachers [--workspace workspace/teachers] [--seeds 1 2 3]
 
@@ -20,7 +20,7 @@ from typing import Any
 from pipelines.tables import table
 from pipelines.workspace.storage import Storage
 
-TEACHERS = ("exact", "estimator", "none")
+TEACHERS = ("exact", "cosine", "estimator", "none")
 RECIPE = "jobs/recipes/demo.yaml"
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 LEVELS = ("entity", "action", "event")
 """The three levels of the hierarchy, finest first: single tokens, phrases, sentences."""
 
-Teacher = Literal["exact", "estimator", "none"]
+Teacher = Literal["exact", "estimator", "cosine", "none"]
 
 Use = Literal["features", "training", "answering", "evaluation"]
 """What settings of a retrieval model are used for: ``features`` of single words and frames by a model as it is
@@ -210,8 +210,9 @@ class GameConfig:
 
     teacher: Teacher = only_for("training", "answering", default="estimator")
     """Where the target interaction comes from: ``estimator`` (a network trained on labels, as
-    published), ``exact`` (closed form of the pair at hand, no network) or ``none``. The README's
-    results say what each of them reached on the generated data."""
+    published), ``exact`` (closed form of the pair at hand, no network), ``cosine`` (the pair's cosines
+    themselves: the control that tells what the game adds) or ``none``. docs/results.md says what each
+    of them reached."""
 
     similarity_scale: float = only_for("features", "training", "answering", default=1000.0)
     """Factor of the cosines in the game (published: 1000)."""

@@ -196,6 +196,8 @@ class RetrievalModel(nn.Module):
         if self.teacher is not None:
             target: Tensor = self.teacher(cosines)
             return target
+        if self.config.game.teacher == "cosine":
+            return self.config.game.similarity_scale * cosines
         # NaN instead of an error for logits that are not finite: on several workers all must reach the loss, where they
         # stop together.
         finite = finite_logits(text) & finite_logits(video)

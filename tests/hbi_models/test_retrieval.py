@@ -60,7 +60,7 @@ def loss_of(model: RetrievalModel, features: PairFeatures) -> Tensor:
     return retrieval_loss(features, model.clip.logit_scale, config=config.loss, quirks=config.quirks).total
 
 
-@pytest.mark.parametrize("teacher", ["exact", "estimator", "none"])
+@pytest.mark.parametrize("teacher", ["exact", "estimator", "cosine", "none"])
 @torch.no_grad()
 def test_halves_of_a_batch_give_the_halves_of_its_features(tmp_path: Path, teacher: str) -> None:
     model = make_model(tmp_path, game=GameConfig(teacher=teacher, estimator_channels=4))
@@ -97,6 +97,7 @@ def test_only_real_frames_are_encoded_unless_published(tmp_path: Path) -> None:
         {},
         {"game": GameConfig(teacher="estimator", estimator_channels=4)},
         {"game": GameConfig(teacher="none", estimator_channels=4)},
+        {"game": GameConfig(teacher="cosine", estimator_channels=4)},
         {"loss": LossConfig(skl=0.0)},
         {"loss": LossConfig(kl=0.0)},
         {"quirks": Quirks.published(), "game": GameConfig(teacher="estimator", estimator_channels=4)},
@@ -177,6 +178,15 @@ def test_the_estimator_teaches_from_masked_cosines(tmp_path: Path) -> None:
         cosines = token_cosines(text, video)
         torch.testing.assert_close(interaction.target, model.teacher(cosines))
         torch.testing.assert_close(interaction.prediction, model.predictors[name](cosines))
+
+
+@torch.no_grad()
+def test_the_cosine_teacher_gives_the_scaled_cosines_and_has_no_network(tmp_path: Path) -> None:
+    model = make_model(tmp_path, game=GameConfig(teacher="cosine", similarity_scale=10.0, estimator_channels=4))
+    assert model.teacher is None
+    features = model(*random_batches([12, 5], [6, 2]))
+    for text, video, interaction in zip(features.texts, features.videos, features.interactions, strict=True):
+        torch.testing.assert_close(interaction.target, 10 * token_cosines(text, video))
 
 
 def test_levels_are_gathered_leaf_by_leaf_in_a_fixed_order(tmp_path: Path) -> None:
