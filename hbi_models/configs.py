@@ -17,6 +17,9 @@ LEVELS = ("entity", "action", "event")
 
 Teacher = Literal["exact", "estimator", "cosine", "none"]
 
+PUBLISHED_SCALE = 1000.0
+"""What the published code multiplies cosines by before it plays the game."""
+
 Use = Literal["features", "training", "answering", "evaluation"]
 """What settings of a retrieval model are used for: ``features`` of single words and frames by a model as it is
 initialised, which labels are made of; its ``training``; ``answering``: the training inside of a question
@@ -26,21 +29,33 @@ Content = Literal["checkpoint", "file or name"]
 """What a setting names: a ``checkpoint`` (a folder or a file), or a ``file or name``: a local file, or else a name
 that says everything."""
 
-_USES, _CONTENT = "uses", "content"
+_USES, _CONTENT, _ABSENT = "uses", "content", "absent_when_null"
 
 
-def only_for(*uses: Use, default: Any = MISSING, default_factory: Any = MISSING, names: Content | None = None) -> Any:
+def only_for(
+    *uses: Use,
+    default: Any = MISSING,
+    default_factory: Any = MISSING,
+    names: Content | None = None,
+    absent_when_null: bool = False,
+) -> Any:
     """A field of settings that can change results only in ``uses``; without ``uses`` it changes no result.
 
-    An ordinary field can change every result. ``names`` as in :func:`content_of`.
+    An ordinary field can change every result. ``names`` as in :func:`content_of`, ``absent_when_null`` as in
+    :func:`is_absent`.
     """
-    metadata = {_USES: uses} | ({} if names is None else {_CONTENT: names})
+    metadata = {_USES: uses, _ABSENT: absent_when_null} | ({} if names is None else {_CONTENT: names})
     return field(default=default, default_factory=default_factory, metadata=metadata)
 
 
 def content_of(names: Content, *, default: Any = None) -> Any:
     """A field of settings that names a file or folder, whose contents and not its place decide over results."""
     return field(default=default, metadata={_CONTENT: names})
+
+
+def absent_when_null() -> Any:
+    """A field of settings that can change every result, and is as good as not there where it is null."""
+    return field(default=None, metadata={_ABSENT: True})
 
 
 def counts_for(item: Field[Any], uses: Collection[Use]) -> bool:
@@ -53,9 +68,6 @@ def content_named_by(item: Field[Any]) -> Content | None:
     """What the setting ``item`` names by path; None = nothing."""
     found: Content | None = item.metadata.get(_CONTENT)
     return found
-
-
-_ABSENT = "absent_when_null"
 
 
 def is_absent(item: Field[Any], value: Any) -> bool:
@@ -91,13 +103,13 @@ class ClipConfig:
     gradient_checkpointing: bool = only_for(default=False)
     """Recompute the towers' activations in the backward pass: less memory, about 30% more time."""
 
-    pixel_mean: tuple[float, float, float] | None = field(default=None, metadata={_ABSENT: True})
+    pixel_mean: tuple[float, float, float] | None = absent_when_null()
     """Mean of red, green and blue, on a scale of 0 to 1, by which the input is normalised. Null = the
     model's: what open_clip says about architecture and tag, or ``preprocess_cfg`` in the architecture's
     file; OpenAI's where nothing is said. Set it for a checkpoint file whose architecture open_clip knows
     with several, such as LAION's ViT-L-14 (0.5)."""
 
-    pixel_std: tuple[float, float, float] | None = field(default=None, metadata={_ABSENT: True})
+    pixel_std: tuple[float, float, float] | None = absent_when_null()
     """The standard deviation, likewise."""
 
     def __post_init__(self) -> None:
@@ -211,17 +223,37 @@ class GameConfig:
     teacher: Teacher = only_for("training", "answering", default="estimator")
     """Where the target interaction comes from: ``estimator`` (a network trained on labels, as
     published), ``exact`` (closed form of the pair at hand, no network), ``cosine`` (the pair's cosines
-    themselves: the control that tells what the game adds) or ``none``. docs/results.md says what each
-    of them reached."""
+    themselves: the control that tells what the game adds) or ``none``. docs/game.md says what each of
+    them reached."""
 
-    similarity_scale: float = only_for("features", "training", "answering", default=1000.0)
-    """Factor of the cosines in the game (published: 1000)."""
+    similarity_scale: float | Literal["auto"] = only_for("features", "training", "answering", default=PUBLISHED_SCALE)
+    """Cosines are multiplied by this before the game is played (published: 1000). The targets of the interaction loss
+    are softmaxes of what comes out, and levels differ tenfold in its size. ``auto`` scales the targets of every level
+    in every batch to a normalised entropy of 0.5, halfway between equal shares and one-hot; labels are made with
+    1000 then."""
 
     estimator_channels: int = only_for("training", "answering", "evaluation", default=64)
     """Channels of the estimator and of the predictors (published: 64)."""
 
+    coalitions: float | None = only_for("training", "answering", "evaluation", default=None, absent_when_null=True)
+    """Null: the entity level's similarity is that of all words and frames (published). A probability p between 0
+    and 1: it is the expected similarity of random coalitions, which each word and frame joins with probability p;
+    in training, evaluation and search alike. docs/game.md says what it reached."""
+
     def __post_init__(self) -> None:
-        require(self.similarity_scale > 0, f"game.similarity_scale is {self.similarity_scale}; it must be positive")
+        require(
+            self.coalitions is None or 0 < self.coalitions < 1,
+            f"game.coalitions is {self.coalitions}; it is a probability between 0 and 1, or null for everybody present",
+        )
+        require(
+            self.similarity_scale == "auto" or self.scale > 0,
+            f"game.similarity_scale is {self.similarity_scale}; it must be positive",
+        )
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by before the game is played."""
+        return PUBLISHED_SCALE if self.similarity_scale == "auto" else self.similarity_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +296,11 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         require(self.max_words >= 3, f"max_words is {self.max_words}; a caption needs start, one piece and end: 3")
         require(self.max_frames >= 1, f"max_frames is {self.max_frames}; it must be 1 or more")
+        require(
+            self.game.coalitions is None or not self.quirks.zero_floor,
+            f"game.coalitions is {self.game.coalitions} and quirks.zero_floor is true; padding joins no coalition: set "
+            "one of them",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,8 @@ class Searcher:
         """As :meth:`search`, for texts whose levels are known."""
         require(top >= 1, f"top is {top}; it must be 1 or more")
         require(candidates >= top, f"candidates is {candidates}; it must be at least top, {top}")
-        vectors = text_vectors(texts, self.model.config.level_rates).float().numpy()
+        config = self.model.config
+        vectors = text_vectors(texts, config.level_rates, config.game.coalitions).float().numpy()
         found = self.first_pass.candidates(vectors, candidates)
         # Sorted, because neighbours in the index are neighbours in their shards.
         return [self._rank(_item(texts, number), np.sort(positions), top) for number, positions in enumerate(found)]
@@ -137,7 +138,9 @@ class Searcher:
         videos = together(clips)
         scores = self._similarity(text, videos)
         best = scores.argsort(descending=True, stable=True)[:top]
-        relevance = frame_relevance(text[0], videos[0].map(lambda tensor: tensor[best]))
+        relevance = frame_relevance(
+            text[0], videos[0].map(lambda tensor: tensor[best]), self.model.config.game.coalitions
+        )
         matches = []
         for place, row in zip(best.tolist(), relevance, strict=True):
             clip, position = clips[place], int(positions[place])
@@ -164,7 +167,7 @@ class Searcher:
         text = self.encode([query])
         words, frames = text[0], clip.levels[0]
         values = level_interaction(words, frames)[0, :, : len(clip.time_s)]
-        relevance = frame_relevance(words, frames)[0, : len(clip.time_s)]
+        relevance = frame_relevance(words, frames, self.model.config.game.coalitions)[0, : len(clip.time_s)]
         pieces = self._tokenizer.pieces(query)
         return InteractionMap(
             words=[

@@ -79,6 +79,7 @@ class RetrievalTask(PairTask[PairBatch]):
             self.encoder(model).clip.logit_scale,
             config=self.model_config.loss,
             quirks=self.model_config.quirks,
+            game=self.model_config.game,
         )
         return {"loss": loss.total, **loss.parts}
 
