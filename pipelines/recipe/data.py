@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hbi_models.configs import only_for, require
+from hbi_models.configs import absent_when_null, only_for, require
 from pipelines.recipe.checks import require_counts
 
 Split = Literal["train", "val", "test"]
@@ -37,7 +37,11 @@ class ShapesConfig:
     seed: int = 0
     """Everything drawn is a function of this and the clip's number."""
 
+    events: Literal[1, 2, 3] | None = absent_when_null()
+    """What happens in every clip, one after the other; null = one or two events."""
+
     def __post_init__(self) -> None:
+        require(self.events in (None, 1, 2, 3), f"data.shapes.events is {self.events}; it is 1, 2, 3 or null")
         require_counts(self, "data.shapes", "train_videos", "test_videos", "captions_per_video", "image_size_px")
         require(
             self.image_size_px % 2 == 0,
