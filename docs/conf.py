@@ -33,6 +33,7 @@ datasets
 decoding
 results
 closed_form
+game
 architecture
 faults
 memory

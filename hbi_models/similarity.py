@@ -91,6 +91,7 @@ def level_similarity(
     """
     with torch.autocast(device_type=texts.features.device.type, enabled=False):
         tile: Callable[..., Tensor]
+        sides: list[tuple[Tensor, ...]]
         if coalitions is None:
             tile = similarity_tile
             sides = [(candidates(level, zero_floor=zero_floor), token_weights(level)) for level in (texts, videos)]
