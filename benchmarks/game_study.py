@@ -55,7 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     output = Path(options.output)
-    training = Training(options.steps, options.batch_size, options.lr, options.validate_every, options.channels)
+    training = Training(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        validate_every=options.validate_every,
+        choose_by=options.measure if options.validate_every else Training.choose_by,
+        channels=options.channels,
+    )
     recipe = read_given(options)
     encoder = options.encoder or write_encoder(recipe, output / "encoder")
     data_sets = [recipe.data.dataset] if options.recipe else options.data
@@ -92,7 +99,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--validate_every", type=int, help="steps; the best weights on the split val are tested")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="trainings at a time, a thread each")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda: several trainings share a GPU")
-    parser.add_argument("--measure", default="r1", help="which figure decides: r1 is the mean of both directions")
+    parser.add_argument("--measure", default="r1", help="which figure decides; r1 is the mean of both directions")
     parser.add_argument("--docs", help="a document that gets the tables, and images/game_study.png beside it")
     parser.add_argument("--report_only", action="store_true", help="train nothing, write tables of what is there")
     options = parser.parse_args(arguments)
@@ -206,7 +213,8 @@ def report(
     print(f"\n{document.console(rows, data_sets, measure=options.measure)}\n\n{output / 'study.md'}")
     if options.docs:
         target = Path(options.docs)
-        document.put_into(target, content)
+        shown = "![Differences to none, with 95% intervals](images/game_study.png)"
+        document.put_into(target, f"{content}\n\n{shown}")
         picture = target.parent / "images" / "game_study.png"
         picture.parent.mkdir(exist_ok=True)
         shutil.copyfile(output / "study.png", picture)

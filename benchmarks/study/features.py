@@ -129,12 +129,14 @@ def read_features(path: Path) -> dict[str, Split]:
 
 
 @torch.inference_mode()
-def encode_words(clip: ClipBackbone, captions: Sequence[str], max_words: int) -> TokenFeatures:
+def encode_words(
+    clip: ClipBackbone, captions: Sequence[str], max_words: int, dtype: torch.dtype = torch.float32
+) -> TokenFeatures:
     """CLIP's features of every word, on the CPU."""
     device = clip.logit_scale.device
     token_ids, mask = map(torch.from_numpy, CaptionTokenizer(max_words)(captions))
     parts = [
-        clip.encode_words(ids.to(device), real.to(device)).cpu()
+        clip.encode_words(ids.to(device), real.to(device)).to("cpu", dtype)
         for ids, real in zip(token_ids.split(4 * _ENCODED_AT_ONCE), mask.split(4 * _ENCODED_AT_ONCE), strict=True)
     ]
     return TokenFeatures(torch.cat(parts), mask)
@@ -142,13 +144,16 @@ def encode_words(clip: ClipBackbone, captions: Sequence[str], max_words: int) ->
 
 @torch.inference_mode()
 def encode_frames(
-    clip: ClipBackbone, batches: Iterator[tuple[Tensor, Tensor]], advance: Callable[[int], None]
+    clip: ClipBackbone,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    advance: Callable[[int], None],
+    dtype: torch.dtype = torch.float32,
 ) -> TokenFeatures:
     """CLIP's features of every frame, on the CPU; batches are uint8 squares and masks, padding is 0."""
     device = clip.logit_scale.device
     features, masks = [], []
     for images, mask in batches:
-        real = clip.encode_frames(clip.normalize(images[mask].to(device))).cpu()
+        real = clip.encode_frames(clip.normalize(images[mask].to(device))).to("cpu", dtype)
         padded = real.new_zeros((*mask.shape, real.shape[-1]))
         padded[mask] = real
         features.append(padded)

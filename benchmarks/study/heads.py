@@ -47,6 +47,8 @@ class Training:
     lr: float = 1e-3
     validate_every: int | None = None
     """Steps between two looks at the validation split, whose best weights are kept; None = the last ones are."""
+    choose_by: str = "r1"
+    """Which figure is best on the validation split."""
     channels: int | None = None
     """Of the predictors; None = the encoder's. A step of the arms with a teacher takes most of its time there."""
 
@@ -151,7 +153,7 @@ def train_heads(
         optimizer.zero_grad(set_to_none=True)
         clamp_logit_scale_(heads.model.clip.logit_scale)
         if training.validate_every and (step % training.validate_every == 0 or step == training.steps):
-            score = measure(heads, data["val"], device)["r1"]
+            score = measure(heads, data["val"], device)[training.choose_by]
             if best is None or score > best[0]:
                 best = score, {name: value.clone() for name, value in heads.state_dict().items()}
             heads.train()

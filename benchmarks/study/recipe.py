@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.study.features import Split, encode_frames, encode_words
-from hbi_models.axes import TokenFeatures
 from hbi_models.configs import require
 from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_graph
@@ -54,14 +53,19 @@ def recipe_features(recipe: Recipe, model: RetrievalModel) -> dict[str, Split]:
     for name in SPLITS:
         view = SplitView(manifest.storage, frames.storage, pool, name)
         require(len(view) > 0, f"the split {name} holds no video; the study chooses on val and tests on test")
-        texts, owners, _ = view.texts_of(range(len(view)))
-        with Progress(f"features of {name}", total=len(view), unit="videos") as progress:
-            splits[name] = Split(
-                _halved(encode_words(model.clip, texts, model.config.max_words)),
-                _halved(encode_frames(model.clip, _stored(view, model), progress.advance)),
-                torch.tensor(owners),
-            )
+        splits[name] = features_of(view, model, name)
     return splits
+
+
+def features_of(view: SplitView, model: RetrievalModel, name: str) -> Split:
+    """The features of all texts and stored frames of a split."""
+    texts, owners, _ = view.texts_of(range(len(view)))
+    with Progress(f"features of {name}", total=len(view), unit="videos") as progress:
+        return Split(
+            encode_words(model.clip, texts, model.config.max_words, torch.float16),
+            encode_frames(model.clip, _stored(view, model), progress.advance, torch.float16),
+            torch.tensor(owners),
+        )
 
 
 def _stored(view: SplitView, model: RetrievalModel) -> Iterator[tuple[Tensor, Tensor]]:
@@ -72,7 +76,3 @@ def _stored(view: SplitView, model: RetrievalModel) -> Iterator[tuple[Tensor, Te
             max_frames=model.config.max_frames,
         )
         yield batch.frames, batch.mask
-
-
-def _halved(tokens: TokenFeatures) -> TokenFeatures:
-    return TokenFeatures(tokens.features.half(), tokens.mask)

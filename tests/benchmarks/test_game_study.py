@@ -16,11 +16,12 @@ from benchmarks.study import document, results
 from benchmarks.study.arms import ARMS, CLAIMED, CONTRASTS
 from benchmarks.study.features import DATA_SETS, Split, generated_features, read_features, write_features
 from benchmarks.study.heads import Heads, Training, batches, mean_token, train_heads
+from benchmarks.study.recipe import features_of
 from hbi_models.axes import TokenLevel
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.similarity import level_similarity
 from pipelines.models.weights import save_model
-from tests.tiny_retrieval import retrieval_config
+from tests.tiny_retrieval import retrieval_config, training_data, write_split_data
 
 CPU = torch.device("cpu")
 DATA = "three events, 12 frames"
@@ -78,6 +79,23 @@ def test_arms_of_a_seed_share_initial_weights_and_batches(
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not torch.equal(one[0], later[0])
     assert len(one) == SHORT.steps
+
+
+def test_features_of_stored_frames_are_those_of_the_recipes_encoder(encoder: RetrievalModel, tmp_path: Path) -> None:
+    view = training_data(write_split_data(tmp_path, {"val": (2, 1, 3)})).captions("val")
+    split = features_of(view, encoder, "val")
+    assert split.video_of_text.tolist() == [0, 0, 1, 2, 2, 2]
+    frames = view.store.batch([0, 1, 2], image_size_px=encoder.clip.image_size_px, max_frames=6)
+    assert torch.equal(split.frames.mask, frames.mask)
+    with torch.inference_mode():
+        for video in range(3):
+            pixels = encoder.clip.normalize(frames.frames[video, frames.mask[video]])
+            expected = encoder.clip.encode_frames(pixels)
+            found = split.frames.features[video, frames.mask[video]].float()
+            torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+        texts = encoder.encode_text(encoder.text_batch(view.texts(2)))[0]
+    found = split.words.features[3:].float()[texts.mask]
+    torch.testing.assert_close(found, texts.features[texts.mask], rtol=2e-3, atol=2e-3)
 
 
 def test_only_heads_and_temperature_are_trained(encoder: RetrievalModel) -> None:
