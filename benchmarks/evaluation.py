@@ -51,6 +51,8 @@ class Task:
 TASKS = (Task(Shape(1000, 1000, 24, 12), 250, 5), Task(Shape(4917, 4917, 24, 12), 154, 3))
 BARE_ONLY = Task(Shape(256, 256, 64, 64), 256, 3)
 """ActivityNet's tokens."""
+COALITIONS = Target("≤", 10)
+"""Two sorts of all cosines, where the plain similarity needs two maxima."""
 
 
 class Evaluation:
@@ -173,6 +175,7 @@ def rows(folder: Path) -> Iterator[Row]:
         BARE_ONLY.times,
     )
     yield bare_row(f"all pairs of {shape}", bare, ours)
+    yield coalition_row(BARE_ONLY.times)
     large, small = (
         Spread((in_own_process(scoring_alone, task.texts_timed, task.shape.videos, task.shape, folder),))
         for task in reversed(TASKS)
@@ -220,6 +223,27 @@ def rows_of(task: Task, folder: Path) -> Iterator[Row]:
         Target("≥", 15),
     )
     yield bare_row(f"all pairs of {task.shape}", scaled(bare, task.scale), scaled(scoring, task.scale))
+
+
+def coalition_row(times: int) -> Row:
+    """The expected similarity over coalitions beside the plain one."""
+    texts, videos = random_level(256, 24, seed=1), random_level(256, 12, seed=2)
+    plain, ours = in_turns(
+        [
+            torch.inference_mode()(partial(level_similarity, texts, videos)),
+            torch.inference_mode()(partial(level_similarity, texts, videos, coalitions=0.5)),
+        ],
+        times,
+    )
+    return Row(
+        "all pairs of 256, 24×12, coalitions ½",
+        "the plain similarity",
+        plain,
+        ours,
+        "s",
+        ratios(ours, plain),
+        COALITIONS,
+    )
 
 
 def bare_row(what: str, bare: Spread, ours: Spread) -> Row:

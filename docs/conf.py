@@ -34,6 +34,7 @@ datasets
 decoding
 results
 closed_form
+game
 architecture
 faults
 memory

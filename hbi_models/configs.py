@@ -15,7 +15,10 @@ from typing import Any, Literal
 LEVELS = ("entity", "action", "event")
 """The three levels of the hierarchy, finest first: single tokens, phrases, sentences."""
 
-Teacher = Literal["exact", "estimator", "none"]
+Teacher = Literal["exact", "estimator", "cosine", "none"]
+
+PUBLISHED_SCALE = 1000.0
+"""What the published code multiplies cosines by before it plays the game."""
 
 Use = Literal["features", "training", "answering", "evaluation"]
 """What settings of a retrieval model are used for: ``features`` of single words and frames by a model as it is
@@ -26,10 +29,15 @@ Content = Literal["checkpoint", "file or name"]
 """What a setting names: a ``checkpoint`` (a folder or a file), or a ``file or name``: a local file, or else a name
 that says everything."""
 
-_USES, _CONTENT = "uses", "content"
+_USES, _CONTENT, _ABSENT = "uses", "content", "absent_at_default"
 
 
-def only_for(*uses: Use, default: Any = MISSING, default_factory: Any = MISSING, names: Content | None = None) -> Any:
+def only_for(
+    *uses: Use,
+    default: Any = MISSING,
+    default_factory: Any = MISSING,
+    names: Content | None = None,
+) -> Any:
     """A field of settings that can change results only in ``uses``; without ``uses`` it changes no result.
 
     An ordinary field can change every result. ``names`` as in :func:`content_of`.
@@ -53,9 +61,6 @@ def content_named_by(item: Field[Any]) -> Content | None:
     """What the setting ``item`` names by path; None = nothing."""
     found: Content | None = item.metadata.get(_CONTENT)
     return found
-
-
-_ABSENT = "absent_at_default"
 
 
 def added_later(
@@ -106,13 +111,13 @@ class ClipConfig:
     gradient_checkpointing: bool = only_for(default=False)
     """Recompute the towers' activations in the backward pass: less memory, about 30% more time."""
 
-    pixel_mean: tuple[float, float, float] | None = field(default=None, metadata={_ABSENT: True})
+    pixel_mean: tuple[float, float, float] | None = added_later(default=None)
     """Mean of red, green and blue, on a scale of 0 to 1, by which the input is normalised. Null = the
     model's: what open_clip says about architecture and tag, or ``preprocess_cfg`` in the architecture's
     file; OpenAI's where nothing is said. Set it for a checkpoint file whose architecture open_clip knows
     with several, such as LAION's ViT-L-14 (0.5)."""
 
-    pixel_std: tuple[float, float, float] | None = field(default=None, metadata={_ABSENT: True})
+    pixel_std: tuple[float, float, float] | None = added_later(default=None)
     """The standard deviation, likewise."""
 
     def __post_init__(self) -> None:
@@ -225,17 +230,38 @@ class GameConfig:
 
     teacher: Teacher = only_for("training", "answering", default="estimator")
     """Where the target interaction comes from: ``estimator`` (a network trained on labels, as
-    published), ``exact`` (closed form of the pair at hand, no network) or ``none``. The README's
-    results say what each of them reached on the generated data."""
+    published), ``exact`` (closed form of the pair at hand, no network), ``cosine`` (the pair's cosines
+    themselves: the control that tells what the game adds) or ``none``. docs/game.md says what each of
+    them reached."""
 
-    similarity_scale: float = only_for("features", "training", "answering", default=1000.0)
-    """Factor of the cosines in the game (published: 1000)."""
+    similarity_scale: float | Literal["auto"] = only_for("features", "training", "answering", default=PUBLISHED_SCALE)
+    """Cosines are multiplied by this before the game is played (published: 1000). The targets of the interaction loss
+    are softmaxes of what comes out, and levels differ tenfold in its size. ``auto`` scales the targets of every level
+    in every batch to a normalised entropy of 0.5, halfway between equal shares and one-hot; labels are made with
+    1000 then."""
 
     estimator_channels: int = only_for("training", "answering", "evaluation", default=64)
     """Channels of the estimator and of the predictors (published: 64)."""
 
+    coalitions: float | None = added_later("training", "answering", "evaluation", default=None)
+    """Null: the entity level's similarity is that of all words and frames (published). A probability p between 0
+    and 1: it is the expected similarity of random coalitions, which each word and frame joins with probability p;
+    in training, evaluation and search alike. docs/game.md says what it reached."""
+
     def __post_init__(self) -> None:
-        require(self.similarity_scale > 0, f"game.similarity_scale is {self.similarity_scale}; it must be positive")
+        require(
+            self.coalitions is None or 0 < self.coalitions < 1,
+            f"game.coalitions is {self.coalitions}; it is a probability between 0 and 1, or null for everybody present",
+        )
+        require(
+            self.similarity_scale == "auto" or self.scale > 0,
+            f"game.similarity_scale is {self.similarity_scale}; it must be positive",
+        )
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by before the game is played."""
+        return PUBLISHED_SCALE if self.similarity_scale == "auto" else self.similarity_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +304,11 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         require(self.max_words >= 3, f"max_words is {self.max_words}; a caption needs start, one piece and end: 3")
         require(self.max_frames >= 1, f"max_frames is {self.max_frames}; it must be 1 or more")
+        require(
+            self.game.coalitions is None or not self.quirks.zero_floor,
+            f"game.coalitions is {self.game.coalitions} and quirks.zero_floor is true; padding joins no coalition: set "
+            "one of them",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hbi_models.axes import AnsweredPairs, Interaction, PairFeatures
-from hbi_models.configs import LEVELS, LossConfig, Quirks, VideoQAConfig
+from hbi_models.configs import LEVELS, GameConfig, LossConfig, Quirks, VideoQAConfig
+from hbi_models.entropies import entropy_scale
 from hbi_models.similarity import level_similarity
+
+PLAIN_GAME = GameConfig()
+"""Everybody takes part, and targets count as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,12 @@ class TrainingLoss:
 
 
 def retrieval_loss(
-    features: PairFeatures, logit_scale: Float[Tensor, ""], *, config: LossConfig, quirks: Quirks
+    features: PairFeatures,
+    logit_scale: Float[Tensor, ""],
+    *,
+    config: LossConfig,
+    quirks: Quirks,
+    game: GameConfig = PLAIN_GAME,
 ) -> TrainingLoss:
     """Returns the loss of a whole batch of pairs: contrastive, interaction, distillation.
 
@@ -39,8 +48,8 @@ def retrieval_loss(
 
     ``logit_scale`` is the logarithm of the factor that multiplies similarities, as in CLIP.
     """
-    similarities = level_similarities(features, quirks)
-    parts = pair_losses(features, similarities, logit_scale, config=config, quirks=quirks)
+    similarities = level_similarities(features, quirks, game)
+    parts = pair_losses(features, similarities, logit_scale, config=config, quirks=quirks, game=game)
     entity, *merged_levels = LEVELS
     distillation = {}
     for level in merged_levels:
@@ -61,13 +70,14 @@ def video_qa_loss(answered: AnsweredPairs, logit_scale: Float[Tensor, ""], *, co
     ``logit_scale`` is the logarithm of the factor that multiplies similarities, as in CLIP.
     """
     loss, quirks = config.encoder.loss, config.encoder.quirks
-    similarities = level_similarities(answered.pairs, quirks)
+    similarities = level_similarities(answered.pairs, quirks, config.encoder.game)
     parts = pair_losses(
         answered.pairs,
         similarities,
         logit_scale,
         config=loss,
         quirks=quirks,
+        game=config.encoder.game,
         padded_interaction=quirks.padded_interaction,
     )
     logits = dict(zip(LEVELS, answered.logits, strict=True))
@@ -79,10 +89,15 @@ def video_qa_loss(answered: AnsweredPairs, logit_scale: Float[Tensor, ""], *, co
     return sum_of_parts(parts, distillation, loss)
 
 
-def level_similarities(features: PairFeatures, quirks: Quirks) -> dict[str, Float[Tensor, "texts videos"]]:
+def level_similarities(
+    features: PairFeatures, quirks: Quirks, game: GameConfig
+) -> dict[str, Float[Tensor, "texts videos"]]:
     """Returns the similarity of every text with every video at each level, by the level's name."""
+    finest = LEVELS[0]
     return {
-        level: level_similarity(texts, videos, zero_floor=quirks.zero_floor)
+        level: level_similarity(
+            texts, videos, zero_floor=quirks.zero_floor, coalitions=game.coalitions if level == finest else None
+        )
         for level, texts, videos in zip(LEVELS, features.texts, features.videos, strict=True)
     }
 
@@ -94,13 +109,15 @@ def pair_losses(
     *,
     config: LossConfig,
     quirks: Quirks,
+    game: GameConfig = PLAIN_GAME,
     padded_interaction: bool = False,
 ) -> dict[str, Tensor]:
     """Returns the losses of matching pairs at each level, by name.
 
     For each level: ``{level}_nce_t2v``, ``{level}_nce_v2t`` and their mean ``{level}_nce``; with
     an interaction loss ``{level}_interaction_frames``, ``{level}_interaction_words`` and their
-    sum ``{level}_interaction``; ``{level}``, the weighted sum of the two.
+    sum ``{level}_interaction``; ``{level}``, the weighted sum of the two. Where the settings scale targets by
+    the batch, ``{level}_target_scale`` is what cosines were multiplied by.
     """
     parts: dict[str, Tensor] = {}
     for index, (level, similarity) in enumerate(similarities.items()):
@@ -111,8 +128,13 @@ def pair_losses(
         parts[level] = parts[f"{level}_nce"]
         if features.interactions:
             masks = features.texts[index].mask, features.videos[index].mask
+            interaction = features.interactions[index]
+            if game.similarity_scale == "auto":
+                scale = entropy_scale(interaction.target, *masks)
+                interaction = Interaction(interaction.prediction, scale * interaction.target)
+                parts[f"{level}_target_scale"] = game.scale * scale
             over_frames, over_words = interaction_loss(
-                features.interactions[index],
+                interaction,
                 *(torch.ones_like(mask) if padded_interaction else mask for mask in masks),
                 batch_axis_kl=quirks.batch_axis_kl,
             )

@@ -23,12 +23,19 @@ class Moment:
     stop: int
 
 
-def frame_relevance(text: TokenLevel, videos: TokenLevel) -> Float[Tensor, "videos frames"]:
-    """How well every frame of ``videos`` matches one text: the mean of its words' cosines, by their importance."""
+def frame_relevance(
+    text: TokenLevel, videos: TokenLevel, coalitions: float | None = None
+) -> Float[Tensor, "videos frames"]:
+    """How well every frame of ``videos`` matches one text: the mean of its words' cosines, by their importance.
+
+    ``coalitions`` is the model's setting: their importance is then the expected one.
+    """
     count = len(videos.mask)
     repeated = text.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
     return einsum(
-        token_weights(repeated), token_cosines(repeated, videos), "videos words, videos words frames -> videos frames"
+        token_weights(repeated, coalitions),
+        token_cosines(repeated, videos),
+        "videos words, videos words frames -> videos frames",
     )
 
 

@@ -175,7 +175,13 @@ class RetrievalModel(nn.Module):
         """
         rates = self.config.level_rates if rates is None else rates
         require(not any(rates[len(texts) :]), f"got {len(texts)} levels, but their rates are {tuple(rates)}")
-        return retrieval_similarity(texts, videos, rates[: len(texts)], zero_floor=self.config.quirks.zero_floor)
+        return retrieval_similarity(
+            texts,
+            videos,
+            rates[: len(texts)],
+            zero_floor=self.config.quirks.zero_floor,
+            coalitions=self.config.game.coalitions,
+        )
 
     def _encode_frames(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
         if self.config.quirks.encode_padding:
@@ -201,13 +207,15 @@ class RetrievalModel(nn.Module):
         if self.teacher is not None:
             target: Tensor = self.teacher(cosines)
             return target
+        if self.config.game.teacher == "cosine":
+            return self.config.game.scale * cosines
         # NaN instead of an error for logits that are not finite: on several workers all must reach the loss, where they
         # stop together.
         finite = finite_logits(text) & finite_logits(video)
         words, frames = (
             level.logits.detach().where(rearrange(finite, "pairs -> pairs 1"), 0.0) for level in (text, video)
         )
-        scaled = self.config.game.similarity_scale * cosines
+        scaled = self.config.game.scale * cosines
         target = exact_interaction(scaled, words, frames, text.mask, video.mask)
         return target.where(rearrange(finite, "pairs -> pairs 1 1"), torch.nan)
 

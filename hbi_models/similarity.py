@@ -2,15 +2,16 @@
 
     S = ½ Σ_t α_t max_v c_tv + ½ Σ_v β_v max_t c_tv
 
-with cosines c and softmax weights α, β (Wang et al., arXiv 2203.07111). The similarities of all texts with all videos
-are computed in tiles, which bound the memory. This holds in training, too, because the backward pass needs only the
-places of the maxima and not the cosines.
+with cosines c and softmax weights α, β (Wang et al., arXiv 2203.07111). With ``coalitions`` it is what this is
+expected to be when words and frames join at random (``banzhaf/coalitions.py``). The similarities of all texts with all
+videos are computed in tiles, which bound the memory. This holds in training, too, because the backward pass needs only
+the places of the maxima and not the cosines.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hbi_models.axes import TokenLevel, at_least_float32
+from hbi_models.banzhaf.coalitions import expected_maxima, expected_weights, place_weights
 from hbi_models.configs import require
 
 MAX_TILE_ELEMENTS_CPU = 1 << 20
@@ -33,9 +35,12 @@ def retrieval_similarity(
     rates: Sequence[float],
     *,
     zero_floor: bool = False,
+    coalitions: float | None = None,
     max_tile_elements: int | None = None,
 ) -> Float[Tensor, "texts videos"]:
     """Returns the levels' similarities, mixed by ``rates``; levels with rate 0 are not computed.
+
+    ``coalitions`` is for the finest level, the first.
 
     Raises:
         ValueError: The numbers of levels and rates differ, or every rate is 0.
@@ -46,15 +51,27 @@ def retrieval_similarity(
     )
     require(any(rates), f"the rates of the levels are {tuple(rates)}; at least one must differ from 0")
     parts = [
-        rate * level_similarity(text, video, zero_floor=zero_floor, max_tile_elements=max_tile_elements)
-        for text, video, rate in zip(texts, videos, rates, strict=True)
+        rate
+        * level_similarity(
+            text,
+            video,
+            zero_floor=zero_floor,
+            coalitions=None if level else coalitions,
+            max_tile_elements=max_tile_elements,
+        )
+        for level, (text, video, rate) in enumerate(zip(texts, videos, rates, strict=True))
         if rate
     ]
     return torch.stack(parts).sum(dim=0)
 
 
 def level_similarity(
-    texts: TokenLevel, videos: TokenLevel, *, zero_floor: bool = False, max_tile_elements: int | None = None
+    texts: TokenLevel,
+    videos: TokenLevel,
+    *,
+    zero_floor: bool = False,
+    coalitions: float | None = None,
+    max_tile_elements: int | None = None,
 ) -> Float[Tensor, "texts videos"]:
     """Returns the similarity of every text with every video at one level, in [-1, 1].
 
@@ -64,18 +81,31 @@ def level_similarity(
     Args:
         texts: Words of the texts.
         videos: Frames of the videos.
-        zero_floor: Published slip: padded tokens take part in the maxima with cosine 0.
+        zero_floor: Published slip: padded tokens take part in the maxima with cosine 0. Without ``coalitions``.
+        coalitions: The probability with which each word and each frame takes part: the expected similarity of
+            those that do, given that both sides are there, within 2e-4. None = all take part.
         max_tile_elements: Upper bound of the cosines computed at once; by default what suits the device.
+
+    Raises:
+        ValueError: ``coalitions`` does not lie in (0, 1], or is given with ``zero_floor``.
     """
-    words, frames = candidates(texts, zero_floor=zero_floor), candidates(videos, zero_floor=zero_floor)
-    word_weights, frame_weights = token_weights(texts), token_weights(videos)
-    rows, columns = tile_shape(words, frames, max_tile_elements)
-    video_tiles = list(zip(torch.split(frames, columns), torch.split(frame_weights, columns), strict=True))
-    text_tiles = zip(torch.split(words, rows), torch.split(word_weights, rows), strict=True)
-    with torch.autocast(device_type=words.device.type, enabled=False):
-        return torch.cat(
-            [torch.cat([similarity_tile(*text, *video) for video in video_tiles], dim=1) for text in text_tiles]
-        )
+    with torch.autocast(device_type=texts.features.device.type, enabled=False):
+        tile: Callable[..., Tensor]
+        sides: list[tuple[Tensor, ...]]
+        if coalitions is None:
+            tile = similarity_tile
+            sides = [(candidates(level, zero_floor=zero_floor), token_weights(level)) for level in (texts, videos)]
+        else:
+            require(not zero_floor, "padding joins no coalition: leave zero_floor or coalitions out")
+            tile = coalition_tile
+            sides = [
+                (tokens, token_weights(level, coalitions), place_weights(level.mask, coalitions, tokens.dtype))
+                for tokens, level in zip(sinking_padding(texts, videos), (texts, videos), strict=True)
+            ]
+        rows, columns = tile_shape(sides[0][0], sides[1][0], max_tile_elements)
+        text_tiles = zip(*(torch.split(part, rows) for part in sides[0]), strict=True)
+        video_tiles = list(zip(*(torch.split(part, columns) for part in sides[1]), strict=True))
+        return torch.cat([torch.cat([tile(*text, *video) for video in video_tiles], dim=1) for text in text_tiles])
 
 
 def similarity_tile(
@@ -87,6 +117,30 @@ def similarity_tile(
     """Returns the similarity of texts with videos, from tokens of length 1 of which each may be a maximum."""
     cosines = einsum(words, frames, "texts words dim, videos frames dim -> texts words videos frames")
     best_frame, best_word = maxima(cosines, dim=3), maxima(cosines, dim=1)
+    text_side = einsum(word_weights, best_frame, "texts words, texts words videos -> texts videos")
+    video_side = einsum(frame_weights, best_word, "videos frames, texts videos frames -> texts videos")
+    return (text_side + video_side) / 2
+
+
+def coalition_tile(
+    words: Float[Tensor, "texts words dim"],
+    word_weights: Float[Tensor, "texts words"],
+    word_places: Float[Tensor, "texts word_places"],
+    frames: Float[Tensor, "videos frames dim"],
+    frame_weights: Float[Tensor, "videos frames"],
+    frame_places: Float[Tensor, "videos frame_places"],
+) -> Float[Tensor, "texts videos"]:
+    """Returns the expected similarity over coalitions, of tokens from ``sinking_padding``.
+
+    Args:
+        words: Tokens of the texts.
+        word_weights: Their expected weights.
+        word_places: What their largest, second largest, ... value with a frame counts in its expected maximum.
+        frames: Tokens of the videos, and so on.
+    """
+    cosines = einsum(words, frames, "texts words dim, videos frames dim -> texts words videos frames")
+    best_frame = expected_maxima(cosines, frame_places[None, None])
+    best_word = expected_maxima(cosines.movedim(1, 3), word_places[:, None, None])
     text_side = einsum(word_weights, best_frame, "texts words, texts words videos -> texts videos")
     video_side = einsum(frame_weights, best_word, "videos frames, texts videos frames -> texts videos")
     return (text_side + video_side) / 2
@@ -105,8 +159,13 @@ def token_cosines(texts: TokenLevel, videos: TokenLevel) -> Float[Tensor, "pairs
         return einsum(words, frames, "pairs words dim, pairs frames dim -> pairs words frames")
 
 
-def token_weights(level: TokenLevel) -> Float[Tensor, "items tokens"]:
-    """Returns the softmax of the importance logits over an item's real tokens; 0 at padding."""
+def token_weights(level: TokenLevel, coalitions: float | None = None) -> Float[Tensor, "items tokens"]:
+    """Returns the softmax of the importance logits over an item's real tokens; 0 at padding.
+
+    With ``coalitions`` it is the expected softmax over those that join.
+    """
+    if coalitions is not None:
+        return expected_weights(level.logits, level.mask, coalitions)
     lowest = torch.finfo(level.logits.dtype).min
     return level.logits.masked_fill(~level.mask, lowest).softmax(dim=-1) * level.mask
 
@@ -129,6 +188,19 @@ def candidates(level: TokenLevel, *, zero_floor: bool) -> Float[Tensor, "items t
     first_real = level.mask.int().argmax(dim=1)
     copies = rearrange(tokens[torch.arange(len(tokens)), first_real], "items dim -> items 1 dim")
     return torch.where(rearrange(level.mask, "items tokens -> items tokens 1"), tokens, copies)
+
+
+def sinking_padding(texts: TokenLevel, videos: TokenLevel) -> tuple[Tensor, Tensor]:
+    """Returns tokens whose products are the cosines of real ones, and lie below -1 where either is padding.
+
+    Two more channels do that within the product itself, where a mask would take a pass over all pairs.
+    """
+    words, frames = unit_tokens(texts), unit_tokens(videos)
+    (one_word, sunk_word), (one_frame, sunk_frame) = (
+        (torch.ones_like(tokens[..., :1]), level.mask.logical_not()[..., None] * tokens.new_tensor(-4.0))
+        for tokens, level in ((words, texts), (frames, videos))
+    )
+    return torch.cat([words, one_word, sunk_word], dim=-1), torch.cat([frames, sunk_frame, one_frame], dim=-1)
 
 
 def tile_shape(

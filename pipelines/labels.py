@@ -136,7 +136,7 @@ class LabelShard:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     def _interaction(self, texts: TokenLevel, frames: TokenLevel) -> Tensor:
-        scale = self._settings.model.game.similarity_scale
+        scale = self._settings.model.game.scale
         if self._settings.labels.kind == "exact":
             return level_interaction(texts, frames, scale=scale)
         # The same subsets for every batch and device, so that a label does not depend on the batch of its pair.

@@ -37,7 +37,7 @@ class SteepTask:
     def batches(self, position: Position) -> Generator[int, None, None]:
         yield from range(position.step, 4)
 
-    def loss(self, model: nn.Module, batch: int, device: torch.device) -> Mapping[str, Tensor]:
+    def loss(self, model: nn.Module, batch: int, device: torch.device, *, watch: bool = False) -> Mapping[str, Tensor]:
         output = model(torch.ones(1, 2)).sum()
         if batch == self.steep_at:
             # The root of zero is zero and its slope infinite; times zero, that is no number.

@@ -76,19 +76,20 @@ def maximum_gains(
     ``values`` must be 0 at padding, where the result is 0 too.
     """
     num_tokens = values.shape[-1]
-    order = _falling_order(values.detach().masked_fill(~mask[:, None, :], -torch.inf))
+    order = falling_order(values.detach().masked_fill(~mask[:, None, :], -torch.inf))
     identity = torch.eye(num_tokens, dtype=values.dtype, device=values.device)
     halvings = torch.exp2(-torch.arange(num_tokens, dtype=values.dtype, device=values.device))
     gains = values.gather(-1, order) @ (halvings[:, None] * (2 * identity - torch.ones_like(identity).tril()))
     return torch.zeros_like(values).scatter_(-1, order, gains)
 
 
-def _falling_order(keys: Float[Tensor, "pairs rows tokens"]) -> Int[Tensor, "pairs rows tokens"]:
+def falling_order(keys: Float[Tensor, "*rows tokens"]) -> Int[Tensor, "*rows tokens"]:
+    """Returns the places of the values along the last axis, the largest first."""
     if keys.device.type != "cpu":
         return keys.argsort(dim=-1, descending=True)
     # Sorting many short rows is half of the whole computation. NumPy sorts with vector instructions, two to four times
     # faster than PyTorch with two threads.
-    return torch.from_numpy(np.argsort(-keys.numpy(), axis=-1))
+    return torch.from_numpy(np.argsort(-keys.detach().numpy(), axis=-1))
 
 
 def weight_gains(
@@ -106,8 +107,8 @@ def weight_gains(
     2^(1 - n). All members and tokens share the nodes of the integration, which makes W one matrix
     product over them.
     """
-    log_weights, spread = _log_weights(logits, mask)
-    nodes, node_weights = _quadrature(spread, logits)
+    log_weights, spread = bounded_log_weights(logits, mask)
+    nodes, node_weights = quadrature(spread, logits)
     # exp(x + log e_t) = u e_t. Beyond the bound psi is 0 in either precision and the product
     # u e_t psi_t must not become infinity times 0.
     decay = torch.exp((log_weights[:, :, None] + nodes).clamp(max=math.log(800.0)))
@@ -124,7 +125,7 @@ def weight_gains(
     return gains
 
 
-def _log_weights(
+def bounded_log_weights(
     logits: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"]
 ) -> tuple[Float[Tensor, "pairs tokens"], float]:
     """Returns the log softmax over the real tokens, and the largest distance below 0 of any of them."""
@@ -152,7 +153,7 @@ def _narrow_gaps(logits: Float[Tensor, "pairs tokens"]) -> Float[Tensor, "pairs 
     return torch.zeros_like(logits).scatter(-1, order, gaps.cumsum(dim=-1))
 
 
-def _quadrature(spread: float, like: Tensor) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:
+def quadrature(spread: float, like: Tensor) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:
     """Returns the nodes x = log u and their weights, for softmax weights of exp(-spread) and more.
 
     In x the integrand is entire and ends like exp(2 x) on the left and like exp(-exp(x - spread))

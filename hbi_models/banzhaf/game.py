@@ -64,6 +64,29 @@ def brute_force_interaction(
     return interaction
 
 
+def brute_force_expectation(
+    similarity: Float[Tensor, "words frames"],
+    word_logits: Float[Tensor, " words"],
+    frame_logits: Float[Tensor, " frames"],
+    presence: float,
+) -> Float[Tensor, ""]:
+    """Returns the expected value of a random coalition of one pair, given that it holds a word and a frame.
+
+    Every player joins with probability ``presence``; all are real. Every coalition is enumerated.
+
+    Raises:
+        ValueError: there are more than ``MOST_PLAYERS`` players.
+    """
+    num_words, num_frames = similarity.shape
+    _require_few(num_words, num_frames, "level_similarity")
+    members = every_subset(num_words + num_frames, similarity.device)
+    values = coalition_values(similarity, word_logits, frame_logits, members[:, :num_words], members[:, num_words:])
+    joins, stays = values.new_tensor(presence), values.new_tensor(1 - presence)
+    joining = torch.where(members, joins, stays).prod(dim=1)
+    both = members[:, :num_words].any(dim=1) & members[:, num_words:].any(dim=1)
+    return (joining * values).sum() / joining[both].sum()
+
+
 def every_subset(num_players: int, device: torch.device | None = None) -> Bool[Tensor, "subsets players"]:
     """Returns the members of all 2^n subsets; bit p of a row's index tells whether player p is in."""
     indices = torch.arange(2**num_players, device=device)
@@ -76,13 +99,8 @@ def _interaction_of_pair(
     frame_logits: Float[Tensor, " frames"],
 ) -> Float[Tensor, "words frames"]:
     num_words, num_frames = similarity.shape
-    num_players = num_words + num_frames
-    require(
-        num_players <= MOST_PLAYERS,
-        f"{num_words} words and {num_frames} frames are {num_players} players, whose 2^{num_players} coalitions are "
-        f"too many to enumerate; use exact_interaction above {MOST_PLAYERS} players",
-    )
-    members = every_subset(num_players, similarity.device)
+    _require_few(num_words, num_frames, "exact_interaction")
+    members = every_subset(num_words + num_frames, similarity.device)
     values = coalition_values(similarity, word_logits, frame_logits, members[:, :num_words], members[:, num_words:])
     coalitions = torch.arange(len(members), device=similarity.device)
     interaction = torch.zeros_like(similarity)
@@ -94,6 +112,15 @@ def _interaction_of_pair(
             apart = values[others + with_word] + values[others + with_frame]
             interaction[word, frame] = (together - apart).mean()
     return interaction
+
+
+def _require_few(num_words: int, num_frames: int, instead: str) -> None:
+    players = num_words + num_frames
+    require(
+        players <= MOST_PLAYERS,
+        f"{num_words} words and {num_frames} frames are {players} players, whose 2^{players} coalitions are "
+        f"too many to enumerate; use {instead} above {MOST_PLAYERS} players",
+    )
 
 
 def _weighted_maxima(

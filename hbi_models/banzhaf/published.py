@@ -23,8 +23,8 @@ from torch import Tensor
 
 from hbi_models.banzhaf.exact import maximum_gains
 from hbi_models.banzhaf.game import every_subset
+from hbi_models.configs import PUBLISHED_SCALE
 
-PUBLISHED_SCALE = 1000.0
 PUBLISHED_DRAWS = 100
 
 # Subsets are taken in blocks, to bound the grid of pairs x subsets x members x tokens.

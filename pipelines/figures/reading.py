@@ -110,13 +110,15 @@ class PairReader:
             return values[0][rows][:, columns].float().cpu().numpy()
 
         cosines = token_cosines(words, frames)
+        coalitions = self.model.config.game.coalitions if name == LEVELS[0] else None
+        zero_floor = self.model.config.quirks.zero_floor
         return LevelMap(
             name=name,
             words=row_members,
             frames=column_members,
-            word_weights=token_weights(words)[0, rows].cpu().numpy(),
-            frame_weights=token_weights(frames)[0, columns].cpu().numpy(),
-            similarity=level_similarity(words, frames, zero_floor=self.model.config.quirks.zero_floor).item(),
+            word_weights=token_weights(words, coalitions)[0, rows].cpu().numpy(),
+            frame_weights=token_weights(frames, coalitions)[0, columns].cpu().numpy(),
+            similarity=level_similarity(words, frames, zero_floor=zero_floor, coalitions=coalitions).item(),
             cosines=cut(cosines),
             interactions={kind: cut(self._interaction(kind, cosines, words, frames)) for kind in kinds},
         )
@@ -132,7 +134,7 @@ class PairReader:
                 "--estimator_checkpoint, or draw the exact interaction alone"
             )
         # The estimator was trained on labels of scaled similarities.
-        estimate: Tensor = self.estimator(cosines) / self.model.config.game.similarity_scale
+        estimate: Tensor = self.estimator(cosines) / self.model.config.game.scale
         if kind == "estimator":
             return estimate
         return estimate - self._interaction("exact", cosines, words, frames)

@@ -37,7 +37,11 @@ class ShapesConfig:
     seed: int = 0
     """Everything drawn is a function of this and the clip's number."""
 
+    events: Literal[1, 2, 3] | None = added_later(default=None)
+    """What happens in every clip, one after the other; null = one or two events."""
+
     def __post_init__(self) -> None:
+        require(self.events in (None, 1, 2, 3), f"data.shapes.events is {self.events}; it is 1, 2, 3 or null")
         require_counts(self, "data.shapes", "train_videos", "test_videos", "captions_per_video", "image_size_px")
         require(
             self.image_size_px % 2 == 0,

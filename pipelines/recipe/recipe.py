@@ -74,7 +74,7 @@ class Recipe:
         require(
             self.model.game.teacher != "estimator" or self.estimator.enabled is not False,
             "model.game.teacher is estimator and estimator.enabled is false; leave estimator.enabled unset, or choose "
-            "the teacher exact or none",
+            "the teacher exact, cosine or none",
         )
 
         # The tag of the weights decides how pixels are normalised, and so every result. It is therefore written into

@@ -29,6 +29,7 @@ from pipelines.workspace.storage import Storage
 _MOST_ERRORS = 1000
 _CURVES = (
     ("train/", "Loss and its parts"),
+    ("game/", "Importance weights (entropy: 1 = all tokens count alike), and the gradient of the interaction"),
     ("validation/", "Validation"),
     ("learning_rate/", "Learning rates"),
     ("throughput/", "Throughput"),

@@ -121,7 +121,8 @@ class EncodeShard:
         store = FrameStore(self._frames_pool.storage, videos)
         times = self._times(videos.column("shard").unique().to_pylist())
         levels = encode_videos(self._model, store, range(len(videos)), device=self._device, batch_size=self._batch_size)
-        vectors = video_vectors(levels, self._model.config.level_rates).half().numpy()
+        config = self._model.config
+        vectors = video_vectors(levels, config.level_rates, config.game.coalitions).half().numpy()
         rows = []
         for position, video in enumerate(videos.to_pylist()):
             source = times[video["key"]]

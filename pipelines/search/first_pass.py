@@ -11,7 +11,7 @@ interface, and files that any of its bindings reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import faiss
@@ -38,18 +38,30 @@ PROBED_FRACTION = 1 / 8
 """The part of the lists that a query searches (benchmarks/search_scale.py shows recall and time)."""
 
 
-def video_vectors(levels: Sequence[TokenLevel], rates: Sequence[float]) -> Float[Tensor, "items width"]:
-    """The vectors of videos whose levels count with ``rates``: levels with rate 0 are left out."""
-    return torch.cat([_pooled(level) for level, rate in zip(levels, rates, strict=True) if rate], dim=1)
+def video_vectors(
+    levels: Sequence[TokenLevel], rates: Sequence[float], coalitions: float | None = None
+) -> Float[Tensor, "items width"]:
+    """The vectors of videos whose levels count with ``rates``: levels with rate 0 are left out.
+
+    ``coalitions`` is the model's setting, which is for the first level.
+    """
+    return torch.cat([vectors for vectors, _ in _pooled(levels, rates, coalitions)], dim=1)
 
 
-def text_vectors(levels: Sequence[TokenLevel], rates: Sequence[float]) -> Float[Tensor, "items width"]:
+def text_vectors(
+    levels: Sequence[TokenLevel], rates: Sequence[float], coalitions: float | None = None
+) -> Float[Tensor, "items width"]:
     """The vectors of texts, to be multiplied with those of videos. The weights of the levels are applied here."""
-    return torch.cat([rate * _pooled(level) for level, rate in zip(levels, rates, strict=True) if rate], dim=1)
+    return torch.cat([rate * vectors for vectors, rate in _pooled(levels, rates, coalitions)], dim=1)
 
 
-def _pooled(level: TokenLevel) -> Float[Tensor, "items dim"]:
-    return einsum(token_weights(level), unit_tokens(level), "items tokens, items tokens dim -> items dim")
+def _pooled(
+    levels: Sequence[TokenLevel], rates: Sequence[float], coalitions: float | None
+) -> Iterator[tuple[Float[Tensor, "items dim"], float]]:
+    for number, (level, rate) in enumerate(zip(levels, rates, strict=True)):
+        if rate:
+            weights = token_weights(level, None if number else coalitions)
+            yield einsum(weights, unit_tokens(level), "items tokens, items tokens dim -> items dim"), rate
 
 
 class FirstPass:

@@ -156,7 +156,8 @@ class Searcher:
             f"the index {self._root.place()} has no bank of training captions to correct a ranking by; make it again "
             "with --indexing.bank FILE",
         )
-        vectors = text_vectors(texts, self.model.config.level_rates).float().numpy()
+        config = self.model.config
+        vectors = text_vectors(texts, config.level_rates, config.game.coalitions).float().numpy()
         found = self.first_pass.candidates(vectors, candidates)
         # Sorted, because neighbours in the index are neighbours in their shards.
         return [
@@ -174,7 +175,9 @@ class Searcher:
         if correction is not None and self.bank is not None:
             order = self.bank.corrected(scores, positions, correction)
         best = order.argsort(descending=True, stable=True)[:top]
-        relevance = frame_relevance(text[0], videos[0].map(lambda tensor: tensor[best]))
+        relevance = frame_relevance(
+            text[0], videos[0].map(lambda tensor: tensor[best]), self.model.config.game.coalitions
+        )
         matches = []
         for place, row in zip(best.tolist(), relevance, strict=True):
             clip, position = clips[place], int(positions[place])
@@ -201,7 +204,7 @@ class Searcher:
         text = self.encode([query])
         words, frames = text[0], clip.levels[0]
         values = level_interaction(words, frames)[0, :, : len(clip.time_s)]
-        relevance = frame_relevance(words, frames)[0, : len(clip.time_s)]
+        relevance = frame_relevance(words, frames, self.model.config.game.coalitions)[0, : len(clip.time_s)]
         pieces = self._tokenizer.pieces(query)
         return InteractionMap(
             words=[

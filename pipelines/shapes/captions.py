@@ -44,8 +44,18 @@ MOTION_PHRASES: dict[Motion, tuple[str, ...]] = {
 _ONE_EVENT = ("a C S M", "the S that M is C", "there is a C S that M", "C S M", "we see a C S and it M")
 _CLAUSES = ("a C S M", "a S which is C M")
 
-# "A" and "B" stand for the clauses of the first and the second event.
+# Three of them, with start and end, are 24 tokens at most.
+_SHORT_CLAUSES = ("C S M",)
+
+# "A", "B" and "C" stand for the clauses of the first, the second and the third event.
 _TWO_EVENTS = ("A then B", "A and then B", "first A and after that B", "A before B", "B after A")
+_THREE_EVENTS = (
+    "A then B then C",
+    "A before B before C",
+    "C after B after A",
+    "first A then B then C",
+    "A and then B and then C",
+)
 
 _ATTRIBUTES: dict[str, Attribute] = {"C": "colour", "S": "shape", "M": "motion"}
 
@@ -104,7 +114,7 @@ def draw_captions(config: ShapesConfig, script: Script) -> list[Caption]:
 def questions_about(script: Script) -> list[Question]:
     """Questions that the clip answers uniquely: of colour, of shape, and the number of objects."""
     triples = [event.triple for event in script.events]
-    count = {1: "one", 2: "two"}[len(triples)]
+    count = ("one", "two", "three")[len(triples) - 1]
     questions = [Question("how many objects are there", count, "how")]
     for triple in triples:
         motion = MOTION_PHRASES[triple.motion][0]
@@ -123,10 +133,11 @@ def _draw_caption(triples: Sequence[Triple], rng: np.random.Generator) -> Captio
         _append_clause(words, groundings, _choose(_ONE_EVENT, rng), triples[0], 0, rng)
         clauses.append(Clause(0, len(words), 0))
     else:
-        for word in _choose(_TWO_EVENTS, rng).split():
-            if word in ("A", "B"):
-                event, start = "AB".index(word), len(words)
-                _append_clause(words, groundings, _choose(_CLAUSES, rng), triples[event], event, rng)
+        templates, forms = (_TWO_EVENTS, _CLAUSES) if len(triples) == 2 else (_THREE_EVENTS, _SHORT_CLAUSES)
+        for word in _choose(templates, rng).split():
+            if word in ("A", "B", "C"):
+                event, start = "ABC".index(word), len(words)
+                _append_clause(words, groundings, _choose(forms, rng), triples[event], event, rng)
                 clauses.append(Clause(start, len(words), event))
             else:
                 words.append(word)

@@ -1,6 +1,6 @@
 """A generated data set in MSR-VTT's layout with known ground truth.
 
-Clips show one or two consecutive events ("a red circle moves left then a blue square grows") as
+Clips show one or two consecutive events ("a red circle moves left then a blue square grows"), or as many as asked, as
 real H.264 files ``videos/video<N>.mp4``. ``truth.jsonl`` beside the annotation files says which
 words of each caption are to be seen in which frames. Every clip is a function of (seed, number),
 so any number of processes may write disjoint ranges in any order.
@@ -77,7 +77,7 @@ def write_annotations(config: ShapesConfig, folder: Storage) -> None:
     folder.write_json("train_ans2label.json", _answer_classes(questions["train"]))
     folder.write_bytes(
         "truth.jsonl",
-        _json_lines(_truth(config, script, captions[script.number]) for script in scripts),
+        _json_lines(clip_truth(config, script, captions[script.number]) for script in scripts),
     )
 
 
@@ -111,8 +111,8 @@ def _answer_classes(scripts: Iterable[Script]) -> dict[str, int]:
     return {answer: index for index, answer in enumerate(ordered[:ANSWERS])}
 
 
-def _truth(config: ShapesConfig, script: Script, captions: Sequence[Caption]) -> dict[str, Any]:
-    """Events with frames and seconds (half-open), and the word spans that name them."""
+def clip_truth(config: ShapesConfig, script: Script, captions: Sequence[Caption]) -> dict[str, Any]:
+    """A line of ``truth.jsonl``: events with frames and seconds (half-open), and the word spans that name them."""
     events = [
         {
             **asdict(event.triple),

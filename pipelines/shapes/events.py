@@ -7,9 +7,10 @@ occurs in training. Everything is a function of (seed, clip number).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import combinations, product
 from typing import Literal
 
 import numpy as np
@@ -27,8 +28,11 @@ MOTIONS: tuple[Motion, ...] = ("left", "right", "up", "down", "grow", "shrink", 
 HELD_OUT_PERIOD = 4
 """One triple in this many is held out for the test split."""
 
+MOST_SEQUENCES = 5000
+"""Different sequences of test clips with a given number of events."""
+
 MIN_FRAMES = 8
-"""Frames of the shortest clip: enough for two events whose object comes or goes inside them."""
+"""Frames of the shortest clip: enough for three events whose object comes or goes inside them."""
 
 _EVENTS_STREAM, _ORDER_STREAM = 1, 2
 """Second numbers of the random seeds, so that independent draws never share a stream."""
@@ -82,9 +86,15 @@ def split_triples(seed: int) -> tuple[tuple[Triple, ...], tuple[Triple, ...]]:
 
 
 @lru_cache(maxsize=8)
-def test_sequences(seed: int) -> tuple[tuple[Triple, ...], ...]:
-    """Every one- and two-event sequence of held-out triples once, a third of the first ones being single events."""
+def test_sequences(seed: int, events: int | None = None) -> tuple[tuple[Triple, ...], ...]:
+    """Every sequence of so many held-out triples once; without a number those of one and two events.
+
+    Of these, a third of the first ones are single events.
+    """
     _, held_out = split_triples(seed)
+    if events is not None:
+        rng = np.random.default_rng([seed, _ORDER_STREAM, 1, events])
+        return tuple(_some_sequences(held_out, events, rng))
     rng = np.random.default_rng([seed, _ORDER_STREAM, 1])
     singles = [(triple,) for triple in held_out]
     pairs = [(first, second) for first, second in product(held_out, held_out) if _distinct_objects(first, second)]
@@ -96,10 +106,23 @@ def test_sequences(seed: int) -> tuple[tuple[Triple, ...], ...]:
     return (*ordered, *pairs)
 
 
+def _some_sequences(triples: Sequence[Triple], events: int, rng: np.random.Generator) -> Iterator[tuple[Triple, ...]]:
+    """All sequences of different objects, or the first ``MOST_SEQUENCES`` of them, in a drawn order."""
+    shape = (len(triples),) * events
+    found = 0
+    for number in rng.permutation(len(triples) ** events):
+        sequence = tuple(triples[place] for place in np.unravel_index(number, shape))
+        if all(_distinct_objects(*pair) for pair in combinations(sequence, 2)):
+            yield sequence
+            found += 1
+            if found == MOST_SEQUENCES:
+                return
+
+
 def draw_script(config: ShapesConfig, number: int) -> Script:
     """The events of clip ``number``; numbers from ``config.train_videos`` on belong to the test split.
 
-    Test clips have different event sequences until all of them (several thousand) are used up.
+    Test clips have different event sequences until all of them (several thousand; 72 of single events) are used up.
 
     Raises:
         ValueError: there is no clip of that number.
@@ -110,27 +133,34 @@ def draw_script(config: ShapesConfig, number: int) -> Script:
     rng = np.random.default_rng([config.seed, _EVENTS_STREAM, number])
     num_frames = max(MIN_FRAMES, round(config.fps * config.duration_s * rng.uniform(0.85, 1.15)))
     if number < config.train_videos:
-        triples = _draw_training_triples(split_triples(config.seed)[0], rng)
+        triples = _draw_training_triples(split_triples(config.seed)[0], config.events, rng)
     else:
-        sequences = test_sequences(config.seed)
+        sequences = test_sequences(config.seed, config.events)
         triples = sequences[(number - config.train_videos) % len(sequences)]
-    cuts = [0, num_frames]
-    if len(triples) == 2:
-        cuts.insert(1, round(num_frames * rng.uniform(0.42, 0.58)))
+    cuts = [0, *_draw_cuts(len(triples), num_frames, rng), num_frames]
     events = tuple(
         _time_event(triple, start, end, rng) for triple, start, end in zip(triples, cuts[:-1], cuts[1:], strict=True)
     )
     return Script(number=number, num_frames=num_frames, events=events)
 
 
-def _draw_training_triples(seen: tuple[Triple, ...], rng: np.random.Generator) -> tuple[Triple, ...]:
-    first = seen[rng.integers(len(seen))]
-    if rng.random() < 0.5:
-        return (first,)
-    while True:
-        second = seen[rng.integers(len(seen))]
-        if _distinct_objects(first, second):
-            return first, second
+def _draw_training_triples(
+    seen: tuple[Triple, ...], events: int | None, rng: np.random.Generator
+) -> tuple[Triple, ...]:
+    drawn = [seen[rng.integers(len(seen))]]
+    if events is None:
+        events = 1 if rng.random() < 0.5 else 2
+    while len(drawn) < events:
+        other = seen[rng.integers(len(seen))]
+        if all(_distinct_objects(before, other) for before in drawn):
+            drawn.append(other)
+    return tuple(drawn)
+
+
+def _draw_cuts(events: int, num_frames: int, rng: np.random.Generator) -> list[int]:
+    """Where one event ends and the next begins: about as long as each other, and two frames long or more."""
+    spread = {1: 0.0, 2: 0.08, 3: 0.05}[events]
+    return [round(num_frames * (event / events + rng.uniform(-spread, spread))) for event in range(1, events)]
 
 
 def _distinct_objects(first: Triple, second: Triple) -> bool:

@@ -162,7 +162,9 @@ class EstimatorTask:
                 start = step * self.training.batch_size + rank() * size
                 yield table.batch(order[start : start + size])
 
-    def loss(self, model: nn.Module, batch: LabelBatch, device: torch.device) -> Mapping[str, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: LabelBatch, device: torch.device, *, watch: bool = False
+    ) -> Mapping[str, Tensor]:
         batch = batch.to(device)
         error = (model(batch.similarity) - batch.interaction) * batch.mask
         # The mean includes padding, as published. Every rank then has the same divisor.

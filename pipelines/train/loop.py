@@ -79,8 +79,13 @@ class Task(Protocol[Batch]):
         """This rank's batches from ``position`` to the end of the training, epoch after epoch."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
-        """Named parts of the loss, of which ``loss`` is minimised."""
+    def loss(
+        self, model: nn.Module, batch: Batch, device: torch.device, *, watch: bool = False
+    ) -> Mapping[str, Tensor]:
+        """Named parts of the loss, of which ``loss`` is minimised; with ``watch`` also figures beside it.
+
+        Names of those hold a slash.
+        """
         ...
 
     def after_step(self, model: nn.Module) -> None:
@@ -146,6 +151,9 @@ class LoopSettings:
 
     checkpoint_every_steps: int | None = None
     log_every_steps: int = 5
+    watch_every_steps: int = 25
+    """A task is asked for figures beside its loss, which may cost another backward pass, on the first step after so
+    many that is logged."""
     precision: Precision = "float32"
     validations_per_epoch: int = 1
     """Checkpoints before the epoch's end serve to resume, and are never the best."""
@@ -216,16 +224,25 @@ class TrainingLoop(Generic[Batch]):
                 self.position, step=self.position.step + 1, step_in_epoch=self.position.step_in_epoch + 1
             )
             meter.stepped(self.task.pairs(batch) * world_size())
-            if self.position.step % self.settings.log_every_steps == 0 or self.position.step == self.total_steps:
+            if self._is_logged(self.position.step):
                 self._log(parts, gradient_norm, meter)
             if self.position.step_in_epoch < steps:
                 self._within_epoch(steps, meter)
 
+    def _is_logged(self, step: int) -> bool:
+        return step % self.settings.log_every_steps == 0 or step == self.total_steps
+
+    def _is_watched(self, step: int) -> bool:
+        """A function of the step alone: all ranks take part in what is computed then, also after a restart."""
+        before, every = step - self.settings.log_every_steps, self.settings.watch_every_steps
+        return self._is_logged(step) and (step // every > before // every or step == self.total_steps)
+
     def _step(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
         # Seeded in every step, so that a step draws the same random numbers after a restart.
         torch.manual_seed(step_seed(self.task.seed, self.position.step))
+        watch = self._is_watched(self.position.step + 1)
         with self._autocast():
-            parts = self.task.loss(self.model, batch, self.device)
+            parts = self.task.loss(self.model, batch, self.device, watch=watch)
         loss = parts["loss"]
         # All ranks must stop together, because one that continued would wait for the others' gradients.
         if not torch.isfinite(mean_over_ranks(loss)):
@@ -264,7 +281,8 @@ class TrainingLoop(Generic[Batch]):
 
     def _log(self, parts: Mapping[str, Tensor], gradient_norm: Tensor, meter: _Throughput) -> None:
         means = mean_over_ranks(torch.stack([value.detach().float() for value in parts.values()]))
-        metrics = {f"train/{name}": value for name, value in zip(parts, means.tolist(), strict=True)}
+        named = zip(parts, means.tolist(), strict=True)
+        metrics = {name if "/" in name else f"train/{name}": value for name, value in named}
         metrics["train/gradient_norm"] = gradient_norm.item()
         for group in self.optimizer.param_groups:
             metrics[f"learning_rate/{group['name']}"] = float(group["lr"])

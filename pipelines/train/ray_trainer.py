@@ -34,6 +34,7 @@ from pipelines.recipe.resources import TrainResources
 from pipelines.resources.ray_session import worker_gpus
 from pipelines.tracker import StageTracker
 from pipelines.train.checkpoint_folder import CheckpointFolder
+from pipelines.train.collapse import CollapseWarnings
 from pipelines.train.collectives import OtherRankError
 from pipelines.train.files import CHECKPOINTS, NON_FINITE, RAY_TRAIN
 from pipelines.train.history import History, Point
@@ -138,7 +139,7 @@ def train_on_ray(
         ray.train.TrainingFailedError: workers died more often than ``resources.max_failures``.
     """
     total = sum(map(task.steps, range(task.epochs)))
-    history = History(output)
+    history, collapse = History(output), CollapseWarnings()
     if trial is not None:
         settings = replace(settings, validations_per_epoch=trial.validations_per_epoch)
     with Progress(task.kind, total=total, unit="steps") as progress:
@@ -146,6 +147,7 @@ def train_on_ray(
         def receive(points: list[Point]) -> None:
             history.extend(points)
             tracker.log_batch(points)
+            collapse.look(points)
             for step, metrics in points:
                 progress.advance_to(step, _note(metrics))
 

@@ -22,6 +22,7 @@ from pipelines.models.initial_weights import initialise_from
 from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import RetrievalTrainingConfig
 from pipelines.splits import SplitView, positions_of_half
+from pipelines.train.collapse import game_figures
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
@@ -76,16 +77,21 @@ class RetrievalTask(PairTask[PairBatch]):
     def _validation(self) -> SplitView:
         return self.data.captions("val")
 
-    def loss(self, model: nn.Module, batch: PairBatch, device: torch.device) -> Mapping[str, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: PairBatch, device: torch.device, *, watch: bool = False
+    ) -> Mapping[str, Tensor]:
         texts, videos = batch.model_input(self.encoder(model))
-        features = gather_pairs(model(texts, videos, self.draws()))
+        own = model(texts, videos, self.draws())
+        features = gather_pairs(own)
         loss = retrieval_loss(
             features,
             self.encoder(model).clip.logit_scale,
             config=self.model_config.loss,
             quirks=self.model_config.quirks,
+            game=self.model_config.game,
         )
-        return {"loss": loss.total, **loss.parts}
+        figures = game_figures(own, features, loss.parts, skl=self.model_config.loss.skl) if watch else {}
+        return {"loss": loss.total, **loss.parts, **figures}
 
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Retrieval within the validation split, every caption a query; videos are spread over ranks.

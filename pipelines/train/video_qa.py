@@ -26,6 +26,7 @@ from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import VideoQATrainingConfig
 from pipelines.splits import QuestionView, positions_of_half
 from pipelines.train.batches import BatchAddress
+from pipelines.train.collapse import game_figures
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
@@ -107,12 +108,17 @@ class VideoQATask(PairTask[QuestionBatch]):
     def _validation(self) -> QuestionView:
         return self.data.questions("val")
 
-    def loss(self, model: nn.Module, batch: QuestionBatch, device: torch.device) -> Mapping[str, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: QuestionBatch, device: torch.device, *, watch: bool = False
+    ) -> Mapping[str, Tensor]:
         pairs, labels = batch.pairs, batch.labels.to(device)
         texts, videos = pairs.model_input(self.encoder(model))
-        answered = gather_pairs(model(texts, videos, labels, self.draws()))
+        own = model(texts, videos, labels, self.draws())
+        answered = gather_pairs(own)
         loss = video_qa_loss(answered, self.encoder(model).clip.logit_scale, config=self.model_config)
-        return {"loss": loss.total, **loss.parts}
+        skl = self.model_config.encoder.loss.skl
+        figures = game_figures(own.pairs, answered.pairs, loss.parts, skl=skl) if watch else {}
+        return {"loss": loss.total, **loss.parts, **figures}
 
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Accuracy over all validation questions; those with an answer outside the vocabulary count as wrong.

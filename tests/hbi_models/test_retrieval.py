@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hbi_models.axes import PairFeatures, TextBatch, VideoBatch
+from hbi_models.axes import PairFeatures, TextBatch, TokenFeatures, VideoBatch
 from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.configs import (
     LEVELS,
@@ -22,10 +22,10 @@ from hbi_models.configs import (
     RetrievalConfig,
     TemporalConfig,
 )
-from hbi_models.losses import retrieval_loss
+from hbi_models.losses import contrastive_loss, retrieval_loss
 from hbi_models.retrieval import RetrievalModel, counted_levels
-from hbi_models.similarity import token_cosines
-from tests.hbi_models.tiny_model import MAX_WORDS, random_batches, tiny_config
+from hbi_models.similarity import level_similarity, token_cosines
+from tests.hbi_models.tiny_model import DIM, MAX_WORDS, random_batches, tiny_config
 
 # Other sums of matrix products in other batches.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
@@ -57,10 +57,12 @@ def rows(texts: TextBatch, videos: VideoBatch, part: slice) -> tuple[TextBatch, 
 
 def loss_of(model: RetrievalModel, features: PairFeatures) -> Tensor:
     config = model.config
-    return retrieval_loss(features, model.clip.logit_scale, config=config.loss, quirks=config.quirks).total
+    return retrieval_loss(
+        features, model.clip.logit_scale, config=config.loss, quirks=config.quirks, game=config.game
+    ).total
 
 
-@pytest.mark.parametrize("teacher", ["exact", "estimator", "none"])
+@pytest.mark.parametrize("teacher", ["exact", "estimator", "cosine", "none"])
 @torch.no_grad()
 def test_halves_of_a_batch_give_the_halves_of_its_features(tmp_path: Path, teacher: str) -> None:
     model = make_model(tmp_path, game=GameConfig(teacher=teacher, estimator_channels=4))
@@ -97,6 +99,8 @@ def test_only_real_frames_are_encoded_unless_published(tmp_path: Path) -> None:
         {},
         {"game": GameConfig(teacher="estimator", estimator_channels=4)},
         {"game": GameConfig(teacher="none", estimator_channels=4)},
+        {"game": GameConfig(teacher="cosine", estimator_channels=4)},
+        {"game": GameConfig(teacher="exact", coalitions=0.5, estimator_channels=4)},
         {"loss": LossConfig(skl=0.0)},
         {"loss": LossConfig(kl=0.0)},
         {"quirks": Quirks.published(), "game": GameConfig(teacher="estimator", estimator_channels=4)},
@@ -177,6 +181,51 @@ def test_the_estimator_teaches_from_masked_cosines(tmp_path: Path) -> None:
         cosines = token_cosines(text, video)
         torch.testing.assert_close(interaction.target, model.teacher(cosines))
         torch.testing.assert_close(interaction.prediction, model.predictors[name](cosines))
+
+
+@torch.no_grad()
+def test_the_cosine_teacher_gives_the_scaled_cosines_and_has_no_network(tmp_path: Path) -> None:
+    model = make_model(tmp_path, game=GameConfig(teacher="cosine", similarity_scale=10.0, estimator_channels=4))
+    assert model.teacher is None
+    features = model(*random_batches([12, 5], [6, 2]))
+    for text, video, interaction in zip(features.texts, features.videos, features.interactions, strict=True):
+        torch.testing.assert_close(interaction.target, 10 * token_cosines(text, video))
+
+
+def test_coalitions_count_at_the_entity_level_in_score_and_loss(tmp_path: Path) -> None:
+    plain = make_model(tmp_path)
+    model = make_model(tmp_path, game=GameConfig(teacher="exact", coalitions=0.5, estimator_channels=4))
+    features = model(*random_batches([12, 5, 7], [6, 2, 3]))
+    texts, videos = features.texts, features.videos
+    entity = level_similarity(texts[0], videos[0], coalitions=0.5)
+    torch.testing.assert_close(model.similarity(texts, videos, (1.0, 0.0, 0.0)), entity)
+    assert not torch.allclose(entity, plain.similarity(texts, videos, (1.0, 0.0, 0.0)), atol=1e-3)
+    for rates in ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+        torch.testing.assert_close(model.similarity(texts, videos, rates), plain.similarity(texts, videos, rates))
+    parts = {}
+    for name, one in (("plain", plain), ("coalitions", model)):
+        config = one.config
+        parts[name] = retrieval_loss(
+            features, model.clip.logit_scale, config=config.loss, quirks=config.quirks, game=config.game
+        ).parts
+    expected = contrastive_loss(model.clip.logit_scale.exp() * entity)
+    torch.testing.assert_close(parts["coalitions"]["entity_nce_t2v"], expected)
+    assert not torch.isclose(parts["plain"]["entity_nce_t2v"], expected, atol=1e-4)
+    torch.testing.assert_close(parts["coalitions"]["event_nce"], parts["plain"]["event_nce"])
+
+
+def test_coalitions_without_a_probability_and_with_padding_in_the_maxima_are_refused() -> None:
+    for value in (0.0, 1.0, 2.0):
+        with pytest.raises(ValueError, match=r"game\.coalitions"):
+            GameConfig(coalitions=value)
+    with pytest.raises(ValueError, match="zero_floor"):
+        RetrievalConfig(game=GameConfig(coalitions=0.5), quirks=Quirks(zero_floor=True))
+
+
+def test_eight_frames_make_eight_four_and_two(tmp_path: Path) -> None:
+    model = make_model(tmp_path, merging=MergingConfig(video_rates=(0.5, 0.5), heads=4), max_frames=8)
+    frames = TokenFeatures(torch.randn(2, 8, DIM), torch.ones(2, 8, dtype=torch.bool))
+    assert [level.mask.sum(dim=1).tolist() for level in model.video_hierarchy(frames)] == [[8, 8], [4, 4], [2, 2]]
 
 
 def test_levels_are_gathered_leaf_by_leaf_in_a_fixed_order(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_an_answer_is_the_weighted_sum_of_the_levels_answers(tmp_path: Path) -> 
             model.answer_logits(texts, videos, rates)
 
 
-@pytest.mark.parametrize("teacher", ["exact", "estimator", "none"])
+@pytest.mark.parametrize("teacher", ["exact", "estimator", "cosine", "none"])
 def test_parts_of_a_batch_gather_to_the_loss_and_answers_of_the_whole(tmp_path: Path, teacher: str) -> None:
     model = make_model(tmp_path, encoder={"game": GameConfig(teacher=teacher, estimator_channels=4)})
     batch = questions()

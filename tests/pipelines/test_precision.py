@@ -34,7 +34,7 @@ class Silent:
 class Watched(SteepTask):
     """Notes in which type matrix products are computed."""
 
-    def loss(self, model: nn.Module, batch: int, device: torch.device) -> Mapping[str, Tensor]:
+    def loss(self, model: nn.Module, batch: int, device: torch.device, *, watch: bool = False) -> Mapping[str, Tensor]:
         self.dtype = (torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)).dtype
         return super().loss(model, batch, device)
 

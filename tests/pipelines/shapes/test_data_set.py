@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from itertools import combinations
@@ -14,10 +15,13 @@ from pipelines.shapes.captions import draw_captions, questions_about
 from pipelines.shapes.data_set import write_annotations, write_clips
 from pipelines.shapes.events import COLOURS, MOTIONS, SHAPES, draw_script, split_triples
 from pipelines.shapes.rendering import render_clip
+from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
 
 CONFIG = ShapesConfig(train_videos=300, test_videos=250)
 TRAIN, TEST = range(300), range(300, 550)
+DIGEST = "7b730d7936089e8ce046a655ed4d8f25ba0a32ec4a934ac3126cd475df6bb383"
+"""Of all scripts and captions of ``CONFIG``, which frames and models of existing workspaces were made of."""
 
 
 def test_test_clips_show_only_combinations_that_training_never_shows() -> None:
@@ -140,3 +144,49 @@ def test_truth_agrees_with_the_annotations(tmp_path: Path) -> None:
 def test_a_clip_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="clips 0 to 549"):
         draw_script(CONFIG, 550)
+
+
+@pytest.mark.parametrize("events", [1, 2, 3])
+def test_every_clip_has_as_many_events_as_asked(events: int) -> None:
+    # The shortest clips there are.
+    config = ShapesConfig(train_videos=60, test_videos=60, events=events, duration_s=0.5)
+    scripts = [draw_script(config, number) for number in range(120)]
+    assert {len(script.events) for script in scripts} == {events}
+    seen, held_out = (set(triples) for triples in split_triples(config.seed))
+    for script in scripts:
+        triples = [event.triple for event in script.events]
+        assert set(triples) <= (seen if script.number < 60 else held_out)
+        assert len({(triple.colour, triple.shape) for triple in triples}) == events
+        assert [event.start for event in script.events[1:]] == [event.end for event in script.events[:-1]]
+        assert all(event.end - event.start >= 2 for event in script.events)
+        assert all(event.start <= event.visible_start < event.visible_end <= event.end for event in script.events)
+        assert render_clip(config, script).shape[0] == script.num_frames
+    assert len({tuple(event.triple for event in script.events) for script in scripts[60:]}) == 60
+
+
+def test_captions_of_three_events_name_all_of_them_and_fit_the_demos_model() -> None:
+    config = ShapesConfig(train_videos=80, test_videos=1, events=3)
+    tokenizer = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer()
+    for number in range(80):
+        script = draw_script(config, number)
+        captions = draw_captions(config, script)
+        assert len({caption.text for caption in captions}) == config.captions_per_video
+        for caption in captions:
+            words = caption.text.split(" ")
+            assert len(tokenizer.encode(caption.text)) == len(words) <= 22
+            assert {(ground.event, ground.attribute) for ground in caption.groundings} == {
+                (event, name) for event in range(3) for name in ("colour", "shape", "motion")
+            }
+            for ground in caption.groundings:
+                if ground.attribute == "colour":
+                    assert words[ground.start] == script.events[ground.event].triple.colour
+    assert {question.answer for question in questions_about(draw_script(config, 0))} >= {"three"}
+
+
+def test_clips_without_a_number_of_events_are_those_of_before() -> None:
+    scripts = [draw_script(CONFIG, number) for number in (*TRAIN, *TEST)]
+    found = repr([(script, draw_captions(CONFIG, script)) for script in scripts])
+    assert hashlib.sha256(found.encode()).hexdigest() == DIGEST
+    assert "events" not in plain(CONFIG)
+    with pytest.raises(ValueError, match=r"data\.shapes\.events is 4"):
+        ShapesConfig(events=4)  # type: ignore[arg-type]

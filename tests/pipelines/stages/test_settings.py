@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -13,14 +14,16 @@ import torch
 from safetensors.torch import save_file
 
 from hbi_models.clip.backbone import ClipBackbone
-from hbi_models.configs import ClipConfig, RetrievalConfig, counts_for
+from hbi_models.configs import ClipConfig, GameConfig, RetrievalConfig, counts_for
 from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluation_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig
+from pipelines.recipe.reading import config_from_plain
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.report import ReportConfig
 from pipelines.stages.settings import checkpoint_digest, counting
 from pipelines.workspace import contents
+from pipelines.workspace.artifact import plain
 from pipelines.workspace.contents import content_digest
 from tests.hbi_models.tiny_model import random_batches, tiny_config, write_architecture
 
@@ -35,7 +38,7 @@ def with_value(config: Any, path: tuple[str, ...], value: Any) -> Any:
     return replace(config, **{name: with_value(getattr(config, name), tuple(rest), value) if rest else value})
 
 
-def fingerprints(setting: str, value: str) -> dict[str, str]:
+def fingerprints(setting: str, value: Any) -> dict[str, str]:
     return make_graph(with_value(RECIPE, tuple(setting.split(".")), value)).fingerprints
 
 
@@ -79,6 +82,15 @@ def test_what_a_setting_names_counts_by_its_contents(tmp_path: Path, setting: st
 def test_a_name_that_is_no_path_counts_as_it_is(tmp_path: Path) -> None:
     settings = counting(ClipConfig(architecture="ViT-B-32-quickgelu", pretrained="openai"), "features")
     assert settings == {"architecture": "ViT-B-32-quickgelu", "pretrained": "openai"}
+
+
+def test_coalitions_count_where_similarities_do_and_leave_no_trace_where_everybody_joins() -> None:
+    before = make_graph(RECIPE).fingerprints
+    assert "coalitions" not in json.dumps(plain(RECIPE.model))
+    after = fingerprints("model.game.coalitions", 0.5)
+    assert differing(before, after) == STAGES[STAGES.index("retrieval") :]
+    read = config_from_plain(RetrievalConfig, plain(RetrievalConfig(game=GameConfig(coalitions=0.5))))
+    assert read.game.coalitions == 0.5
 
 
 def test_a_folder_of_ours_counts_by_its_weights_and_description(tmp_path: Path) -> None:
@@ -172,6 +184,7 @@ OTHERS: dict[str, Any] = {
     "level_rates": (0.0, 1.0, 1.0),
     "teacher": "estimator",
     "heads": 2,
+    "coalitions": 0.5,
 }
 UNCOUNTED = [path for path, counts in leaves(RetrievalConfig()) if not counts]
 

@@ -44,13 +44,16 @@ class LineTask:
             for step in range(position.step_in_epoch if epoch == position.epoch else 0, self.steps(epoch)):
                 yield epoch, step
 
-    def loss(self, model: nn.Module, batch: tuple[int, int], device: torch.device) -> Mapping[str, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: tuple[int, int], device: torch.device, *, watch: bool = False
+    ) -> Mapping[str, Tensor]:
         self.seen.append(batch)
         generator = torch.Generator().manual_seed(100 * batch[0] + batch[1])
         inputs = torch.randn(8, 3, generator=generator)
         error = model(inputs)[:, 0] - inputs.sum(dim=1)
         scale = torch.nan if batch == self.poisoned else 1.0
-        return {"loss": scale * error.square().mean(), "bias": error.mean()}
+        figures = {"game/spread": error.std()} if watch else {}
+        return {"loss": scale * error.square().mean(), "bias": error.mean(), **figures}
 
     def after_step(self, model: nn.Module) -> None:
         with torch.no_grad():
@@ -125,6 +128,14 @@ def test_curves_have_a_point_every_so_many_steps_and_the_last(tmp_path: Path) ->
     ].keys()
     rates = recorder.curve("learning_rate/head_decay")
     assert rates[4] > rates[16] > 0
+
+
+def test_figures_beside_the_loss_come_on_logged_steps_alone(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    train(LineTask(), recorder, log_every_steps=2, watch_every_steps=5)
+    assert list(recorder.curve("game/spread")) == [6, 10, 16, 18]
+    assert list(recorder.curve("train/loss")) == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert "train/game/spread" not in recorder.points[2][1]
 
 
 def test_checkpoints_within_an_epoch_are_never_the_best(tmp_path: Path) -> None:

@@ -160,3 +160,15 @@ def test_tie_break_noise_is_drawn_in_training(data: Storage, tmp_path: Path) -> 
     merging = MergingConfig(text_rates=(0.5, 0.5), video_rates=(0.5, 0.5), heads=4, tie_break_noise=1e-6)
     task = retrieval_task(data, retrieval_config(tmp_path, merging=merging), CAPTIONS, epochs=1)
     TrainingLoop(task, device=CPU, reporter=Silent(), settings=LoopSettings()).run()
+
+
+def test_figures_of_the_game_come_beside_the_parts_of_the_loss(task: RetrievalTask) -> None:
+    model, batch = task.make_model(), next(task.batches(Position()))
+    plain = task.loss(model, batch, CPU)
+    watched = task.loss(model, batch, CPU, watch=True)
+    assert {name: value.item() for name, value in plain.items()} == {
+        name: value.item() for name, value in watched.items() if "/" not in name
+    }
+    names = {name.removeprefix("game/") for name in watched if "/" in name}
+    assert {"entity_words_entropy", "entity_frames_largest", "action_words_entropy", "event_gradient"} <= names
+    assert all(0 <= watched[f"game/{name}"] <= 1 for name in names if not name.endswith("gradient"))
