@@ -37,7 +37,7 @@ class AnnotatedVideo:
     """Address of the file, or where it was expected."""
 
     file: VideoFile | None
-    """The file at ``uri``; absent where there is none that can be used."""
+    """The file at ``uri``; absent if there is no file or it cannot be used."""
 
     split: Split
     captions: Sequence[str]
@@ -46,7 +46,7 @@ class AnnotatedVideo:
     end_s: float | None = None
 
     why_missing: str = "no such file"
-    """Why there is no file, where there is none."""
+    """Why ``file`` is absent; without meaning where it is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -89,7 +89,7 @@ def read_records(file: str, form: RecordFormat, warnings: list[str] | None = Non
         warnings: gets a sentence about columns that are not known.
 
     Raises:
-        ValueError: the file has another format or misses columns, or a line is none or too long.
+        ValueError: the file has another format or misses columns, or a line is not a record or is too long.
         FileNotFoundError: there is no such file.
     """
     suffix, place = suffix_of(file), shown(absolute_uri(file))

@@ -189,10 +189,10 @@ class FoundFiles:
     files: Mapping[str, VideoFile]
 
     reasons: Mapping[str, str]
-    """Why others cannot be used, if the reason is another one than a missing file."""
+    """Why other files cannot be used, where the reason is not that the file is missing."""
 
     def place(self, uri: str) -> Place:
-        """The file at ``uri``, or why there is none."""
+        """The file at ``uri``, or why it cannot be used."""
         return {
             "uri": printable(uri),
             "file": self.files.get(uri),
@@ -234,7 +234,7 @@ def find_files(uris: Sequence[str]) -> FoundFiles:
 
 
 def _find_local(uri: str) -> VideoFile | str:
-    """The file, or why there is none."""
+    """The file, or why it cannot be used."""
     if not is_text(uri):
         return _NO_TEXT
     try:

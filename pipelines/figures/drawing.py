@@ -20,7 +20,7 @@ def checked_kinds(names: Sequence[str]) -> list[Kind]:
     """``names`` as kinds of interactions, each once.
 
     Raises:
-        ValueError: there is none, or a name is unknown.
+        ValueError: ``names`` is empty, or a name is unknown.
     """
     unknown = sorted(set(names) - set(KINDS))
     if unknown or not names:

@@ -50,7 +50,7 @@ class PairReader:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it cannot be decoded, the text is empty, or a kind needs an estimator and there is none.
+            ValueError: the video cannot be decoded, the text is empty, or a kind needs a missing estimator.
         """
         require(bool(text.strip()), "the text is empty; say something about the video")
         row = read_video(video, self.frames)

@@ -62,8 +62,8 @@ def read_document(output: Storage) -> Mapping[str, Any]:
     """The document that committed the artifact in ``output``.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedFileError: it is not what this project writes.
+        FileNotFoundError: there is no such document.
+        DamagedFileError: the document is not one that this project writes.
     """
     document = output.read_json(ARTIFACT)
     if not isinstance(document, Mapping) or not {"version", "finished_at"} <= document.keys():

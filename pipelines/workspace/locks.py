@@ -223,7 +223,7 @@ def process_lives(owner: Owner) -> bool | None:
 
 
 def _process_identity(pid: int) -> str | None:
-    """Machine and start time of a process; None if there is none, or if the system does not tell."""
+    """Machine and start time of a process; None if it does not run, or if the system does not tell."""
     try:
         # Field 22 of the line. Counted from the end of the name in brackets, which may contain spaces and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

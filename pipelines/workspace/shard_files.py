@@ -38,7 +38,7 @@ def directory_entry(table: pa.Table) -> dict[str, str]:
 
 
 def directory_of(footer: pq.FileMetaData) -> pa.Table | None:
-    """The directory in the ``footer`` of a shard; None if there is none, or if it was changed."""
+    """The directory in the ``footer`` of a shard; None if it is missing or was changed."""
     entry = (footer.metadata or {}).get(_DIRECTORY.encode())
     if entry is None:
         return None

@@ -206,7 +206,7 @@ class Storage:
 
         Raises:
             FileNotFoundError, StorageError: as :meth:`read_bytes`.
-            DamagedFileError: it is none, or its bytes have changed since they were written.
+            DamagedFileError: it is not a Parquet file, or its bytes have changed since they were written.
         """
         content = self.read_bytes(path)
         try:
