@@ -1,7 +1,7 @@
-"""Other conventions for videos with several captions, which give other figures for the same similarities.
+"""Other conventions for videos with several captions. They give different figures for the same similarities.
 
-The default (``metrics``) takes every caption as a query, and as the rank of a video that of its best-ranked caption
-among all captions. The functions here are what other publications report, to stand beside it.
+The default (``metrics``) takes every caption as a query; the rank of a video is that of its best-ranked caption among
+all captions. The functions here compute what other publications report, to be shown beside it.
 """
 
 from __future__ import annotations

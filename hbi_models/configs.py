@@ -68,8 +68,8 @@ def added_later(
 ) -> Any:
     """A field of settings that is left out of documents and fingerprints at its default.
 
-    What was made before there was such a setting stays what it is. ``uses`` as in :func:`only_for`, but without any
-    it counts everywhere; ``names`` as in :func:`content_of`.
+    So artifacts from before the setting existed keep their fingerprints. ``uses`` as in :func:`only_for`, but without
+    any it counts everywhere; ``names`` as in :func:`content_of`.
     """
     metadata = {_ABSENT: True} | ({_USES: uses} if uses else {}) | ({} if names is None else {_CONTENT: names})
     return field(default=default, default_factory=default_factory, metadata=metadata)
@@ -231,8 +231,7 @@ class GameConfig:
     teacher: Teacher = only_for("training", "answering", default="estimator")
     """Where the target interaction comes from: ``estimator`` (a network trained on labels, as
     published), ``exact`` (closed form of the pair at hand, no network), ``cosine`` (the pair's cosines
-    themselves: the control that tells what the game adds) or ``none``. docs/game.md says what each of
-    them reached."""
+    themselves: the control that tells what the game adds) or ``none``. docs/game.md has the results of each."""
 
     similarity_scale: float | Literal["auto"] = only_for("features", "training", "answering", default=PUBLISHED_SCALE)
     """Cosines are multiplied by this before the game is played (published: 1000). The targets of the interaction loss
@@ -246,7 +245,7 @@ class GameConfig:
     coalitions: float | None = added_later("training", "answering", "evaluation", default=None)
     """Null: the entity level's similarity is that of all words and frames (published). A probability p between 0
     and 1: it is the expected similarity of random coalitions, which each word and frame joins with probability p;
-    in training, evaluation and search alike. docs/game.md says what it reached."""
+    in training, evaluation and search alike. docs/game.md has its results."""
 
     def __post_init__(self) -> None:
         require(

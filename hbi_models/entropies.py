@@ -1,7 +1,7 @@
-"""How far a softmax is from equal shares: its entropy as a part of the largest possible one.
+"""How far a softmax is from uniform: its entropy divided by the largest possible one.
 
-1 is equal shares, 0 is all for one. It tells whether importance weights have collapsed, and how sharp a
-target of the interaction loss is.
+1 is uniform, 0 is one-hot. It shows whether importance weights have collapsed, and how sharp a target of the
+interaction loss is.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 TARGET_ENTROPY = 0.5
-"""What ``entropy_scale`` makes of targets: halfway between equal shares, which teach nothing, and one-hot ones."""
+"""The entropy to which ``entropy_scale`` brings targets: halfway between uniform, which teaches nothing, and
+one-hot."""
 
 # Logarithms of the bounds of the scale, of targets whose mean square is 1, and halvings between them: to 0.02%.
 _LOWEST, _HIGHEST, _HALVINGS = math.log(1e-2), math.log(1e4), 16
 
 
 def normalized_entropy(logits: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"], *, dim: int) -> Float[Tensor, ""]:
-    """Returns the mean over rows of the entropy of their softmax over ``dim``, as a part of the largest possible one.
+    """Returns the mean over rows of the normalised entropy of their softmax over ``dim``.
 
-    Padding takes no part, and neither do rows of fewer than two: where there are no others it is 1.
+    Padding and rows of fewer than two tokens are left out; if no row is left, the result is 1.
     """
     return _mean(*_entropies(logits, mask, dim))
 

@@ -137,16 +137,16 @@ def bootstrap_intervals(
     """Returns a percentile bootstrap interval of each of the ``metrics``, over resampled clusters of queries.
 
     The interval describes the sampling of queries, with the gallery and the model fixed (Efron and
-    Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13). Queries about one video are
-    alike: whole clusters are drawn with replacement (Davison and Hinkley, *Bootstrap Methods and
-    their Application*, 1997, section 3.8), so that ten captions of a video do not count as ten
-    independent ones. ``generator`` lives on the device of ``ranks``.
+    Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13). Queries about one video are correlated, so whole
+    clusters are drawn with replacement (Davison and Hinkley, *Bootstrap Methods and their Application*, 1997, section
+    3.8), and ten captions of a video do not count as ten independent ones. ``generator`` lives on the device of
+    ``ranks``.
 
     Args:
         ranks: of the queries.
         generator: of the resamples.
         metrics: what is computed of each resample.
-        clusters: which cluster each query belongs to, by any numbers; None = every query is one of its own.
+        clusters: the cluster of each query, as arbitrary numbers; None = every query is its own cluster.
         num_resamples: how often.
         confidence: of the interval.
 
@@ -173,7 +173,8 @@ def cluster_resamples(
 ) -> Iterator[Int[Tensor, " drawn"]]:
     """Yields the queries of ``num_resamples`` resamples: as many clusters as there are, drawn with replacement.
 
-    A resample has as many queries as its clusters hold. ``clusters`` are told apart by their numbers.
+    The number of queries in a resample varies with the clusters drawn. Equal numbers in ``clusters`` mean the same
+    cluster.
 
     Raises:
         ValueError: there is no query, or no resample is asked for.

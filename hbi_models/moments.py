@@ -26,9 +26,10 @@ class Moment:
 def frame_relevance(
     text: TokenLevel, videos: TokenLevel, coalitions: float | None = None
 ) -> Float[Tensor, "videos frames"]:
-    """How well every frame of ``videos`` matches one text: the mean of its words' cosines, by their importance.
+    """How well every frame of ``videos`` matches one text: the mean of the words' cosines, weighted by their
+    importance.
 
-    ``coalitions`` is the model's setting: their importance is then the expected one.
+    ``coalitions`` is the model's setting; with it the importance is the expected one.
     """
     count = len(videos.mask)
     repeated = text.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))

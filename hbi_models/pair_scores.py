@@ -1,4 +1,4 @@
-"""Scores of matching texts and videos, one number per pair: the model's, and what they are compared with."""
+"""Scores of matching texts and videos, one number per pair: the model's and those of baselines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hbi_models.similarity import candidates, token_weights, unit_tokens
 def pair_scores(
     texts: Sequence[TokenLevel], videos: Sequence[TokenLevel], rates: Sequence[float], *, zero_floor: bool = False
 ) -> Mapping[str, Float[Tensor, " pairs"]]:
-    """Returns the scores of matching pairs, text i and video i, that need no more than their three levels.
+    """Returns the scores of matching pairs, text i and video i, that are computed from their three levels alone.
 
     ``model``: the levels' similarities, weighed by ``rates``. ``entity``, ``action``, ``event``: each alone.
     ``mean pooling``: cosine of the mean unit word and the mean unit frame. ``exact interaction``: the sum of

@@ -1,9 +1,9 @@
-"""Corrections of finished similarities for hubs: items that are near to too many queries.
+"""Corrections of finished similarities for hubs, which are items close to too many queries.
 
 Each takes similarities with a query per row and returns scores of the same shape, to be compared within a row
-only. All is computed in float64. What a method needs beyond the query and the gallery decides whether a system
-can use it: ``dual_softmax`` needs all the other test queries, so its figures are transductive; the two with a
-query bank need training captions alone, of which a number or two per item are kept.
+only. All is computed in float64. ``dual_softmax`` needs all other test queries, so its figures are transductive and a
+search cannot use it. The two methods with a query bank need only training captions, of which one or two numbers per
+item are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from hbi_models.configs import require
 
 DUAL_SOFTMAX_TEMPERATURE = 100.0
-"""What evaluations with CLIP's cosines use; the loss of the paper has 1000."""
+"""Usual in evaluations with CLIP's cosines; the loss of the paper uses 1000."""
 
 QUERYBANK_BETA = 20.0
 """Inverse temperature of the querybank (published)."""
@@ -96,8 +96,8 @@ def neighbour_bias(
     """Returns what nearest-neighbour normalisation (NNN) takes off the similarity of every item.
 
     ``weight`` times the mean similarity with the ``neighbours`` queries of the bank that are nearest to the item;
-    of a smaller bank with all of it. Chowdhury et al., *Nearest Neighbor Normalization Improves Multimodal
-    Retrieval*, EMNLP 2024 (arXiv 2410.24114), equations 2 and 3.
+    a smaller bank is used whole. Chowdhury et al., *Nearest Neighbor Normalization Improves Multimodal Retrieval*,
+    EMNLP 2024 (arXiv 2410.24114), equations 2 and 3.
 
     Raises:
         ValueError: the bank is empty, or ``neighbours`` is not positive.

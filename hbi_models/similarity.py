@@ -2,9 +2,9 @@
 
     S = ½ Σ_t α_t max_v c_tv + ½ Σ_v β_v max_t c_tv
 
-with cosines c and softmax weights α, β (Wang et al., arXiv 2203.07111). With ``coalitions`` it is what this is
-expected to be when words and frames join at random (``banzhaf/coalitions.py``). The similarities of all texts with all
-videos are computed in tiles, which bound the memory. This holds in training, too, because the backward pass needs only
+with cosines c and softmax weights α, β (Wang et al., arXiv 2203.07111). With ``coalitions`` it is the expectation of
+this value when words and frames join at random (``banzhaf/coalitions.py``). The similarities of all texts with all
+videos are computed in tiles, which bound the memory. This also holds in training, because the backward pass needs only
 the places of the maxima and not the cosines.
 """
 
@@ -81,9 +81,10 @@ def level_similarity(
     Args:
         texts: Words of the texts.
         videos: Frames of the videos.
-        zero_floor: Published slip: padded tokens take part in the maxima with cosine 0. Without ``coalitions``.
-        coalitions: The probability with which each word and each frame takes part: the expected similarity of
-            those that do, given that both sides are there, within 2e-4. None = all take part.
+        zero_floor: Published slip: padded tokens take part in the maxima with cosine 0. Not allowed with
+            ``coalitions``.
+        coalitions: The probability with which each word and each frame takes part. The result is then the expected
+            similarity of those that do, given that both sides are present, within 2e-4. None = all take part.
         max_tile_elements: Upper bound of the cosines computed at once; by default what suits the device.
 
     Raises:
@@ -193,7 +194,7 @@ def candidates(level: TokenLevel, *, zero_floor: bool) -> Float[Tensor, "items t
 def sinking_padding(texts: TokenLevel, videos: TokenLevel) -> tuple[Tensor, Tensor]:
     """Returns tokens whose products are the cosines of real ones, and lie below -1 where either is padding.
 
-    Two more channels do that within the product itself, where a mask would take a pass over all pairs.
+    Two additional channels do this inside the product. A mask would need another pass over all pairs.
     """
     words, frames = unit_tokens(texts), unit_tokens(videos)
     (one_word, sunk_word), (one_frame, sunk_frame) = (

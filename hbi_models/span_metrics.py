@@ -1,8 +1,8 @@
 """Metrics of moments: how well predicted spans of a video fit those that a text is about.
 
-Recall at IoU counts queries whose first span overlaps a right one by so much. Mean average precision takes the ranked
-spans of every query as detections of its right ones (Lei et al., *QVHighlights*, NeurIPS 2021, arXiv 2107.09609:
-thresholds 0.5 to 0.95 in steps of 0.05, interpolated precision as in ActivityNet's evaluation).
+Recall at an IoU counts the queries whose first span overlaps a right one by at least that much. Mean average precision
+treats the ranked spans of every query as detections of its right ones (Lei et al., *QVHighlights*, NeurIPS 2021, arXiv
+2107.09609: thresholds 0.5 to 0.95 in steps of 0.05, interpolated precision as in ActivityNet's evaluation).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def mean_average_precision(
 def _check(predicted: Sequence[Sequence[Span]], right: Sequence[Sequence[Span]]) -> None:
     require(
         len(predicted) == len(right),
-        f"{len(predicted):,} queries have predicted spans and {len(right):,} right ones; there must be as many",
+        f"{len(predicted):,} queries have predicted spans and {len(right):,} right ones; the numbers must be equal",
     )
     without = [place for place, spans in enumerate(right) if not spans]
     require(not without, f"{len(without):,} queries have no right span, the first is {without[:1]}; leave them out")

@@ -44,8 +44,8 @@ def t_quantile(probability: float, degrees: int) -> float:
 def welch_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:
     """Welch's 95% interval of the mean of ``second`` less that of ``first``; None for fewer than two of either.
 
-    Degrees of freedom by Satterthwaite (Welch, *Biometrika* 34, 1947), rounded down, so that the interval
-    is rather too wide.
+    Degrees of freedom by Satterthwaite (Welch, *Biometrika* 34, 1947), rounded down, which makes the interval a little
+    wider.
     """
     if min(len(first), len(second)) < 2:
         return None

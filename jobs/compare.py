@@ -3,7 +3,7 @@
 A side is a name and the places of its evaluations, one per seed: a ``metrics.json``, its folder, or a workspace that
 holds one evaluation. Every other side is compared with the first one, by a bootstrap over the videos that draws the
 same ones for all. Evaluations with other protocols are refused; ``--allow "[FIELD]"`` names fields that may
-differ, because their difference is what is asked about. ``PLACE#VARIANT`` takes the figures of a convention or a
+differ, because their effect is what you want to measure. ``PLACE#VARIANT`` takes the figures of a convention or a
 post-processing: ``raw=RUN "dual=RUN#dual_softmax" --allow "[post_processing]"``.
 """
 

@@ -1,9 +1,9 @@
 """Probes what a retrieval model understands: ``python -m jobs.probe --config RECIPE --checkpoint PLACE``.
 
-Captions against ones with a word changed, R@1 with perturbed videos, and moments against planted or annotated ones;
-``--probe.parts`` chooses. Generated data bring the truth of all three. Real captions need a file of negatives
-(``--probe.negatives``), moments one of QVHighlights or Charades-STA (``--probe.moments``). Without ``--checkpoint`` the
-model that the recipe trained is probed.
+Three probes: captions against captions with a changed word, R@1 with perturbed videos, and moments against planted or
+annotated ones. ``--probe.parts`` selects among them. Generated data need no annotations. Real captions need a file of
+negatives (``--probe.negatives``), moments one of QVHighlights or Charades-STA (``--probe.moments``). Without
+``--checkpoint`` the model that the recipe trained is probed.
 """
 
 from __future__ import annotations

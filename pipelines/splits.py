@@ -120,7 +120,8 @@ class QuestionView:
 
 
 def positions_of_half(video_ids: Sequence[str], half: ValidationHalf | None) -> list[int]:
-    """The positions of one half of the videos, by a hash of their ids; None = all. An odd one is ``choosing``'s."""
+    """The positions of one half of the videos, by a hash of their ids; None = all. With an odd number, ``choosing`` has
+    one more."""
     if half is None:
         return list(range(len(video_ids)))
     drawn = sorted(range(len(video_ids)), key=lambda video: hashlib.sha256(video_ids[video].encode()).digest())

@@ -59,7 +59,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def metrics_table(document: Mapping[str, Any]) -> str:
-    """Retrieval metrics of both directions with their 95% intervals; below the raw ones their variants."""
+    """Retrieval metrics of both directions with their 95% intervals; the variants follow below the raw ones."""
     named = [("", document), *((values["title"], values) for values in document.get("variants", {}).values())]
     rows = [
         [

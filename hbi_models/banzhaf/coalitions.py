@@ -1,7 +1,7 @@
 """What the game is worth on average over random coalitions: expected weights and expected maxima.
 
-Every word and every frame joins with probability p, independently. Given that both sides are there at
-all, a coalition is worth on average
+Every word and every frame joins with probability p, independently. Given that both sides are present, the mean worth of
+a coalition is
 
     S_p = 1/2 sum_t A_t M(s_t.)  +  1/2 sum_v B_v M(s_.v)
 
@@ -26,7 +26,7 @@ from hbi_models.banzhaf.exact import bounded_log_weights, falling_order, quadrat
 from hbi_models.configs import require
 
 LEFT_OUT = 1e-4
-"""Probability with which a maximum lies behind the places that are looked at."""
+"""Probability that the maximum lies beyond the places that are considered."""
 
 
 def expected_weights(
@@ -34,14 +34,14 @@ def expected_weights(
 ) -> Float[Tensor, "items tokens"]:
     """Returns the expected softmax weight of every token among those that join, given that any does; 0 at padding.
 
-    The weights of an item sum to 1, or to 0 without a real token. The weight of a token that is not there
-    is 0. With q = 1 - p, e_t = exp(logit), psi_t = exp(-u e_t), phi_t = q + p psi_t and n real tokens they
-    are proportional to the expected weight of t given that it joins,
+    The weights of an item sum to 1, or to 0 without a real token. The weight of an absent token is 0. With q = 1 - p,
+    e_t = exp(logit), psi_t = exp(-u e_t), phi_t = q + p psi_t and n real tokens they are proportional to the expected
+    weight of t given that it joins,
 
         q^(n - 1) + sum_{s != t} integral over u > 0 of p e_s psi_s (1 - psi_t) prod_{r != s, t} phi_r du,
 
-    which is 1 less what the others are expected to keep beside it. An item with a logit that is not finite
-    gets NaN. Differentiable in ``logits``.
+    which is 1 minus the expected weight of the others beside it. An item with a logit that is not finite gets NaN.
+    Differentiable in ``logits``.
 
     Raises:
         ValueError: ``presence`` does not lie in (0, 1].
@@ -79,10 +79,10 @@ def _weights_given_joining(
 def place_weights(
     mask: Bool[Tensor, "items tokens"], presence: float, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "items places"]:
-    """Returns with which probability the best token that joins is the best, second best, ... of an item's real tokens.
+    """Returns the probabilities that the best token that joins is the best, second best, ... of an item's real tokens.
 
-    Given that any joins: p q^(k - 1) / (1 - q^n) at place k, and 0 beyond n. There are as many places as hold
-    1 - ``LEFT_OUT`` of the probability, whose share they get: 14 for p = 1/2, however many tokens there are.
+    Given that any joins: p q^(k - 1) / (1 - q^n) at place k, and 0 beyond n. Only the first places that hold 1 -
+    ``LEFT_OUT`` of the probability are returned, normalised to sum to 1: 14 for p = 1/2, however many tokens there are.
 
     Raises:
         ValueError: ``presence`` does not lie in (0, 1].
@@ -144,4 +144,4 @@ def _largest(values: Float[Tensor, "*rows tokens"], count: int) -> Float[Tensor,
 
 def check_presence(presence: float) -> None:
     """Raises ``ValueError`` unless ``presence`` is a probability above 0."""
-    require(0 < presence <= 1, f"words and frames were to join with probability {presence}; it must lie in (0, 1]")
+    require(0 < presence <= 1, f"the probability with which words and frames join is {presence}; it must lie in (0, 1]")

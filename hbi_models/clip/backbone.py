@@ -67,9 +67,9 @@ class ClipBackbone(nn.Module):
         return blocks
 
     def train(self, mode: bool = True) -> ClipBackbone:
-        """Sets the mode of training; batch norms keep the statistics that the tower came with.
+        """Sets the training mode; batch norms keep their pretrained statistics.
 
-        Those of a batch would be those of one worker's rows, and depend on how many workers there are.
+        Batch statistics would come from one worker's rows only, and so depend on the number of workers.
         """
         super().train(mode)
         for module in self.modules():

@@ -48,7 +48,8 @@ _NUMPY_NUMBERS: list[Any] = [
 ]
 
 _DRAWING = {"Dropout": "p", "DropPath": "drop_prob", "PatchDropout": "prob"}
-"""Modules of PyTorch, timm and open_clip that draw in training, with their probability."""
+"""Modules of PyTorch, timm and open_clip that are random in training, with the attribute that holds their
+probability."""
 
 TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
@@ -93,7 +94,8 @@ def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
 def _draw_nothing(backbone: ClipBackbone) -> None:
     """Turns off dropout and stochastic depth in the towers, which some architectures ask for.
 
-    They draw on the device, each worker by itself: the number of workers and a GPU would change the result.
+    Each worker draws its random numbers on its device, so the result would depend on the number of workers and on the
+    use of a GPU.
     """
     for module in backbone.modules():
         if probability := _DRAWING.get(type(module).__name__):

@@ -20,7 +20,7 @@ STAGES = {"retrieval": "evaluation", "question answering": "qa_evaluation"}
 """The stage that measures a task."""
 
 Query = tuple[str, ...]
-"""What identifies a query in any evaluation of one protocol; the second entry is its video."""
+"""Identifies a query in all evaluations of one protocol; the second entry is its video."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read_measured(place: str, variant: str | None = None, *, stage: str) -> Meas
     protocol = document.get("protocol") if isinstance(document, Mapping) else None
     require(
         isinstance(protocol, Mapping) and "pairs" in protocol,
-        f"{folder.place(METRICS_FILE)} says no protocol: an earlier version wrote it; run the evaluation again",
+        f"{folder.place(METRICS_FILE)} has no protocol, because an earlier version wrote it; run the evaluation again",
     )
     assert isinstance(protocol, Mapping)
     if variant is not None:
@@ -130,11 +130,13 @@ def require_comparable(sides: Sequence[Side], *, allowed: Sequence[str] = ()) ->
                 name: both for name, both in differing(first.protocol, run.protocol).items() if name not in allowed
             }
             fields = "; ".join(f"{name}: {one!r} and {other!r}" for name, (one, other) in found.items())
-            require(not found, f"{first.place} and {run.place} have other protocols and are not compared: {fields}")
+            require(
+                not found, f"{first.place} and {run.place} have different protocols and cannot be compared: {fields}"
+            )
             for part, ranks in first.ranks.items():
                 others = set(ranks).symmetric_difference(run.ranks.get(part, {}))
                 require(
                     not others,
-                    f"{first.place} and {run.place} have other queries, though their protocols agree: "
+                    f"{first.place} and {run.place} have different queries, although their protocols agree: "
                     f"{examples(' '.join(query) for query in sorted(others))}",
                 )

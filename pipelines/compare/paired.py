@@ -1,10 +1,10 @@
 """The paired bootstrap: every resample draws the same videos for all evaluations, with all their queries.
 
-Queries of one video are alike, and so are the ranks that two models give to one query: what is resampled are the
-videos, and what is looked at is the difference within a resample (Efron and Tibshirani, *An Introduction to the
-Bootstrap*, 1993, chapter 8; Koehn, *Statistical significance tests for machine translation evaluation*, 2004).
-A side is the mean of its seeds. What another seed would change is told by Welch's interval over the seeds,
-apart: with one gallery, five seeds are five numbers.
+Queries of one video are correlated, and so are the ranks that two models give to one query. Therefore videos are
+resampled, and the difference is taken within each resample (Efron and Tibshirani, *An Introduction to the Bootstrap*,
+1993, chapter 8; Koehn, *Statistical significance tests for machine translation evaluation*, 2004). A side is the mean
+of its seeds. The variation between seeds has its own interval, Welch's, because five seeds on one gallery are only five
+independent numbers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Annotations that the manifest's third version read in another way: only these are read again by the fourth.
+"""Finds annotations that the third version of the manifest stage read differently. Only these are read again by the
+fourth.
 
 That version took ``null`` and ``NaN`` for words, kept questions without a text, the last of several lines about a
-video and the last of several columns of one name, and cut texts at commas that are not quoted. All else it read
-as the fourth does, so manifests of it, and what was made from them, are still good.
+video and the last of several columns of one name, and cut texts at commas that are not quoted. It read everything else
+as the fourth does, so its manifests, and the artifacts made from them, remain valid.
 """
 
 from __future__ import annotations

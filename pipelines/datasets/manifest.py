@@ -164,7 +164,7 @@ def _only_listed(annotated: Annotations, file: str) -> Annotations:
     unknown = sorted(listed.difference(entry.video_id for entry in annotated.videos if entry.split == "test"))
     if unknown:
         raise ValueError(
-            f"data.test_videos: {len(unknown):,} of the {len(listed):,} ids in {file} are no test videos: "
+            f"data.test_videos: {len(unknown):,} of the {len(listed):,} ids in {file} are not test videos: "
             f"{examples(unknown)}"
         )
     kept = [entry for entry in annotated.videos if entry.split != "test" or entry.video_id in listed]

@@ -142,7 +142,7 @@ def split_of_full(annotations: Storage, captions: Mapping[str, Sequence[str]]) -
     published numbers: video0 to video6512, to video7009, to video9999.
 
     Raises:
-        ValueError: an entry has another split, or an id no number to go by.
+        ValueError: an entry has another split, or none and an id without a number.
     """
     form = '{"videos": [{"video_id": id, "split": "train", "validate" or "test", …}, …], "sentences": […]}'
     with reading(annotations, SENTENCES_FILE, form=form):
@@ -161,7 +161,7 @@ def split_of_full(annotations: Storage, captions: Mapping[str, Sequence[str]]) -
 def _by_number(video_id: str) -> Split:
     match = re.fullmatch(r"video(\d+)", video_id)
     if match is None:
-        raise ValueError(f"{video_id} has no split, and no number to go by")
+        raise ValueError(f"{video_id} has no split, and its id has no number from which to derive one")
     number = int(match[1])
     first_of_test = FULL_VIDEOS["train"] + FULL_VIDEOS["val"]
     return "train" if number < FULL_VIDEOS["train"] else "val" if number < first_of_test else "test"

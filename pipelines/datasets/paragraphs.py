@@ -1,4 +1,5 @@
-"""The sentences about a video, each about a part of it, become one caption (paragraph retrieval), or each one."""
+"""Each sentence describes a part of a video. Either all sentences of a video are joined to one caption (paragraph
+retrieval), or each is a caption."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The test protocols of the field by name: where each comes from, and how many videos and captions it has.
+"""The published test protocols by name: where each comes from, and how many videos and captions it has.
 
-Figures under one name and with its whole counts may be set beside published ones of that name; with other counts
-they are of an easier or harder test, and say so.
+Figures with such a name can be compared with published ones if the counts are the published ones, too. With other
+counts the test is easier or harder, and the figures say so.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class NamedProtocol:
     name: str
     source: str
     videos: Sequence[int]
-    """How many the test has; of several published copies, each."""
+    """The published number of videos; several numbers where published copies differ."""
     captions: Sequence[int]
-    """The same of captions; empty where no count is known to us."""
+    """The same for captions; empty if no count is known."""
 
     def checked(self, videos: int, captions: int) -> dict[str, Any]:
-        """The protocol as a part of a figure's, with what was found beside what there should be."""
+        """The entry ``named`` of a figure's protocol, with the counts found and the published ones."""
         complete = videos in self.videos and (not self.captions or captions in self.captions)
         return {
             "name": self.name,

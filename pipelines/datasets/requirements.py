@@ -52,7 +52,7 @@ def require_data(
 
 
 def require_validation(stage: str, manifest: pa.Table) -> None:
-    """Refuses data that hold nothing to compare trainings of ``stage`` by: all would have the same score.
+    """Refuses data without a validation split, with which trainings of ``stage`` could not be compared.
 
     Raises:
         ValueError: there is no validation split.

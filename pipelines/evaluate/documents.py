@@ -11,7 +11,7 @@ VARIANTS_FILE = "variants.parquet"
 """Ranks of the figures beside the raw ones."""
 TOP_VIDEOS_FILE = "top_videos.parquet"
 BANK_FILE = "bank.txt"
-"""The training captions that post-processing was given, one a line; an index takes it."""
+"""The training captions that post-processing used, one per line; an index can read it."""
 ANSWERS_FILE = "answers.parquet"
 
 POST_PROCESSING_NEEDS = {
@@ -47,7 +47,7 @@ def _comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_protocol(protocol: Mapping[str, Any]) -> str:
-    """A protocol in words, for what stands below a table."""
+    """A protocol in words, for the note below a table."""
     missing = f"{protocol['missing_videos']:,} videos missing"
     if protocol["task"] == "retrieval":
         what = (

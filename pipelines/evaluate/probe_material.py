@@ -1,4 +1,5 @@
-"""What a probe asks: pairs of captions and moments, of generated data from their truth, of others from files."""
+"""The inputs of probes: pairs of captions, and moments. Those of generated data come from their truth, others from
+files."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def word_pairs(recipe: Recipe, view: SplitView) -> list[Pair]:
     unknown = [each.caption for each in listed if each.caption not in videos]
     if unknown:
         logger.warning(
-            "probe: %s of %s captions of %s are none of the split %s and are left out: %s",
+            "probe: %s of %s captions of %s are not captions of the split %s and are left out: %s",
             f"{len(unknown):,}", f"{len(listed):,}", recipe.probe.negatives, recipe.probe.split, examples(unknown),
         )  # fmt: skip
     pairs = [
@@ -60,17 +61,16 @@ def word_pairs(recipe: Recipe, view: SplitView) -> list[Pair]:
     ]
     require(
         bool(pairs),
-        f"{recipe.probe.negatives}: not one caption is a caption of the split {recipe.probe.split}; they must be the "
-        "same texts",
+        f"{recipe.probe.negatives}: no caption is one of the split {recipe.probe.split}; they must be the same texts",
     )
     return pairs
 
 
 def moment_queries(recipe: Recipe, view: SplitView) -> tuple[list[MomentQuery], float]:
-    """Texts with the spans that they are about, and the mean part of a video that such a span takes.
+    """Texts with the spans that they describe, and the mean fraction of a video that such a span covers.
 
-    Of generated clips with two events: the words of each event, with its time. The mean is over training clips; of the
-    user's file, which has one split, over the file.
+    For generated clips with two events, the texts are the words of each event, and the mean is over training clips. For
+    the user's file, which has one split, the mean is over the file.
 
     Raises:
         ValueError: no video of the user's file is in the split.
@@ -98,7 +98,7 @@ def moment_queries(recipe: Recipe, view: SplitView) -> tuple[list[MomentQuery], 
     unknown = [query.video_id for query in listed if query.video_id not in positions]
     if unknown:
         logger.warning(
-            "probe: %s of %s queries of %s are about videos that the split %s has not, and are left out: %s",
+            "probe: %s of %s queries of %s are about videos that are not in the split %s, and are left out: %s",
             f"{len(unknown):,}", f"{len(listed):,}", recipe.probe.moments, recipe.probe.split, examples(unknown),
         )  # fmt: skip
     queries = [
@@ -106,7 +106,7 @@ def moment_queries(recipe: Recipe, view: SplitView) -> tuple[list[MomentQuery], 
         for query in listed
         if query.video_id in positions
     ]
-    require(bool(queries), f"{recipe.probe.moments}: not one video is in the split {recipe.probe.split}")
+    require(bool(queries), f"{recipe.probe.moments}: no video is in the split {recipe.probe.split}")
     longest = {query.video_id: max(end for _, end in query.spans) for query in listed}
     return queries, fmean((end - start) / longest[query.video_id] for query in listed for start, end in query.spans)
 

@@ -1,8 +1,8 @@
 """Probes of what a retrieval model understands: single words, perturbed videos, moments.
 
-Negatives: is the true caption above one with a word changed? By class of word, for the model's score and for what
-it is compared with. Perturbations: R@1 of text to video with perturbed videos, the captions as they are. Moments:
-how well the span that a search returns fits the planted one. Intervals resample videos.
+Negatives: whether the true caption scores higher than one with a changed word, by class of word, for the model's score
+and for baselines. Perturbations: R@1 of text to video with perturbed videos and unchanged captions. Moments: how well
+the span that a search returns overlaps the true one. Intervals resample videos.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FrameTimes:
 
 @dataclass(frozen=True)
 class Intervals:
-    """How means over queries get their 95% intervals: by resampling videos."""
+    """95% intervals of means over queries, by resampling videos."""
 
     resamples: int
     seed: int
@@ -128,7 +128,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], intervals: Intervals) -> dict[s
 
 
 def probe_perturbations(actors: Sequence[Any], view: SplitView, *, tile: int, intervals: Intervals) -> dict[str, Any]:
-    """R@1 of text to video by perturbation and strength; strength 0 are the videos as they are."""
+    """R@1 of text to video by perturbation and strength; strength 0 means unchanged videos."""
     captions, owners, _ = view.texts_of(range(len(view)))
     video_blocks, text_blocks = blocks(len(view), tile), blocks(len(captions), tile)
     texts = [
@@ -219,7 +219,7 @@ _SPANS = ("search", "whole clip", "best frame ± 1 s", "prior's length at the be
 
 def _spans(relevance: Sequence[float], times: FrameTimes, prior: float) -> Iterator[tuple[str, Span]]:
     """The span of a search, and those of the baselines, all within the video."""
-    # A model may look at fewer frames than are stored: it knows nothing of the others.
+    # A model may use fewer frames than are stored; it has no relevance for the others.
     starts = times.time_s[: len(relevance)]
     end_s = times.end_s if len(starts) == len(times.time_s) else times.time_s[len(starts)]
     moment = best_moment(relevance, starts, end_s)

@@ -1,9 +1,8 @@
-"""What a figure was measured on and how: the protocol that stands beside every metric.
+"""The protocol that is recorded with every metric: what it was measured on, and how.
 
-Two figures may be compared where their protocols agree in all that decides over the difficulty of the task:
-which queries, which gallery, which convention for several captions, what was done to the scores. How the
-checkpoint was chosen belongs to it: one that was chosen on the tested videos is not comparable with one
-that was not.
+Two figures can be compared if their protocols agree in everything that affects the difficulty of the task: queries,
+gallery, convention for several captions, and post-processing. How the checkpoint was chosen belongs to it: one that was
+chosen on the tested videos is not comparable with one that was not.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def selection_of(checkpoint: str) -> Mapping[str, Any]:
 
 
 def spread(counts: Sequence[int]) -> dict[str, float]:
-    """Least, mean and most of some counts, of which there is one or more."""
+    """Minimum, mean and maximum of one or more counts."""
     return {"least": min(counts), "mean": round(sum(counts) / len(counts), 3), "most": max(counts)}
 
 

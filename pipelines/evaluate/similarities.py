@@ -37,7 +37,7 @@ class RetrievalScorerActor:
             self._model = load_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
         self._view = view
         self._rates = settings.level_rates or self._model.config.level_rates
-        # Levels that do not count in the score are not computed: merging takes most of the time after the encoders.
+        # Levels that do not count in the score are skipped, because after the encoders merging takes most of the time.
         self._encode: dict[str, Any] = {
             "device": self._device,
             "batch_size": settings.batch_size,

@@ -1,7 +1,7 @@
 """Figures beside the raw ones: other conventions for several captions, and post-processed similarities.
 
-Each has a name, says where it comes from and what it needs, and brings the ranks of its queries, so that it can be
-compared like the raw one. Parameters of post-processing are chosen on the validation split, never on the tested one.
+Each has a name, its source, its needs and the ranks of its queries, so that it can be compared in the same way as the
+raw figures. Parameters of post-processing are chosen on the validation split, never on the tested one.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Variant:
     title: str
     source: str
     ranks: Mapping[str, Tensor]
-    """By direction; a direction that the variant leaves as it is, or has not, is absent."""
+    """By direction; a direction that the variant does not change, or does not define, is absent."""
     texts: Tensor
     """The rows of the captions that ask, in the order of the ranks of ``text_to_video``."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Variant:
 
 
 def convention_variants(scored: Scored) -> Iterator[Variant]:
-    """What other publications report of videos with several captions; nothing where each has one."""
+    """The conventions of other publications for videos with several captions; none if each video has one caption."""
     similarity, owners = scored.similarity, scored.owners
     texts = torch.arange(len(owners))
     if len(owners) == similarity.shape[1]:
@@ -151,7 +151,7 @@ def post_processed_variants(
 
 
 def post_processed_ranks(method: str, scored: Scored, parameters: Mapping[str, float]) -> dict[str, Tensor]:
-    """Ranks with a method; those with a bank of captions correct the videos, and leave video to text as it is."""
+    """Ranks with a method. Methods with a bank of captions correct the videos, and leave video to text unchanged."""
     similarity, owners = scored.similarity, scored.owners
     if method == "dual_softmax":
         temperature = parameters["temperature"]
@@ -168,7 +168,8 @@ def post_processed_ranks(method: str, scored: Scored, parameters: Mapping[str, f
 
 
 def choose_parameters(method: str, validation: Scored) -> Mapping[str, float]:
-    """Those with the best R@1 of text to video; of equal ones those with the best mean rank, then the first."""
+    """The parameters with the best R@1 of text to video; among equal ones the best mean rank decides, then the
+    order."""
 
     def goodness(parameters: Mapping[str, float]) -> tuple[float, float]:
         ranks = post_processed_ranks(method, validation, parameters)["text_to_video"]
@@ -179,7 +180,8 @@ def choose_parameters(method: str, validation: Scored) -> Mapping[str, float]:
 
 
 def training_bank(view: SplitView, size: int) -> list[str]:
-    """Up to ``size`` captions of ``view``, drawn by a hash of video and number: the same whatever else is there."""
+    """Up to ``size`` captions of ``view``, drawn by a hash of video and number, so that other videos do not change the
+    draw."""
     captions, videos, numbers = view.texts_of(range(len(view)))
     ids = view.store.video_ids
 

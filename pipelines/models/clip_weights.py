@@ -1,8 +1,8 @@
 """Weights that a tag of open_clip names, handed to every node through the workspace.
 
-The driver fetches them once, before any work. Nodes read them from the workspace, by content: they need neither
-the network nor a cache, and a file that changes at its source changes nothing that was begun. A local file in
-``model.clip.pretrained`` is read where it is.
+The driver fetches them once, before any work. Nodes read them from the workspace and compare their digest. They need
+neither the network nor a cache, and a file that changes at its source does not affect work that has begun. A local file
+in ``model.clip.pretrained`` is read where it is.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def hand_out(workspace: Storage, clip: ClipConfig) -> None:
 def _is_whole(folder: Storage) -> bool:
     try:
         recorded = _digest_on_record(folder)
-        # Of a store all of it would have to come here: whoever fetches it from there compares it.
+        # In a store, comparing would need a download; the node that downloads the file compares it.
         return not folder.is_local or recorded == content_digest(join_uri(folder.uri, _FILE))
     except (FileNotFoundError, DamagedFileError):
         return False

@@ -30,7 +30,7 @@ def encode_texts(
     parts = []
     for start in range(0, len(captions), batch_size):
         token_ids, mask = tokenizer(captions[start : start + batch_size])
-        # Columns that hold only padding cost time and change nothing, unless padding is read.
+        # Columns that hold only padding are dropped to save time. They would matter only to a model that reads padding.
         words = mask.shape[1] if model.config.quirks.encode_padding else int(mask.sum(axis=1).max())
         batch = TextBatch(torch.from_numpy(token_ids[:, :words]), torch.from_numpy(mask[:, :words]))
         levels = model.encode_text(batch.to(model.device), levels=num_levels)
@@ -50,7 +50,7 @@ def encode_videos(
 ) -> Levels:
     """The first ``num_levels`` levels of the ``videos`` of ``store``, in the given order, on the CPU.
 
-    ``change`` makes other frames of those of the video with an id, before they are cropped.
+    ``change`` is a function of a video's id and frames; it returns the frames to use instead, before they are cropped.
     """
     parts = []
     for start in range(0, len(videos), batch_size):

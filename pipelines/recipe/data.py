@@ -79,10 +79,11 @@ class DataConfig:
     split of 6,513, 497 and 2,990 videos with all their captions; set ``validation_videos`` to 0 with it."""
 
     activitynet_test: Literal["val_1", "val_2"] = added_later(default="val_1")
-    """Which annotations of ActivityNet's validation videos are the test (the field's: val_1)."""
+    """Which annotations of ActivityNet's validation videos are the test split (usual: val_1)."""
 
     text_queries: Literal["paragraph", "sentence"] = added_later(default="paragraph")
-    """ActivityNet and DiDeMo: all sentences about a video are one caption (published), or each is one."""
+    """ActivityNet and DiDeMo: all sentences about a video are joined to one caption (published), or each is a
+    caption."""
 
     test_videos: str | None = added_later(default=None, names="file or name")
     """Text file with a video id a line: only these of the test split are tested (a published subset, such as the 879
@@ -127,7 +128,7 @@ class DataConfig:
 
     @property
     def name(self) -> str:
-        """What the data is called beside a figure."""
+        """The name of the data in a protocol."""
         return self.dataset if self.shapes is None else "generated shapes"
 
     @property

@@ -32,9 +32,9 @@ class EvaluationConfig:
     """Resamples of the videos, with all their queries, for the 95% intervals."""
 
     post_processing: tuple[PostProcessing, ...] = added_later(default=())
-    """Corrections whose figures stand beside the raw ones, each with what it needs: ``dual_softmax`` (all test
-    queries at once: transductive), ``qb_norm`` and ``nnn`` (a bank of training captions). Parameters are
-    chosen on the split val."""
+    """Corrections whose figures are shown beside the raw ones: ``dual_softmax`` (needs all test queries at once:
+    transductive), ``qb_norm`` and ``nnn`` (need a bank of training captions). Parameters are chosen on the split
+    val."""
 
     bank_captions: int = added_later(default=1000)
     """Training captions in the bank, drawn by a hash of video and number."""

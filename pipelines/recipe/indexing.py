@@ -19,11 +19,11 @@ class IndexingConfig:
     """Videos per Parquet file: the unit of work and of commit."""
 
     bank: str | None = added_later(default=None, names="file or name")
-    """Text file with a training caption a line, by which searches may be corrected for videos that are found too often
+    """Text file with one training caption per line. With it, searches can correct for videos that are found too often
     (``jobs.search --correct``). An evaluation with ``qb_norm`` or ``nnn`` writes one, ``bank.txt``."""
 
     bank_beta: float = added_later(default=20.0)
-    """Inverse temperature of QB-Norm (published: 20); take what the evaluation chose."""
+    """Inverse temperature of QB-Norm (published: 20). Take the value that the evaluation chose."""
 
     bank_neighbours: int = added_later(default=256)
     """Captions of the bank that NNN averages over (the released code's default)."""

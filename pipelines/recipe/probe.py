@@ -21,7 +21,8 @@ class ProbeConfig:
 
     parts: tuple[ProbePart, ...] = ()
     """``negatives``: captions against ones with a word changed. ``perturbations``: R@1 with perturbed videos.
-    ``moments``: spans against those that the captions are about. None named: all that the data allow."""
+    ``moments``: spans of a search against the spans that the texts describe. An empty list selects all that the data
+        allow."""
 
     negatives: str | None = content_of("file or name")
     """CSV or JSONL with columns ``caption``, ``negative`` and ``class``; generated data need none."""
@@ -30,7 +31,7 @@ class ProbeConfig:
     """Annotations of moments of the videos; generated data need none."""
 
     moments_format: Literal["qvhighlights", "charades_sta"] = "qvhighlights"
-    """How they are written: QVHighlights' JSONL or Charades-STA's text file, as published."""
+    """Format of ``moments``: QVHighlights' JSONL or Charades-STA's text file, as published."""
 
     batch_size: int = only_for(default=64)
     """Texts, or videos, encoded at once."""
@@ -43,7 +44,7 @@ class ProbeConfig:
         require(len(set(self.parts)) == len(self.parts), f"probe.parts names one twice: {', '.join(self.parts)}")
 
     def parts_of(self, *, generated: bool) -> tuple[ProbePart, ...]:
-        """The parts that are to be done with generated data, or with others.
+        """The selected parts, for generated or for other data.
 
         Raises:
             ValueError: a part is asked for that the data do not allow.
@@ -56,6 +57,7 @@ class ProbeConfig:
         for part in self.parts:
             require(
                 allowed[part],
-                f"probe.parts names {part}, for which only generated data bring the truth; name a file in probe.{part}",
+                f"probe.parts names {part}, which needs annotations with data that are not generated; "
+                f"name a file in probe.{part}",
             )
         return self.parts or tuple(part for part, is_allowed in allowed.items() if is_allowed)

@@ -1,4 +1,5 @@
-"""Corrections of a ranking for hubs, from a bank of training captions; three numbers per video are kept.
+"""Corrections of a ranking for hubs, with a bank of training captions, of which the index keeps three numbers per
+video.
 
 The bank's similarities with every video are the model's own, as in the evaluation's ``qb_norm`` and ``nnn``. A
 search needs neither the bank nor other queries: see ``hbi_models.post_processing`` for the formulas.
@@ -35,7 +36,7 @@ _TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Bank:
-    """What the bank of an index says of each of its videos, by position."""
+    """What an index keeps of the bank for each of its videos, by position."""
 
     querybank: Querybank
     bias: torch.Tensor
@@ -67,7 +68,8 @@ def write_bank(
     config: IndexingConfig,
     device: torch.device,
 ) -> None:
-    """Computes the similarities of ``captions`` with all ``videos``, and writes what is kept of them."""
+    """Computes the similarities of ``captions`` with all ``videos``, and writes the numbers that the index keeps of
+    them."""
     texts = encode_texts(model, captions, device=device, batch_size=_TEXTS_AT_ONCE)
     columns = []
     with Progress("bank", total=videos, unit="videos") as progress:

@@ -43,7 +43,7 @@ def video_vectors(
 ) -> Float[Tensor, "items width"]:
     """The vectors of videos whose levels count with ``rates``: levels with rate 0 are left out.
 
-    ``coalitions`` is the model's setting, which is for the first level.
+    ``coalitions`` is the model's setting, and applies to the first level only.
     """
     return torch.cat([vectors for vectors, _ in _pooled(levels, rates, coalitions)], dim=1)
 

@@ -1,8 +1,8 @@
 """A checkpoint or an index as a model of MTEB, so that its tasks of video retrieval run on it (extra ``mteb``).
 
-MTEB takes models as encoders with a vector per item, or as searches (``mteb.models.SearchProtocol``): this is a
-search, because the similarity is of words and frames, not of two vectors. Videos are decoded and sampled as the model
-was trained, by this project and not by MTEB's decoder, so that figures of both are of the same frames.
+MTEB takes models either as encoders with one vector per item or as searches (``mteb.models.SearchProtocol``). This is a
+search, because the similarity compares words with frames, not two vectors. This project decodes and samples the videos,
+not MTEB's decoder, so that the model gets the same frames as in training.
 
     import mteb
     from pipelines.search.mteb_model import MtebSearch
@@ -62,7 +62,7 @@ class MtebSearch:
 
     @cached_property
     def mteb_model_meta(self) -> Any:
-        """What MTEB files beside the results."""
+        """The description that MTEB stores beside the results."""
         from mteb.models import ModelMeta
 
         return ModelMeta(
@@ -144,7 +144,7 @@ class MtebSearch:
     def _videos(self, dataset: Any) -> Iterator[Levels]:
         from datasets import Video
 
-        # The bytes of the files: what decodes them is what decoded the training videos.
+        # The bytes of the files, so that the decoder of the training videos decodes them.
         dataset = dataset.cast_column("video", Video(decode=False))
         for start in range(0, len(dataset), self._batch_size):
             rows = dataset[start : start + self._batch_size]["video"]

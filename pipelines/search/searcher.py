@@ -127,8 +127,8 @@ class Searcher:
             queries: texts.
             top: how many videos for each.
             candidates: how many results of the first pass the model ranks; with the number of videos it ranks all.
-            correction: how the order of the candidates is corrected for videos that are found too often; the scores
-                stay the model's.
+            correction: how to correct the order of the candidates for videos that are found too often; the scores stay
+                the model's.
 
         Raises:
             ValueError: a query is empty or too long, a number is not positive, or the index has no bank to correct by.

@@ -87,7 +87,7 @@ def split_triples(seed: int) -> tuple[tuple[Triple, ...], tuple[Triple, ...]]:
 
 @lru_cache(maxsize=8)
 def test_sequences(seed: int, events: int | None = None) -> tuple[tuple[Triple, ...], ...]:
-    """Every sequence of so many held-out triples once; without a number those of one and two events.
+    """Every sequence of ``events`` held-out triples once; without a number, the sequences of one and two events.
 
     Of these, a third of the first ones are single events.
     """
@@ -158,7 +158,8 @@ def _draw_training_triples(
 
 
 def _draw_cuts(events: int, num_frames: int, rng: np.random.Generator) -> list[int]:
-    """Where one event ends and the next begins: about as long as each other, and two frames long or more."""
+    """The frames at which one event ends and the next begins. Events are about equally long, and have two frames or
+    more."""
     spread = {1: 0.0, 2: 0.08, 3: 0.05}[events]
     return [round(num_frames * (event / events + rng.uniform(-spread, spread))) for event in range(1, events)]
 

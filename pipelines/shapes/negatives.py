@@ -1,7 +1,8 @@
-"""Captions of a generated clip with one word changed, so that they are false of it.
+"""Captions of a generated clip with one word changed, which makes them false for the clip.
 
 Colour and shape are replaced by another one, a motion by its opposite in the same words ("moves left", "moves right"),
-and two events change places. No event of the clip is what the changed one says, so each of them is false, exactly.
+and two events change places. No event of the clip matches the changed words, so every changed caption is certainly
+false.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pipelines.shapes.captions import MOTION_PHRASES, SHAPE_NAMES, Attribute, Ca
 from pipelines.shapes.events import COLOURS, SHAPES, Motion, Script, Triple
 
 _NEGATIVES_STREAM = 5
-"""Second word of the random seed: which word is changed is drawn apart from everything else."""
+"""Second word of the random seed, so that the changed word is drawn independently of everything else."""
 
 OPPOSITES: dict[Motion, Motion] = {
     "left": "right",
@@ -32,7 +33,7 @@ OPPOSITES: dict[Motion, Motion] = {
 
 def negatives_of(config: ShapesConfig, script: Script, caption: Caption) -> dict[str, str]:
     """A changed caption by class: ``colour``, ``shape``, ``motion`` and, of two events, ``order``."""
-    # The text decides, not its number: the same caption has the same negatives wherever it stands.
+    # Seeded by the text and not by its number, so that equal captions of a clip have equal negatives.
     rng = np.random.default_rng([config.seed, _NEGATIVES_STREAM, script.number, *caption.text.encode()])
     triples = [event.triple for event in script.events]
     found: dict[str, str] = {}
@@ -51,7 +52,7 @@ def negatives_of(config: ShapesConfig, script: Script, caption: Caption) -> dict
 
 
 def _changes(triple: Triple, attribute: Attribute, caption: Caption, event: int) -> Iterator[tuple[Triple, str]]:
-    """What the event would be, and the words that say so in the place of the attribute's."""
+    """All changes of the attribute: the changed event, and the words that replace those of the attribute."""
     grounding = _grounding(caption, attribute, event)
     words = " ".join(caption.text.split()[grounding.start : grounding.end])
     if attribute == "colour":

@@ -68,7 +68,7 @@ def choose_vocabulary(recipe: Recipe, manifest: pa.Table, shapes: Storage | None
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no vocabulary, or there is no training question.
+        ValueError: the file is not a vocabulary, or there is no training question.
     """
     if (file := _file(recipe)) is not None:
         return read_vocabulary(file)
@@ -89,7 +89,7 @@ def _questions(manifest: pa.Table) -> list[Any]:
 
 
 def _takes_own(recipe: Recipe) -> bool:
-    """Whether the data set's own vocabulary is taken: not for the user's questions, which come without one."""
+    """Whether the data set's own vocabulary is taken. The user's own questions have none."""
     answers = recipe.video_qa.answers
     return answers.file is None and answers.size is None and recipe.data.questions is None
 
@@ -100,7 +100,7 @@ def _generated(recipe: Recipe) -> bool:
 
 
 def _file(recipe: Recipe) -> str | None:
-    """The file of the vocabulary, if there is one before the data are there."""
+    """The file of the vocabulary, if it exists before the data do."""
     if _takes_own(recipe):
         return None if recipe.data.shapes is not None else _own_file(recipe.data)
     return recipe.video_qa.answers.file

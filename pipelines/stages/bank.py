@@ -1,4 +1,4 @@
-"""The stage ``bank`` of an index: what a bank of training captions says about its videos."""
+"""The stage ``bank`` of an index: compares a bank of training captions with its videos."""
 
 from __future__ import annotations
 

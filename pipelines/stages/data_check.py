@@ -1,4 +1,4 @@
-"""Whether the data hold what the stages to come need: asked as soon as it is known, however they are run or planned."""
+"""Checks as early as possible, in runs and in plans, that the data hold what the coming stages need."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pipelines.stages.plan import Graph, Step
 from pipelines.workspace.records import MANIFEST_FILE
 
 TELLING = ("manifest", "answers")
-"""Stages that say what the data hold."""
+"""Stages whose results describe the data."""
 
 
 @dataclass(frozen=True)
 class KnownData:
-    """What is known of the data: the manifest and the vocabulary of answers, each as soon as it is there."""
+    """What is known of the data: the manifest and the vocabulary of answers, each once it exists."""
 
     manifest: pa.Table | None
     vocabulary: Vocabulary | None = None
 
     def require(self, recipe: Recipe, stages: Collection[str]) -> None:
-        """Refuses data with which one of ``stages`` could not do its work, as far as it can be told.
+        """Refuses data with which one of ``stages`` would fail, as far as this is known.
 
         Raises:
             ValueError: a split is empty, or smaller than the batch of a training; the message lists all of it.
@@ -41,12 +41,12 @@ def pending(steps: Sequence[Step]) -> list[str]:
 
 
 def finished(steps: Sequence[Step]) -> set[str]:
-    """The stages that would not."""
+    """The names of stages that are done."""
     return {step.stage.name for step in steps if step.state == "done"}
 
 
 def known_data(graph: Graph, stages: Collection[str]) -> KnownData:
-    """What the finished ``stages`` say of the data."""
+    """What the results of the finished ``stages`` say about the data."""
     if "manifest" not in stages:
         return KnownData(None)
     vocabulary = Vocabulary.read(graph.output("answers")) if "answers" in stages else None
@@ -55,9 +55,9 @@ def known_data(graph: Graph, stages: Collection[str]) -> KnownData:
 
 
 def foreseen_data(graph: Graph, steps: Sequence[Step], recipe: Recipe, stages: Collection[str]) -> KnownData:
-    """What the finished ``steps`` say, and the others will say, as far as it matters to ``stages``; nothing is written.
+    """What the finished ``steps`` say about the data, and what the others will say, as far as ``stages`` need it.
 
-    A data set that is still to be generated cannot be foreseen.
+    Nothing is written. A data set that is still to be generated cannot be foreseen.
 
     Raises:
         FileNotFoundError, ValueError: as the stages themselves.
@@ -70,7 +70,7 @@ def foreseen_data(graph: Graph, steps: Sequence[Step], recipe: Recipe, stages: C
         from pipelines.datasets.manifest import build_manifest
 
         known = KnownData(build_manifest(recipe.data).table)
-    # An evaluation alone has the vocabulary of its checkpoint.
+    # Without a training, the evaluation uses the vocabulary of its checkpoint.
     if known.manifest is None or known.vocabulary is not None or "video_qa" not in stages:
         return known
     shapes = graph.output("shapes") if recipe.data.shapes is not None else None

@@ -88,7 +88,7 @@ def probe(recipe: Recipe, context: StageContext, view: SplitView, checkpoint: st
             seed=recipe.seed,
         )
     }
-    # What the user's files hold is looked at before a model is loaded.
+    # The user's files are read before a model is loaded, so that errors in them show at once.
     pairs = word_pairs(recipe, view) if "negatives" in parts else []
     queries, prior = moment_queries(recipe, view) if "moments" in parts else ([], 0.0)
     actors = start_actors(

@@ -23,7 +23,7 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
     """Loads the initial weights of all unfinished steps into their models.
 
     Weights that a tag names are put into the workspace, from which all nodes read them. Loading a model twice costs
-    less than hours of decoding before the mistake is noticed.
+    less than finding the mistake after hours of decoding.
 
     Raises:
         FileNotFoundError, ValueError: some cannot be had, or do not fit; the message says which and what to do.
@@ -44,7 +44,7 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
 
 
 class WeightsChecks:
-    """The same for one recipe of a tuning after another; what differs in nothing that weights hang on is asked once."""
+    """The same for many recipes of a tuning. Recipes with the same settings for weights are checked once."""
 
     def __init__(self) -> None:
         self._asked: set[str] = set()

@@ -1,7 +1,7 @@
-"""Whether a training lets single words and frames decide: figures beside the loss, and a warning.
+"""Figures beside the loss that show whether single words or frames take all the importance, and a warning.
 
-An interaction loss can be lowered without learning anything, by making the interaction easy to predict: importance
-weights that leave all to one token do it. Figures are made on the device, on the steps that are logged.
+A model can lower an interaction loss without learning anything, by making the interaction easy to predict: it gives one
+token all the importance. The figures are computed on the device, in steps that are logged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SIDES = ("words", "frames")
 def game_figures(
     own: PairFeatures, pairs: PairFeatures, parts: Mapping[str, Tensor], *, skl: float
 ) -> dict[str, Float[Tensor, ""]]:
-    """What a batch tells about the game, by name, for each level.
+    """The figures of a batch by name, for each level.
 
     ``{level}_{words, frames}_entropy``: mean normalised entropy of the importance weights, 1 where all tokens count
     alike, 0 where one counts alone. ``{level}_{words, frames}_largest``: mean of the largest weight. Levels of a single
@@ -42,7 +42,7 @@ def game_figures(
     the level, relative to that of the contrastive loss.
 
     Args:
-        own: This rank's pairs, whose tokens still are what the loss was computed from.
+        own: This rank's pairs, with the tokens from which the loss was computed (not detached).
         pairs: The pairs of all ranks.
         parts: Parts of the loss of ``pairs``, which can still be differentiated.
         skl: Weight of the interaction loss.
@@ -101,7 +101,7 @@ def _advice(level: str, side: str, step: int, entropy: float, gradient: float | 
         f"{entropy:.2f} (1 = all count alike, 0 = one counts alone), below {COLLAPSED}"
     )
     if gradient is None:
-        return f"{said}. There is no interaction loss that could have done it; look at the learning rate and the data"
+        return f"{said}. There is no interaction loss that could be the cause; look at the learning rate and the data"
     return (
         f"{said}. The interaction loss pulls at the tokens {100 * gradient:.0f}% as hard as the contrastive one. If "
         "R@1 falls, set model.game.teacher to none, or model.game.similarity_scale to auto, or lower model.loss.skl; "

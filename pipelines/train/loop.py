@@ -152,8 +152,8 @@ class LoopSettings:
     checkpoint_every_steps: int | None = None
     log_every_steps: int = 5
     watch_every_steps: int = 25
-    """A task is asked for figures beside its loss, which may cost another backward pass, on the first step after so
-    many that is logged."""
+    """After this many steps, the next logged step also asks the task for figures beside its loss, which may cost
+    another backward pass."""
     precision: Precision = "float32"
     validations_per_epoch: int = 1
     """Checkpoints before the epoch's end serve to resume, and are never the best."""
@@ -233,7 +233,8 @@ class TrainingLoop(Generic[Batch]):
         return step % self.settings.log_every_steps == 0 or step == self.total_steps
 
     def _is_watched(self, step: int) -> bool:
-        """A function of the step alone: all ranks take part in what is computed then, also after a restart."""
+        """Depends on the step alone, so that all ranks agree, also after a restart: all take part in what is computed
+        then."""
         before, every = step - self.settings.log_every_steps, self.settings.watch_every_steps
         return self._is_logged(step) and (step // every > before // every or step == self.total_steps)
 

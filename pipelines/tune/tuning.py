@@ -130,9 +130,10 @@ class Tuning:
         return recipe if seed is None else replace(recipe, seed=seed)
 
     def recipe_of_trial(self, values: Setting, *, phase: Phase, seed: int) -> Recipe:
-        """The recipe of a training in one of the phases, which have different halves of the validation videos.
+        """The recipe of a training in one of the phases, which use different halves of the validation videos.
 
-        Finalists that were chosen on the videos that they are ranked on would be flattered; baselines are not chosen.
+        Finalists ranked on the videos they were chosen on would look too good compared with baselines, which are not
+        chosen.
         """
         return self.recipe_of({**values, **half_of(self.config.stage, phase)}, seed)
 
@@ -176,7 +177,7 @@ def slug(label: str) -> str:
 def half_of(stage: str, phase: Phase) -> Setting:
     """The setting that says with which half of the validation videos a training is validated.
 
-    The estimator is compared on labels, and has no finalists among videos.
+    None for the estimator, which is validated on labels and not on videos.
     """
     return {f"{stage}.validation_half": _HALVES[phase]} if stage in ("retrieval", "video_qa") else {}
 
@@ -292,9 +293,10 @@ def _check_population(tuning: Tuning) -> None:
 
 
 def require_tuning_data(tuning: Tuning, known: KnownData) -> None:
-    """Refuses data with which no trial, or one of the baselines, could be trained, or with which none can be judged.
+    """Refuses data with which no trial or one of the baselines could be trained, or with which trials could not be
+    compared.
 
-    A single trial whose settings the data cannot serve fails by itself, before anything is done for it.
+    If the data do not suit the settings of a single trial, only this trial fails, before any work is done for it.
 
     Raises:
         ValueError: the message says what is missing.

@@ -25,7 +25,7 @@ are and knows no such argument."""
 def open_container(source: str | bytes, *, as_stored: bool = False) -> Any:
     """The file at path ``source``, or the file's bytes, opened; every video stream decodes in this thread.
 
-    ``as_stored``: packets are those of the file, not cut and joined to pictures by FFmpeg's parsers.
+    ``as_stored``: packets are returned as in the file; FFmpeg's parsers do not split or join them to pictures.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     options = {"format_whitelist": CONTAINERS, **({"fflags": "+noparse+nofillin"} if as_stored else {})}

@@ -45,9 +45,9 @@ def holds_no_picture(codec: str, packet: bytes, extradata: bytes | None) -> bool
 
 
 def holds_joined_units(codec: str, packet: bytes) -> bool:
-    """Whether a packet of a stream begins with an access unit without a picture, before that of its picture.
+    """Whether a packet begins with an access unit without a picture, followed by the access unit of its picture.
 
-    FFmpeg joins the two, and gives the picture the time of the first.
+    FFmpeg joins the two and gives the picture the time of the first.
     """
     kinds = _kinds(codec, packet)
     picture = next((place for place, (_, is_picture) in enumerate(kinds) if is_picture), len(kinds))
@@ -55,7 +55,7 @@ def holds_joined_units(codec: str, packet: bytes) -> bool:
 
 
 def _kinds(codec: str, packet: bytes) -> list[tuple[bool, bool]]:
-    """Of each unit in a packet of a stream, whether it is a delimiter of access units, and whether a picture."""
+    """For each unit in a packet: whether it is a delimiter of access units, and whether it is a picture."""
     if codec == "h264":
         found = [unit[0] & 0x1F for unit in _units(packet, None, length_at=4)]
         return [(kind == _H264_DELIMITER, 1 <= kind <= _H264_IDR) for kind in found]

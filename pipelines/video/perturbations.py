@@ -1,7 +1,7 @@
-"""Perturbations of a clip's stored frames at three strengths, to measure what a model stands.
+"""Perturbations of a clip's stored frames at three strengths, to measure how robust a model is.
 
 Each is a function of the frames, the strength (1 to 3) and a generator; it may return fewer frames, never none.
-Strengths are meant to be slight, clear and hard to see through for a person; ``LEVELS`` holds their amounts.
+For a person, strength 1 is slight, 2 is clear, and 3 makes the clip hard to recognise; ``LEVELS`` has the amounts.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Timeline:
         edited: an edit list hides packets.
         only_instant: every key frame is an instant refresh, with nothing before it needed after it.
         pictures: packets of a transport stream that hold a picture.
-        joined: some of these begin with another access unit, which holds none, and have its time.
+        joined: some of these begin with another access unit, which holds no picture, and have its time.
     """
 
     container: str

@@ -142,7 +142,7 @@ def test_files_take_the_place_of_the_generated_truth(probed: Probed, tmp_path: P
 def test_a_part_without_truth_is_refused_before_any_work() -> None:
     from pipelines.recipe.probe import ProbeConfig
 
-    with pytest.raises(ValueError, match=r"probe.parts names negatives, for which only generated data bring the truth"):
+    with pytest.raises(ValueError, match=r"probe.parts names negatives, which needs annotations"):
         ProbeConfig(parts=("negatives",)).parts_of(generated=False)
     assert ProbeConfig().parts_of(generated=False) == ("perturbations",)
     assert ProbeConfig().parts_of(generated=True) == ("negatives", "perturbations", "moments")

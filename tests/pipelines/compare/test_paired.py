@@ -101,7 +101,9 @@ def test_other_protocols_are_refused_with_fields_values_and_places(tmp_path: Pat
     other = read_measured(
         write_retrieval(Storage(str(tmp_path / "b")), ranks, split="val", missing_videos=3), stage="evaluation"
     )
-    with pytest.raises(ValueError, match="other protocols and are not compared: missing_videos: 0 and 3; split: "):
+    with pytest.raises(
+        ValueError, match="different protocols and cannot be compared: missing_videos: 0 and 3; split: "
+    ):
         require_comparable([Side("a", [first]), Side("b", [other])])
     with pytest.raises(ValueError, match=r"missing_videos: 0 and 3$"):
         require_comparable([Side("a", [first]), Side("b", [other])], allowed=["split"])
@@ -111,13 +113,13 @@ def test_other_protocols_are_refused_with_fields_values_and_places(tmp_path: Pat
 def test_other_queries_are_refused_though_the_fields_that_differ_are_allowed(tmp_path: Path) -> None:
     sides = [side(tmp_path, name, [random_ranks(0, videos)]) for name, videos in (("a", 5), ("b", 6))]
     fields = ["gallery_videos", "text_queries", "captions_per_video", "pairs"]
-    with pytest.raises(ValueError, match=r"other queries, though their protocols agree: text_to_video v05"):
+    with pytest.raises(ValueError, match=r"different queries, although their protocols agree: text_to_video v05"):
         require_comparable(sides, allowed=fields)
 
 
 def test_metrics_without_a_protocol_are_of_an_earlier_version(tmp_path: Path) -> None:
     Storage(str(tmp_path)).write_json("metrics.json", {"protocol": "every caption is a query"})
-    with pytest.raises(ValueError, match="says no protocol: an earlier version wrote it"):
+    with pytest.raises(ValueError, match="has no protocol, because an earlier version wrote it"):
         read_measured(str(tmp_path / "metrics.json"), stage="evaluation")
 
 

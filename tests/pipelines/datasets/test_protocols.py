@@ -87,7 +87,7 @@ def test_a_listed_part_of_the_test_is_tested_and_nothing_of_the_training_is_lost
     data = config(tmp_path, "msrvtt", ["video1", "video2", "video8", "video9"], test_videos=str(tmp_path / "list.txt"))
     assert split_captions(data) == {"train": {"video1": ["a"], "video2": ["b"]}, "test": {"video9": ["d"]}}
     (tmp_path / "list.txt").write_text("video9\nvideo2\n")
-    with pytest.raises(ValueError, match=r"1 of the 2 ids in .* are no test videos: video2"):
+    with pytest.raises(ValueError, match=r"1 of the 2 ids in .* are not test videos: video2"):
         build_manifest(data)
 
 
