@@ -207,7 +207,7 @@ def test_rows_are_found_by_their_key_wherever_the_index_saw_them(pool: ShardPool
     shard = OpenShard(pool.storage, *pool.storage.files())
     found = shard.read(["c", "a"], [0, 2], ["frames"]).to_pylist()
     assert found == [{"frames": [b"c"]}, {"frames": [b"a"]}]
-    with pytest.raises(DamagedFileError, match="no row of the key d"):
+    with pytest.raises(DamagedFileError, match="no row with the key d"):
         shard.read(["d"], [0], ["frames"])
 
 
