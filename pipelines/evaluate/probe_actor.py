@@ -41,8 +41,8 @@ class ProbeActor(RetrievalScorerActor):
         images = units.sum(dim=1) / batch.mask.sum(dim=1, keepdim=True)
         places = torch.tensor(owners, device=self._device)
         mine = tuple(level.map(lambda tensor: tensor[places]) for level in videos)
-        floor = self._model.config.quirks.zero_floor
-        found = {**pair_scores(words, mine, self._rates, zero_floor=floor)}
+        floor, coalitions = self._model.config.quirks.zero_floor, self._model.config.game.coalitions
+        found = {**pair_scores(words, mine, self._rates, zero_floor=floor, coalitions=coalitions)}
         found["CLIP cosine"] = clip_cosines(words[0], images[places])
         return {name: values.double().cpu().numpy() for name, values in found.items()}
 
@@ -67,7 +67,8 @@ class ProbeActor(RetrievalScorerActor):
         for number, owner in enumerate(owners):
             text = words.map(lambda tensor, row=number: tensor[row : row + 1])  # type: ignore[misc]
             video = videos.map(lambda tensor, row=owner: tensor[row : row + 1])  # type: ignore[misc]
-            found.append(frame_relevance(text, video)[0][video.mask[0]].tolist())
+            relevance = frame_relevance(text, video, self._model.config.game.coalitions)
+            found.append(relevance[0][video.mask[0]].tolist())
         return found
 
     def _all_levels(self, texts: Sequence[str]) -> Levels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,11 +29,11 @@ TEXTS = tuple(level([5, 2, 4], 5, seed) for seed in (0, 1, 2))
 VIDEOS = tuple(level([3, 1, 4], 4, seed) for seed in (3, 4, 5))
 
 
-@pytest.mark.parametrize("zero_floor", [False, True])
-def test_similarities_of_pairs_are_the_diagonal_of_those_of_all(zero_floor: bool) -> None:
+@pytest.mark.parametrize("settings", [{}, {"zero_floor": True}, {"coalitions": 0.5}, {"coalitions": 0.9}])
+def test_similarities_of_pairs_are_the_diagonal_of_those_of_all(settings: dict[str, Any]) -> None:
     for text, video in zip(TEXTS, VIDEOS, strict=True):
-        expected = level_similarity(text, video, zero_floor=zero_floor).diagonal()
-        found = pair_similarity(text, video, zero_floor=zero_floor)
+        expected = level_similarity(text, video, **settings).diagonal()
+        found = pair_similarity(text, video, **settings)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -39,6 +41,14 @@ def test_the_models_score_mixes_its_levels() -> None:
     scores = pair_scores(TEXTS, VIDEOS, (0.5, 0.0, 2.0))
     assert {*scores, "CLIP cosine"} == set(PAIR_SCORES)
     torch.testing.assert_close(scores["model"], 0.5 * scores["entity"] + 2 * scores["event"])
+
+
+def test_coalitions_are_those_of_the_entity_level() -> None:
+    plain, scores = (pair_scores(TEXTS, VIDEOS, (1.0, 0.0, 1.0), coalitions=value) for value in (None, 0.5))
+    expected = pair_similarity(TEXTS[0], VIDEOS[0], coalitions=0.5)
+    torch.testing.assert_close(scores["entity"], expected)
+    torch.testing.assert_close(scores["model"], expected + plain["event"])
+    assert not torch.allclose(scores["entity"], plain["entity"], atol=1e-3)
 
 
 def test_pooling_and_interaction_are_those_of_single_words_and_frames() -> None:
