@@ -77,6 +77,8 @@ def _problems(recipe: Recipe, stages: Collection[str], table: pa.Table, vocabula
     if "video_qa" in stages:
         asked = questions if vocabulary is None else _questions(table, vocabulary)
         yield from _too_few("video_qa.batch_size", recipe.video_qa.batch_size, asked)
+    if "probe" in stages:
+        yield from _empty("probe.split", recipe.probe.split, captions)
     if "qa_evaluation" in stages:
         yield from _empty("qa_evaluation.split", recipe.qa_evaluation.split, questions)
 

@@ -58,9 +58,8 @@ def _require_room(stage: str, resources: Resources) -> None:
         if needed <= there:
             continue
         message = f"{stage} takes {needed:g} {unit} at once ({describe(resources)}), and there are {there:g}"
-        section = "decode" if isinstance(resources, TaskResources) else stage
         if is_fixed():
-            raise ValueError(f"{message}; lower what resources.{section} asks for")
+            raise ValueError(f"{message}; lower what resources.{_section(stage)} asks for")
         logger.warning("%s: it waits until nodes with them join the cluster", message)
 
 
@@ -85,7 +84,12 @@ def _needs(resources: Resources) -> list[tuple[str, float, float]]:
 
 def resources_of(stage: str, config: ResourcesConfig) -> Resources | None:
     """The settings of a stage; None where the driver does all of its work."""
-    return config.decode if stage in ("shapes", "frames") else getattr(config, stage, None)
+    return getattr(config, _section(stage), None)
+
+
+def _section(stage: str) -> str:
+    """The field of ``resources`` that holds a stage's; a probe scores captions and videos as the evaluation does."""
+    return {"shapes": "decode", "frames": "decode", "probe": "evaluation"}.get(stage, stage)
 
 
 def describe(resources: Resources) -> str:

@@ -14,6 +14,7 @@ from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import DataConfig, Split
 from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
 from pipelines.recipe.labels import LabelsConfig
+from pipelines.recipe.probe import ProbeConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import EstimatorTrainingConfig, RetrievalTrainingConfig, VideoQATrainingConfig
 from pipelines.run import run_plan
@@ -105,6 +106,9 @@ def test_a_split_without_texts_is_refused_where_it_is_evaluated(manifest: Storag
         require_data(recipe(), RETRIEVAL, manifest)
     assert "retrieval.batch_size" not in str(found.value)
     require_data(recipe(evaluation=EvaluationConfig(split="train")), RETRIEVAL, manifest)
+    with pytest.raises(ValueError, match=r"probe\.split is test, and no video of that split has captions"):
+        require_data(recipe(), ("probe",), manifest)
+    require_data(recipe(probe=ProbeConfig(split="train")), ("probe",), manifest)
     with pytest.raises(ValueError, match=r"qa_evaluation\.split is test, .* questions \(.*train 0, val 1, test 0\)"):
         require_data(recipe(), ("qa_evaluation",), manifest)
     require_data(recipe(qa_evaluation=QAEvaluationConfig(split="val")), ("qa_evaluation",), manifest)

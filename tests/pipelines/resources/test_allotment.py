@@ -89,6 +89,7 @@ TOO_LARGE = [
     ("frames", {"decode": TaskResources(cpus_per_task=6)}, "6 CPUs at once"),
     ("labels", {"labels": ActorResources(min_actors=3, cpus_per_actor=2)}, "6 CPUs at once"),
     ("evaluation", {"evaluation": ActorResources(gpus_per_actor=1)}, "1 GPUs at once"),
+    ("probe", {"evaluation": ActorResources(gpus_per_actor=1)}, "1 GPUs at once"),
 ]
 
 
@@ -97,7 +98,7 @@ def test_what_never_fits_is_refused_where_no_node_can_join(
     stage: str, resources: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.resources.ray_session._fixed", True)
-    section = "decode" if stage == "frames" else stage
+    section = {"frames": "decode", "probe": "evaluation"}.get(stage, stage)
     with pytest.raises(
         ValueError, match=rf"{stage} takes {words} .*there are [04]; lower what resources.{section} asks"
     ):
