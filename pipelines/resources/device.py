@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch
 from pipelines.recipe.training import Precision
 
 CPU = torch.device("cpu")
+
+_may_use_gpus: ContextVar[bool] = ContextVar("may_use_gpus", default=True)
 
 
 def compute_device() -> torch.device:
@@ -24,7 +27,7 @@ def compute_device() -> torch.device:
     Raises:
         RuntimeError: Ray gave it a GPU, and this PyTorch cannot use it.
     """
-    given = _given_by_ray()
+    given = _given_by_ray() if _may_use_gpus.get() else []
     if given is None:
         return torch.device("cuda", 0) if torch.cuda.is_available() else CPU
     if not given:
@@ -35,6 +38,16 @@ def compute_device() -> torch.device:
             "PyTorch for the machine's driver, or set gpus_per_worker or gpus_per_actor of the stage's resources to 0"
         )
     return torch.device("cuda", _place(given[0], os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+@contextmanager
+def with_gpus(gpus: float | None) -> Iterator[None]:
+    """Within it, this process takes no GPU if ``gpus`` is 0, also where it sees some: the command.s own process does."""
+    token = _may_use_gpus.set(gpus != 0)
+    try:
+        yield
+    finally:
+        _may_use_gpus.reset(token)
 
 
 def _given_by_ray() -> Sequence[str] | None:

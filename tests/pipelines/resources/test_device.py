@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.resources import device
-from pipelines.resources.device import CPU, arithmetic, compute_device, require_precision
+from pipelines.resources.device import CPU, arithmetic, compute_device, require_precision, with_gpus
 
 
 @pytest.fixture
@@ -47,6 +47,15 @@ def test_a_worker_takes_the_gpu_that_it_was_given(
 ) -> None:
     given(gpus, ids, visible)
     assert compute_device() == torch.device("cuda", place)
+
+
+def test_the_process_of_the_command_takes_no_gpu_where_the_recipe_says_so(gpus: pytest.MonkeyPatch) -> None:
+    given(gpus, None)
+    with with_gpus(0):
+        assert compute_device() == CPU
+    for some in (None, 0.5, 1):
+        with with_gpus(some):
+            assert compute_device() == torch.device("cuda", 0)
 
 
 def test_a_gpu_that_cannot_be_used_is_said(gpus: pytest.MonkeyPatch) -> None:
