@@ -7,6 +7,7 @@ one shard, encodes each video and each of its texts once, computes the interacti
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -30,7 +31,7 @@ from pipelines.models.initial_weights import load_checkpoint
 from pipelines.recipe.labels import LabelsConfig
 from pipelines.resources.device import arithmetic, compute_device, require_precision
 from pipelines.resources.sharded_work import SUMMARY
-from pipelines.video.frame_store import FrameStore
+from pipelines.video.frame_store import FrameBatch, FrameStore
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
@@ -77,7 +78,13 @@ class LabelShard:
         """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""
         frames = videos.select(["video_id", "frames_key", "shard", "row"])
         store = FrameStore(self._frames_pool, frames.rename_columns(["video_id", "key", "shard", "row"]))
-        rows = [row for batch in self._batches(len(videos)) for row in self._label(store, videos, batch)]
+        blocks = list(self._batches(len(videos)))
+        batches = store.batches(
+            blocks, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
+        )
+        with closing(batches):
+            pairs = zip(blocks, batches, strict=True)
+            rows = [row for block, frames in pairs for row in self._label(frames, videos, block)]
         size = self._pool.commit(rows, generation=self._generation)
         return pa.Table.from_pylist(
             [{"rows": len(videos), "errors": 0, "units": len(rows), "bytes": size}], schema=SUMMARY
@@ -88,9 +95,9 @@ class LabelShard:
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
     @torch.inference_mode()
-    def _label(self, store: FrameStore, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
+    def _label(self, stored: FrameBatch, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
         """Encodes the videos of ``batch`` once, then labels their texts batch by batch."""
-        levels, num_frames = self._encode_videos(store, batch)
+        levels, num_frames = self._encode_videos(stored)
         said = [
             (position, index, text)
             for position, video in enumerate(batch)
@@ -120,11 +127,8 @@ class LabelShard:
                     "interaction": interaction[pair, :words, :count].flatten(),
                 }
 
-    def _encode_videos(self, store: FrameStore, batch: range) -> tuple[TokenLevel, list[int]]:
+    def _encode_videos(self, frames: FrameBatch) -> tuple[TokenLevel, list[int]]:
         """The finest level of each video, and its number of frames."""
-        frames = store.batch(
-            batch, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
-        )
         with arithmetic(self._settings.labels.precision, self._device):
             levels = self._model.encode_video(self._model.video_batch(frames.frames, frames.mask))
         return levels[0], frames.mask.sum(dim=1).tolist()

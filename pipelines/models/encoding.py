@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import torch
 import torch.nn.functional as F
@@ -53,17 +54,18 @@ def encode_videos(
 
     ``change`` makes other frames of those of the video with an id, before they are cropped.
     """
-    parts = []
-    for start in range(0, len(videos), batch_size):
-        batch = videos[start : start + batch_size]
-        frames = store.batch(
-            batch,
-            image_size_px=model.clip.image_size_px,
-            max_frames=model.config.max_frames,
-            change=None if change is None else _by_id(change, [store.video_ids[video] for video in batch]),
-        )
-        levels = model.encode_video(model.video_batch(frames.frames, frames.mask), levels=num_levels)
-        parts.append(on_host(levels))
+    blocks = [videos[start : start + batch_size] for start in range(0, len(videos), batch_size)]
+    changes = None
+    if change is not None:
+        changes = [_by_id(change, [store.video_ids[video] for video in block]) for block in blocks]
+    batches = store.batches(
+        blocks, image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames, changes=changes
+    )
+    with closing(batches):
+        parts = [
+            on_host(model.encode_video(model.video_batch(batch.frames, batch.mask), levels=num_levels))
+            for batch in batches
+        ]
     return concatenate(parts)
 
 

@@ -42,7 +42,7 @@ def compute_device() -> torch.device:
 
 @contextmanager
 def with_gpus(gpus: float | None) -> Iterator[None]:
-    """Within it, this process takes no GPU if ``gpus`` is 0, also where it sees some: the command.s own process does."""
+    """Within it, this process takes no GPU if ``gpus`` is 0, even if it sees some: in the command's process."""
     token = _may_use_gpus.set(gpus != 0)
     try:
         yield

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -248,6 +248,33 @@ class FrameStore:
         for _ in self._executor.map(put, range(len(videos)), encoded):
             pass
         return batch
+
+    def batches(
+        self,
+        blocks: Sequence[Sequence[int]],
+        *,
+        image_size_px: int,
+        max_frames: int,
+        changes: Sequence[Callable[[int, Frames], Frames] | None] | None = None,
+    ) -> Generator[FrameBatch, None, None]:
+        """The batch of each block of videos; while the caller works on one, the next is decoded and another one read.
+
+        Other arguments as those of :meth:`batch`, ``changes`` with one for each block.
+        """
+
+        def make(number: int) -> FrameBatch:
+            for block in blocks[number : number + 2]:
+                self.read_ahead(block)
+            change = None if changes is None else changes[number]
+            return self.batch(blocks[number], image_size_px=image_size_px, max_frames=max_frames, change=change)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batch-maker") as maker:
+            ready = maker.submit(make, 0) if blocks else None
+            for number in range(len(blocks)):
+                assert ready is not None
+                batch = ready.result()
+                ready = maker.submit(make, number + 1) if number + 1 < len(blocks) else None
+                yield batch
 
 
 def decode_images(encoded: Sequence[bytes]) -> list[UInt8[Tensor, "3 height width"]]:

@@ -132,6 +132,15 @@ def test_so_do_steps_with_other_teachers(data: Storage, tmp_path: Path, teacher:
     require_equal(*tasks)
 
 
+@pytest.mark.parametrize("presence", [0.5, 0.2])
+def test_so_does_a_step_whose_similarity_is_that_of_random_coalitions(
+    data: Storage, tmp_path: Path, presence: float
+) -> None:
+    game = GameConfig(teacher="exact", estimator_channels=8, coalitions=presence)
+    one, other = (retrieval_task(data, retrieval_config(tmp_path, game=game), CAPTIONS) for _ in range(2))
+    require_equal(one, other)
+
+
 def test_a_step_of_question_answering_waits_for_nothing(questions: Storage, tmp_path: Path) -> None:
     one, other = (video_qa_task(questions, video_qa_config(tmp_path, dropout=0.3)) for _ in range(2))
     require_equal(one, other)

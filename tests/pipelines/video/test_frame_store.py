@@ -171,3 +171,24 @@ def test_many_threads_read_one_shard(store: FrameStore) -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(store.encoded, videos))
     assert found == [frames_row(video)["frames"] for video in videos]
+
+
+def test_while_one_batch_is_used_the_next_is_made_and_the_one_after_it_is_read(
+    store: FrameStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [[1, 5], [2], [3, 0]]
+    expected = [store.batch(block, image_size_px=8, max_frames=3) for block in blocks]
+    read = {video: threading.Event() for block in blocks for video in block}
+    encoded = store.encoded
+
+    def noted(video: int) -> list[bytes]:
+        found = encoded(video)
+        read[video].set()
+        return found
+
+    monkeypatch.setattr(store, "encoded", noted)
+    for number, batch in enumerate(store.batches(blocks, image_size_px=8, max_frames=3)):
+        assert torch.equal(batch.frames, expected[number].frames)
+        if number == 0:
+            assert all(event.wait(timeout=60) for event in read.values()), "nothing more was asked for"
+    assert list(store.batches([], image_size_px=8, max_frames=3)) == []
