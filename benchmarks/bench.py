@@ -36,6 +36,7 @@ GROUPS = {
     "frames": 1,
     "decoding_per_epoch": 1,
     "training_input": 1,
+    "slow_store": 1,
     "ddp": 1,
     "growing": 1,
     "startup": 1,

@@ -1,20 +1,25 @@
 """The models alone on one CUDA GPU: right first, then how close to the limits of the machine.
 
-    python -m benchmarks.gpu
+    python -m benchmarks.gpu [--minutes 9] [--toy]
 
 Needs neither Ray nor data: PyTorch, open_clip and random weights. The limits are measured, not quoted: a large matrix
 product in bfloat16 and float32, and a copy in memory. Each figure stands beside its floor, which is counted from the
-floating-point operations and bytes it cannot do without. Without a CUDA GPU it says so and measures nothing.
+floating-point operations and bytes it cannot do without. Parts come in the order of their worth, each printed as it
+ends; none begins after the given minutes. Without a CUDA GPU it says so and measures nothing. With --toy every part
+runs on the CPU at sizes that measure nothing, to see that it would run.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +35,10 @@ from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.configs import ClipConfig, RetrievalConfig, TemporalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.retrieval import RetrievalModel
+from pipelines.recipe.training import AugmentationConfig
+from pipelines.train.compiling import compile_parts
+from pipelines.video.augmentation import OPERATIONS, augmentation_rng, draw_operations
+from pipelines.video.device_augmentation import apply_to_clips, as_table, augment_clips
 
 VIT_B_32 = ClipConfig(architecture="ViT-B-32-quickgelu", pretrained=None)
 # Without recomputation the activations of 1,536 images need about 160 GB.
@@ -51,8 +60,19 @@ class Sizes:
     product: int = 8192
     """Rows and columns of the matrix product that measures the peak."""
     dim: int = 512
+    side: int = 224
+    """Pixels of a frame's side, for augmentation alone."""
     times: int = 10
     compiler: str = "inductor"
+
+
+TOY = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "layers": 1, "width": 32, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2},
+}
+"""An architecture for ``--toy``."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +89,54 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
 """Largest norm of an error, relative to the norm of the result."""
 
 
-def main() -> int:
-    if not torch.cuda.is_available():
-        print("This machine has no CUDA GPU that PyTorch can use: nothing was measured, and nothing is claimed.")
-        return 0
-    device = torch.device("cuda")
-    print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
-    try:
-        for part in report(device, Sizes()):
-            print(part + "\n", flush=True)
-    except ResultsDifferError as error:
-        print(error)
-        return 1
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=9.0, help="no part begins after so many")
+    parser.add_argument("--toy", action="store_true", help="every part on the CPU, at sizes that measure nothing")
+    options = parser.parse_args(arguments)
+    deadline = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        if options.toy:
+            print("Toy sizes on the CPU: these figures measure nothing.\n")
+            device, sizes = torch.device("cpu"), toy_sizes(Path(folder))
+        elif torch.cuda.is_available():
+            device, sizes = torch.device("cuda"), Sizes()
+            print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
+        else:
+            print("This machine has no CUDA GPU that PyTorch can use: nothing was measured, and nothing is claimed.")
+            return 0
+        try:
+            for part in report(device, sizes, deadline):
+                print(part + "\n", flush=True)
+        except ResultsDifferError as error:
+            print(error)
+            return 1
     return 0
 
 
-def report(device: torch.device, sizes: Sizes) -> Iterator[str]:
-    """Tables, as they are ready.
+def toy_sizes(folder: Path) -> Sizes:
+    """A model and numbers small enough for any machine; its architecture is written to ``folder``."""
+    architecture = folder / "toy.json"
+    architecture.write_text(json.dumps(TOY))
+    clip = ClipConfig(architecture=str(architecture), pretrained=None)
+    return Sizes(
+        steps=(clip, clip),
+        temporal=TemporalConfig(layers=1),
+        batch=3,
+        words=12,
+        frames=12,
+        long_tokens=12,
+        long_items=5,
+        product=16,
+        dim=32,
+        side=24,
+        times=1,
+        compiler="eager",
+    )
+
+
+def report(device: torch.device, sizes: Sizes, deadline: float = float("inf")) -> Iterator[str]:
+    """Tables, as they are ready; no part begins after ``deadline``, on the monotonic clock.
 
     Raises:
         ResultsDifferError: a module gives other results on the device than on the CPU.
@@ -97,12 +148,29 @@ def report(device: torch.device, sizes: Sizes) -> Iterator[str]:
         f"Measured limits: {limits.bf16_flops / 1e12:.3g} TFLOP/s in bfloat16, {limits.fp32_flops / 1e12:.3g} in "
         f"float32, {limits.bytes_per_s / 1e9:.3g} GB/s"
     )
-    for clip in sizes.steps:
-        for compiled in (False, True):
-            yield shown(HEADER, training_step(device, sizes, clip, limits, compiled=compiled))
-    yield shown(HEADER, [*exact_labels(device, sizes, limits), *all_pairs(device, sizes, limits)])
-    with tempfile.TemporaryDirectory() as folder:
-        yield shown(HEADER, [long_step(device, sizes, Path(folder))])
+    first, *others = sizes.steps
+    parts: list[tuple[str, Callable[[], Iterable[Sequence[str]]]]] = [
+        ("training step", lambda: training_step(device, sizes, first, limits, compiled=False)),
+        ("compiled training step", lambda: training_step(device, sizes, first, limits, compiled=True)),
+        ("exact labels", lambda: exact_labels(device, sizes, limits)),
+        ("all pairs", lambda: all_pairs(device, sizes, limits)),
+        ("ActivityNet", lambda: long_step(device, sizes)),
+        ("augmentation", lambda: augmentation(device, sizes, limits)),
+        *(
+            (
+                f"training step of {clip.architecture}",
+                partial(training_step, device, sizes, clip, limits, compiled=compiled),
+            )
+            for clip in others
+            for compiled in (False, True)
+        ),
+    ]
+    for name, part in parts:
+        if time.monotonic() > deadline:
+            yield f"{name}: not measured, the time is up"
+            continue
+        yield shown(HEADER, part())
+        torch._dynamo.reset()
 
 
 def check_modules(device: torch.device, sizes: Sizes) -> list[list[str]]:
@@ -182,9 +250,9 @@ def training_step(
     # The backward pass repeats each product twice; recomputation is not the model's.
     flops = 3 * counter.get_total_flops()
     if compiled:
-        for module in (model.clip.visual, model.clip.transformer, model.temporal, *model.predictors.values()):
-            module.compile(backend=sizes.compiler)
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-6)
+        compile_parts(model, backend=sizes.compiler)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=device.type == "cuda")
     config = model.config
     marks: list[float] = []
 
@@ -268,10 +336,11 @@ def all_pairs(device: torch.device, sizes: Sizes, limits: Limits) -> Iterator[li
         yield line(f"all pairs, {items:,}² × {tokens} × {tokens}, {name}", taken, floor, f"peak memory {peak(device)}")
 
 
-def long_step(device: torch.device, sizes: Sizes, folder: Path) -> list[str]:
+def long_step(device: torch.device, sizes: Sizes) -> Iterator[list[str]]:
     """ActivityNet's sizes above the encoders, forward and backward."""
     shape = Shape(sizes.batch, sizes.batch, sizes.long_tokens, sizes.long_tokens)
-    model = make_model(folder, shape, dim=sizes.dim).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model(Path(folder), shape, dim=sizes.dim).to(device)
     words, frames = (
         on(random_features(sizes.batch, sizes.long_tokens, dim=sizes.dim, seed=seed), device) for seed in (1, 2)
     )
@@ -285,7 +354,33 @@ def long_step(device: torch.device, sizes: Sizes, folder: Path) -> list[str]:
 
     reset_peak(device)
     taken = seconds(device, step, sizes.times)
-    return line(f"step above the encoders, batch {shape}", taken, None, f"peak memory {peak(device)}")
+    yield line(f"step above the encoders, batch {shape}", taken, None, f"peak memory {peak(device)}")
+
+
+def augmentation(device: torch.device, sizes: Sizes, limits: Limits) -> Iterator[list[str]]:
+    """The published RandAugment of a batch of clips; every clip draws its own operations.
+
+    Raises:
+        ResultsDifferError: a pixel is more than a grey level from the CPU's.
+    """
+    side, config = sizes.side, AugmentationConfig()
+    drawn = [draw_operations(config, augmentation_rng(0, 0, 0, str(clip))) for clip in range(sizes.batch)]
+    table = as_table(drawn, config.operations)
+    generator = torch.Generator().manual_seed(0)
+    shape = (sizes.batch, sizes.frames, 3, side, side)
+    few = torch.randint(256, (15, 2, *shape[2:]), generator=generator, dtype=torch.uint8)
+    for name, kind in OPERATIONS.items():
+        arguments = torch.full((len(few),), float(kind.to_argument(config.magnitude / 10, 1.0)), dtype=torch.float64)
+        apart = apply_to_clips(few.to(device), name, arguments).cpu().int() - apply_to_clips(few, name, arguments).int()
+        if int(apart.abs().max()) > 1:
+            raise ResultsDifferError(f"{name}: {int(apart.abs().max())} grey levels from the CPU's")
+    clips = torch.randint(256, shape, device=device, dtype=torch.uint8)
+    reset_peak(device)
+    taken = seconds(device, lambda: augment_clips(clips, *table), sizes.times)
+    # Each operation that is applied reads its clip and writes it.
+    floor = 2 * sum(map(len, drawn)) * clips[0].numel() / limits.bytes_per_s
+    name = f"RandAugment of {sizes.batch} clips of {sizes.frames} frames"
+    yield line(name, taken, floor, f"{sizes.batch / taken:,.0f} clips/s, peak memory {peak(device)}")
 
 
 def model_config(sizes: Sizes, clip: ClipConfig) -> RetrievalConfig:

@@ -38,6 +38,7 @@ game
 architecture
 faults
 memory
+performance
 cluster
 contributing
 changelog

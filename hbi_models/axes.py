@@ -27,6 +27,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hbi_models.transfer import sent
+
 
 @dataclass(frozen=True, slots=True)
 class TextBatch:
@@ -38,7 +40,7 @@ class TextBatch:
 
     def to(self, device: torch.device) -> TextBatch:
         """Returns the batch on ``device``."""
-        return TextBatch(self.token_ids.to(device), self.mask.to(device))
+        return TextBatch(sent(self.token_ids, device), sent(self.mask, device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hbi_models.transfer import sent
+
 
 class BatchDraws:
     """The random numbers of dropout and the tie-break noise in a step, for some rows of its batch.
@@ -34,7 +36,7 @@ class BatchDraws:
         """Returns the values, each set to 0 with this probability and otherwise divided by 1 less it."""
         kept = torch.empty(self._batch_size, *values.shape[1:])
         kept.bernoulli_(1 - probability, generator=self._dropout).div_(1 - probability)
-        return values * self._rows(kept, len(values)).to(values)
+        return values * sent(self._rows(kept, len(values)), values.device).to(values.dtype)
 
     def _rows(self, drawn: Tensor, count: int) -> Tensor:
         if self._first + count > self._batch_size:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -72,6 +73,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int) 
     return optimizer, LambdaLR(optimizer, warmup_cosine_schedule(total_steps, config.warmup_fraction))
 
 
+def leave_out_if(optimizer: Optimizer, is_bad: Bool[Tensor, ""]) -> None:
+    """Makes the next step of the optimizer change no parameter where ``is_bad``, which is decided on its device.
+
+    Fused optimizers of PyTorch and ``BertAdam`` can do that, by what they offer to a scaler of gradients; others take
+    the step.
+    """
+    if isinstance(optimizer, BertAdam) or optimizer.defaults.get("fused"):
+        optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+
+
 def warmup_cosine_schedule(total_steps: int, warmup_fraction: float) -> Callable[[int], float]:
     """Returns the factor of the learning rate at step 0, 1, ...: a linear rise, then half a cosine to 0.
 
@@ -111,8 +122,11 @@ class BertAdam(Optimizer):
 
         m = b1 m + (1 - b1) g,    v = b2 v + (1 - b2) g^2,    p = p - lr (m / (sqrt(v) + eps) + wd p).
 
-    The decay is decoupled (Loshchilov and Hutter, 2019). Gradients are not modified.
+    The decay is decoupled (Loshchilov and Hutter, 2019). Gradients are not modified. A step for which ``found_inf`` is
+    set, a number other than 0 on the parameters' device, changes no parameter.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -165,7 +179,9 @@ class BertAdam(Optimizer):
         beta1, beta2 = group["betas"]
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # The factors stay tensors, because reading them would wait for the device in every step.
+        if self.found_inf is not None:
+            gradients = [torch.where(self.found_inf == 0, gradient, 0) for gradient in gradients]
+        # The factors stay tensors: reading them would wait for the device at every step.
         factors = torch._foreach_norm(gradients)
         torch._foreach_add_(factors, 1e-6)
         torch._foreach_reciprocal_(factors)
@@ -180,6 +196,8 @@ class BertAdam(Optimizer):
         torch._foreach_add_(roots, group["eps"])
         updates = torch._foreach_div(first, roots)
         torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        if self.found_inf is not None:
+            torch._foreach_mul_(updates, (self.found_inf == 0).float())
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 

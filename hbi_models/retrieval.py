@@ -37,6 +37,7 @@ from hbi_models.draws import BatchDraws
 from hbi_models.similarity import retrieval_similarity, token_cosines
 from hbi_models.temporal_encoder import TemporalEncoder
 from hbi_models.token_merging import TokenMerge, count_clusters
+from hbi_models.transfer import sent
 
 
 class RetrievalModel(nn.Module):
@@ -109,8 +110,7 @@ class RetrievalModel(nn.Module):
         """
         if mask is None:
             mask = torch.ones(frames.shape[:2], dtype=torch.bool)
-        pixels = self.clip.normalize(frames.to(self.device, non_blocking=True))
-        return VideoBatch(pixels, mask.to(self.device))
+        return VideoBatch(self.clip.normalize(sent(frames, self.device)), sent(mask, self.device))
 
     @property
     def learns_interaction(self) -> bool:
@@ -184,13 +184,20 @@ class RetrievalModel(nn.Module):
         )
 
     def _encode_frames(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
-        if self.config.quirks.encode_padding:
-            pixels = videos.pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
+        pixels, encode_padding = videos.pixels, self.config.quirks.encode_padding
+        # Which frames are padding only the device knows, and to ask it costs more than to encode them, too: it would
+        # wait for the host, and every batch would have its own size of memory.
+        if encode_padding or pixels.device.type != "cpu":
+            if encode_padding:
+                pixels = pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
             features = self.clip.encode_frames(rearrange(pixels, "videos frames ... -> (videos frames) ..."))
-            return rearrange(features, "(videos frames) dim -> videos frames dim", videos=len(pixels))
-        # The towers cannot take an empty batch. In training their parameters still need a gradient, which is 0.
+            features = rearrange(features, "(videos frames) dim -> videos frames dim", videos=len(pixels))
+            if encode_padding:
+                return features
+            return features.masked_fill(rearrange(~videos.mask, "videos frames -> videos frames 1"), 0)
+        # Towers take no empty batch, and in training their parameters still need a gradient of 0.
         encoded = videos.mask if videos.mask.any() else torch.ones_like(videos.mask)
-        features = self.clip.encode_frames(videos.pixels[encoded])
+        features = self.clip.encode_frames(pixels[encoded])
         padded = features.new_zeros((*encoded.shape, features.shape[-1]))
         padded[encoded] = features
         return padded
@@ -244,7 +251,8 @@ def level_interaction(
     """Returns the exact Banzhaf interaction of words and frames of matching pairs, of ``scale`` times their cosines.
 
     Raises:
-        NonFiniteLogitsError: an importance logit of a real token is not finite.
+        NonFiniteLogitsError: an importance logit of a real token is not finite; on an accelerator, where that is not
+            known in time, the interaction of its pair is NaN (``require_finite``).
     """
     cosines = token_cosines(texts, videos)
     return exact_interaction(scale * cosines, texts.logits, videos.logits, texts.mask, videos.mask)

@@ -187,7 +187,7 @@ def candidates(level: TokenLevel, *, zero_floor: bool) -> Float[Tensor, "items t
     if zero_floor:
         return tokens
     first_real = level.mask.int().argmax(dim=1)
-    copies = rearrange(tokens[torch.arange(len(tokens)), first_real], "items dim -> items 1 dim")
+    copies = rearrange(tokens[torch.arange(len(tokens), device=tokens.device), first_real], "items dim -> items 1 dim")
     return torch.where(rearrange(level.mask, "items tokens -> items tokens 1"), tokens, copies)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hbi_models.axes import TokenFeatures, at_least_float32
 from hbi_models.configs import MergingConfig, Quirks, require
 from hbi_models.draws import BatchDraws
+from hbi_models.transfer import sent
 
 
 def count_clusters(num_tokens: int, rate: float) -> int:
@@ -92,7 +93,7 @@ class TokenMerge(nn.Module):
                 f"merging.tie_break_noise is {self.tie_break_noise}, but training got no draws to take it from; "
                 "pass BatchDraws, or set the noise to 0"
             )
-        return self.tie_break_noise * draws.uniform(mask.shape).to(mask.device)
+        return self.tie_break_noise * sent(draws.uniform(mask.shape), mask.device)
 
 
 class MergeBlock(nn.Module):

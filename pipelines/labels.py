@@ -7,6 +7,7 @@ one shard, encodes each video and each of its texts once, computes the interacti
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -18,17 +19,19 @@ import torch
 from torch import Tensor
 
 from hbi_models.axes import TextBatch, TokenLevel
+from hbi_models.banzhaf.exact import require_finite
 from hbi_models.banzhaf.published import published_labels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import token_cosines, token_weights
+from hbi_models.transfer import fetched, sent
 from pipelines.models.clip_weights import local_weights
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.recipe.labels import LabelsConfig
-from pipelines.resources.device import compute_device
+from pipelines.resources.device import arithmetic, compute_device, require_precision
 from pipelines.resources.sharded_work import SUMMARY
-from pipelines.video.frame_store import FrameStore
+from pipelines.video.frame_store import FrameBatch, FrameStore
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
@@ -67,6 +70,7 @@ class LabelShard:
         self._settings, self._frames_pool = settings, frames_pool
         self._pool, self._generation = pool, generation
         self._device = compute_device()
+        require_precision(settings.labels.precision, self._device)
         self._model = make_label_model(settings).to(self._device)
         self._tokenizer = CaptionTokenizer(settings.model.max_words)
 
@@ -74,7 +78,13 @@ class LabelShard:
         """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""
         frames = videos.select(["video_id", "frames_key", "shard", "row"])
         store = FrameStore(self._frames_pool, frames.rename_columns(["video_id", "key", "shard", "row"]))
-        rows = [row for batch in self._batches(len(videos)) for row in self._label(store, videos, batch)]
+        blocks = list(self._batches(len(videos)))
+        batches = store.batches(
+            blocks, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
+        )
+        with closing(batches):
+            pairs = zip(blocks, batches, strict=True)
+            rows = [row for block, frames in pairs for row in self._label(frames, videos, block)]
         size = self._pool.commit(rows, generation=self._generation)
         return pa.Table.from_pylist(
             [{"rows": len(videos), "errors": 0, "units": len(rows), "bytes": size}], schema=SUMMARY
@@ -85,9 +95,9 @@ class LabelShard:
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
     @torch.inference_mode()
-    def _label(self, store: FrameStore, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
+    def _label(self, stored: FrameBatch, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
         """Encodes the videos of ``batch`` once, then labels their texts batch by batch."""
-        levels = self._encode_videos(store, batch)
+        levels, num_frames = self._encode_videos(stored)
         said = [
             (position, index, text)
             for position, video in enumerate(batch)
@@ -97,43 +107,40 @@ class LabelShard:
         size = self._settings.labels.batch_size
         for start in range(0, len(said), size):
             part = said[start : start + size]
-            texts = self._encode_texts([text for _, _, text in part])
-            rows = torch.tensor([position for position, _, _ in part], device=self._device)
+            texts, num_words = self._encode_texts([text for _, _, text in part])
+            rows = sent(torch.tensor([position for position, _, _ in part]), self._device)
             frames = levels.map(itemgetter(rows))
-            cosines, interaction = token_cosines(texts, frames), self._interaction(texts, frames)
+            on_device = (token_cosines(texts, frames), self._interaction(texts, frames), texts.logits, frames.logits)
+            cosines, interaction, word_logits, frame_logits = (values.float().numpy() for values in fetched(on_device))
             for pair, (position, index, _) in enumerate(part):
-                words, count = int(texts.mask[pair].sum()), int(frames.mask[pair].sum())
+                words, count = num_words[pair], num_frames[position]
+                require_finite(torch.from_numpy(interaction[pair, :words, :count]))
                 yield {
                     "video_id": ids[batch[position]],
                     "key": keys[batch[position]],
                     "caption_index": index,
                     "num_words": words,
                     "num_frames": count,
-                    "similarity": _flat(cosines[pair, :words, :count]),
-                    "word_logits": _flat(texts.logits[pair, :words]),
-                    "frame_logits": _flat(frames.logits[pair, :count]),
-                    "interaction": _flat(interaction[pair, :words, :count]),
+                    "similarity": cosines[pair, :words, :count].flatten(),
+                    "word_logits": word_logits[pair, :words],
+                    "frame_logits": frame_logits[pair, :count],
+                    "interaction": interaction[pair, :words, :count].flatten(),
                 }
 
-    def _encode_videos(self, store: FrameStore, batch: range) -> TokenLevel:
-        frames = store.batch(
-            batch, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
-        )
-        with self._arithmetic():
+    def _encode_videos(self, frames: FrameBatch) -> tuple[TokenLevel, list[int]]:
+        """The finest level of each video, and its number of frames."""
+        with arithmetic(self._settings.labels.precision, self._device):
             levels = self._model.encode_video(self._model.video_batch(frames.frames, frames.mask))
-        return levels[0]
+        return levels[0], frames.mask.sum(dim=1).tolist()
 
-    def _encode_texts(self, texts: Sequence[str]) -> TokenLevel:
-        # The recipe decides how many words; the model of a checkpoint may have another number.
+    def _encode_texts(self, texts: Sequence[str]) -> tuple[TokenLevel, list[int]]:
+        """The finest level of each text, and its number of words."""
+        # As many words as the recipe says, which the model of a checkpoint may not.
         token_ids, mask = self._tokenizer(texts)
-        with self._arithmetic():
+        with arithmetic(self._settings.labels.precision, self._device):
             batch = TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
             levels = self._model.encode_text(batch.to(self._device))
-        return levels[0]
-
-    def _arithmetic(self) -> torch.autocast:
-        bfloat16 = self._settings.labels.precision == "bfloat16"
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        return levels[0], mask.sum(axis=1).tolist()
 
     def _interaction(self, texts: TokenLevel, frames: TokenLevel) -> Tensor:
         scale = self._settings.model.game.scale
@@ -150,7 +157,3 @@ class LabelShard:
             scale=scale,
             generator=generator,
         )
-
-
-def _flat(values: Tensor) -> Any:
-    return values.flatten().float().cpu().numpy()

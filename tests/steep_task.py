@@ -34,7 +34,7 @@ class SteepTask:
     def steps(self, epoch: int) -> int:
         return 4
 
-    def batches(self, position: Position) -> Generator[int, None, None]:
+    def batches(self, position: Position, device: torch.device) -> Generator[int, None, None]:
         yield from range(position.step, 4)
 
     def loss(self, model: nn.Module, batch: int, device: torch.device, *, watch: bool = False) -> Mapping[str, Tensor]:

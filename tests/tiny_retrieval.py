@@ -81,6 +81,9 @@ def write_split_data(folder: Path, captions: dict[Split, Sequence[int]]) -> Stor
                     "frames": images,
                     "frame_index": list(range(len(images))),
                     "time_s": [float(place) for place in range(len(images))],
+                    "source_fps": 1.0,
+                    "source_frames": len(images),
+                    "source_begin_s": 0.0,
                 }
             )
     storage.write_table(f"manifest/{MANIFEST_FILE}", pa.Table.from_pylist(manifest, schema=MANIFEST))

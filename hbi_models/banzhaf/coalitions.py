@@ -61,7 +61,7 @@ def expected_weights(
 def _weights_given_joining(
     logits: Float[Tensor, "items tokens"], mask: Bool[Tensor, "items tokens"], presence: float
 ) -> Float[Tensor, "items tokens"]:
-    log_weights, spread = bounded_log_weights(logits, mask)
+    log_weights, spread = bounded_log_weights(logits, mask, 1 - presence)
     nodes, node_weights = quadrature(spread, logits)
     # u e_t; beyond the bound psi is 0, and the product of the two must not become infinity times 0.
     decay = torch.exp((log_weights[:, :, None] + nodes).clamp(max=math.log(800.0)))

@@ -29,6 +29,16 @@ from torch import Tensor
 # bounds the range of the integral, and with it the number of nodes, for any logits.
 LARGEST_GAP = 40.0
 
+# The same for float32, exp(-20) = 2e-9; and how rare coalitions are that no longer count, which is how many higher
+# tokens may be absent from one. Both bound the range of the integral before any logit is known.
+_BOUNDS = {torch.float32: (20.0, 2.0**-26), torch.float64: (LARGEST_GAP, 2.0**-54)}
+
+
+_NOT_FINITE = (
+    "the importance logits of the Banzhaf game hold NaN or infinity at a real token; they must be finite. "
+    "Look for a diverged model or for features of an empty video"
+)
+
 
 class NonFiniteLogitsError(ValueError):
     """An importance logit of a real token is NaN or infinite."""
@@ -50,7 +60,8 @@ def exact_interaction(
     rounding, relative to the largest similarity, for any spread of the logits.
 
     Raises:
-        NonFiniteLogitsError: a logit of a real token is not finite.
+        NonFiniteLogitsError: a logit of a real token is not finite. An accelerator is not asked: there the result of
+            such a pair is NaN, which ``require_finite`` finds.
     """
     with torch.autocast(device_type=similarity.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(similarity.dtype, word_logits.dtype), frame_logits.dtype)
@@ -60,6 +71,16 @@ def exact_interaction(
         through_words = weight_gains(word_logits.to(dtype), word_mask) @ maximum_gains(similarity, frame_mask)
         through_frames = weight_gains(frame_logits.to(dtype), frame_mask) @ maximum_gains(transposed, word_mask)
         return (through_words + rearrange(through_frames, "pairs frames words -> pairs words frames")) / 2
+
+
+def require_finite(interaction: Float[Tensor, "..."]) -> None:
+    """Checks labels that have come from an accelerator.
+
+    Raises:
+        NonFiniteLogitsError: a logit that they were computed from was not finite.
+    """
+    if not interaction.isfinite().all():
+        raise NonFiniteLogitsError(_NOT_FINITE)
 
 
 def maximum_gains(
@@ -126,30 +147,49 @@ def weight_gains(
 
 
 def bounded_log_weights(
-    logits: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"]
+    logits: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"], absence: float = 0.5
 ) -> tuple[Float[Tensor, "pairs tokens"], float]:
-    """Returns the log softmax over the real tokens, and the largest distance below 0 of any of them."""
+    """Returns the log softmax over the real tokens, and a distance below 0 that none of them exceeds.
+
+    ``absence`` is the probability with which a token is not in a coalition.
+    """
     # The lowest finite number instead of -inf keeps the gradient finite where a row is all padding.
     padding = torch.finfo(logits.dtype).min
+    if logits.device.type != "cpu":
+        return _log_weights_of_any_spread(logits, mask, absence)
     log_weights = logits.masked_fill(~mask, padding).log_softmax(dim=-1)
     spread = -float(log_weights.detach().masked_fill(~mask, 0).amin()) if log_weights.numel() else 0.0
     if not math.isfinite(spread):
-        raise NonFiniteLogitsError(
-            "the importance logits of the Banzhaf game hold NaN or infinity at a real token; they must be finite. "
-            "Look for a diverged model or for features of an empty video"
-        )
+        raise NonFiniteLogitsError(_NOT_FINITE)
     if spread > LARGEST_GAP:
         # In float64, because the difference of two large logits must not be rounded.
-        narrowed = _narrow_gaps(logits.double().masked_fill(~mask, padding))
+        narrowed = _narrow_gaps(logits.double().masked_fill(~mask, padding), LARGEST_GAP)
         log_weights = narrowed.masked_fill(~mask, padding).log_softmax(dim=-1).to(logits.dtype)
         spread = -float(log_weights.detach().masked_fill(~mask, 0).amin())
     return log_weights, spread
 
 
-def _narrow_gaps(logits: Float[Tensor, "pairs tokens"]) -> Float[Tensor, "pairs tokens"]:
-    """Returns the logits with gaps between neighbours in rank cut to ``LARGEST_GAP``; the largest becomes 0."""
+def _log_weights_of_any_spread(
+    logits: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"], absence: float
+) -> tuple[Float[Tensor, "pairs tokens"], float]:
+    """Returns the same on an accelerator, with a bound that holds for any logits: nobody waits for theirs.
+
+    More nodes than most logits need cost little there. Where a logit is not finite, all of its pair are NaN.
+    """
+    largest_gap, rare = _BOUNDS[logits.dtype]
+    tokens, padding = logits.shape[-1], torch.finfo(logits.dtype).min
+    counted = math.ceil(math.log(rare) / math.log(absence))
+    lowest = -largest_gap * min(max(tokens - 1, 0), counted)
+    narrowed = _narrow_gaps(logits.double().masked_fill(~mask, padding), largest_gap).clamp(min=lowest)
+    log_weights = narrowed.masked_fill(~mask, padding).log_softmax(dim=-1).to(logits.dtype)
+    is_finite = (logits.isfinite() | ~mask).all(dim=-1, keepdim=True)
+    return log_weights.where(is_finite, torch.nan), math.log(max(tokens, 1)) - lowest
+
+
+def _narrow_gaps(logits: Float[Tensor, "pairs tokens"], largest_gap: float) -> Float[Tensor, "pairs tokens"]:
+    """Returns the logits with gaps between neighbours in rank cut to ``largest_gap``; the largest becomes 0."""
     ordered, order = logits.sort(dim=-1, descending=True)
-    gaps = ordered.diff(dim=-1, prepend=ordered[:, :1]).clamp(min=-LARGEST_GAP)
+    gaps = ordered.diff(dim=-1, prepend=ordered[:, :1]).clamp(min=-largest_gap)
     return torch.zeros_like(logits).scatter(-1, order, gaps.cumsum(dim=-1))
 
 

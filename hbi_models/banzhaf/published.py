@@ -24,6 +24,7 @@ from torch import Tensor
 from hbi_models.banzhaf.exact import maximum_gains
 from hbi_models.banzhaf.game import every_subset
 from hbi_models.configs import PUBLISHED_SCALE
+from hbi_models.transfer import sent
 
 PUBLISHED_DRAWS = 100
 
@@ -118,8 +119,8 @@ def sample_published_cell(
     """Returns ``sample_published_labels`` of one word and one frame; values are meaningless if either is padding."""
     total = similarity.new_zeros(len(similarity))
     for _ in range(num_draws):
-        kept_words = _draw(word_mask.shape, generator).to(word_mask.device)
-        kept_frames = _draw(frame_mask.shape, generator).to(frame_mask.device)
+        kept_words = sent(_draw(word_mask.shape, generator), word_mask.device)
+        kept_frames = sent(_draw(frame_mask.shape, generator), frame_mask.device)
         total += value_of_draw(
             scale * similarity,
             word_weights,
@@ -236,8 +237,8 @@ def _subsets(
             f"{num_tokens} tokens have 2^{num_tokens} subsets, more than most_subsets = {most_subsets}, and are "
             "averaged over drawn ones: pass a torch.Generator, or raise most_subsets"
         )
-    drawn = _draw((most_subsets // 2, num_tokens), generator).to(device)
-    # Each set is used with its complement, which is equally likely: their mean size is then exact.
+    drawn = sent(_draw((most_subsets // 2, num_tokens), generator), device)
+    # A set and its complement are equally likely; together they have no error in the set's size.
     return torch.cat([drawn, ~drawn])
 
 

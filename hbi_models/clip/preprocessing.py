@@ -7,6 +7,7 @@ extracted, and stored as uint8; cropping and normalisation happen on the device.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from hbi_models.clip.pixels import CLIP_MEAN as CLIP_MEAN
 from hbi_models.clip.pixels import CLIP_STD as CLIP_STD
 from hbi_models.configs import require
+from hbi_models.transfer import sent
 
 
 def resize_short_side(
@@ -61,10 +63,16 @@ def normalize_pixels(
     std: Sequence[float] = CLIP_STD,
 ) -> Float[Tensor, "*frames 3 height width"]:
     """Returns float pixels, centred and scaled per channel, on the device of ``frames``."""
-    mean_255 = torch.tensor(mean, device=frames.device).mul(255).reshape(3, 1, 1)
-    std_255 = torch.tensor(std, device=frames.device).mul(255).reshape(3, 1, 1)
-    # Contiguous, so that the memory layout of a batch does not decide which convolution kernel runs.
+    mean_255, std_255 = (_of_channels(tuple(values), frames.device) for values in (mean, std))
+    # What the layout of a batch in memory is must not decide which convolution runs.
     return (frames.contiguous() - mean_255).div_(std_255)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "3 1 1"]:
+    """Returns a value per channel, on a scale of 0 to 255; it is sent to a device once, not with every batch."""
+    return sent(torch.tensor(values).mul(255).reshape(3, 1, 1), device)
 
 
 def square_frames(

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from pipelines.recipe.resources import ActorResources
+from pipelines.resources.device import with_gpus
 from pipelines.resources.ray_session import actors_that_fit, ray_options, works_here
 
 
@@ -17,7 +18,8 @@ def start_actors(kind: type, *arguments: Any, resources: ActorResources, most: i
     Where the recipe wants 0, the only one is an object of this process, which is called in the same way.
     """
     if works_here(resources):
-        return [_Here(kind(*arguments))]
+        with with_gpus(resources.gpus_per_actor):
+            return [_Here(kind(*arguments))]
     gpus, fitting = actors_that_fit(resources)
     # A call whose actor dies is repeated on the restarted actor.
     options = ray_options(resources.cpus_per_actor, gpus, resources.memory_gb_per_actor)

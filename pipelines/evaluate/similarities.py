@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hbi_models.configs import RetrievalConfig, require
 from hbi_models.retrieval import counted_levels
 from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
-from pipelines.models.encoding import Levels, encode_texts, encode_videos
+from pipelines.models.encoding import Levels, encode_texts, encode_videos, on_device
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.progress import Progress
 from pipelines.recipe.evaluation import EvaluationConfig
@@ -57,11 +57,8 @@ class RetrievalScorerActor:
     @torch.inference_mode()
     def tile(self, texts: Levels, videos: Levels) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Similarities of a block of texts with a block of videos."""
-        scores = self._model.similarity(self._here(texts), self._here(videos), self._rates)
+        scores = self._model.similarity(on_device(texts, self._device), on_device(videos, self._device), self._rates)
         return scores.float().cpu().numpy()
-
-    def _here(self, levels: Levels) -> Levels:
-        return tuple(level.map(lambda tensor: tensor.to(self._device)) for level in levels)
 
 
 def similarity_matrix(

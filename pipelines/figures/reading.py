@@ -18,7 +18,9 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS, require
 from hbi_models.retrieval import RetrievalModel, hierarchy_members, level_interaction
 from hbi_models.similarity import level_similarity, token_cosines, token_weights
+from hbi_models.transfer import fetched, sent
 from pipelines.figures.maps import InteractionMaps, Kind, LevelMap, Map, Members
+from pipelines.models.encoding import on_host
 from pipelines.models.estimator import load_estimator
 from pipelines.models.folder import is_published_file, model_folder
 from pipelines.models.initial_weights import checkpoint_kind, initialise_estimator_from, load_checkpoint
@@ -72,15 +74,13 @@ class PairReader:
         clip = stack_frames([images], image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames)
         words = model.encode_text(model.text_batch([text]))
         frames = model.encode_video(model.video_batch(clip.frames, clip.mask))
+        members = [*hierarchy_members(words, model.text_merges), *hierarchy_members(frames, model.video_merges)]
+        # A pair is small: from here on the host is as fast, and need not ask for every number.
+        members = fetched(members)
         levels = [
             self._level(name, word, frame, word_members[0], frame_members[0], kinds)
             for name, word, frame, word_members, frame_members in zip(
-                LEVELS,
-                words,
-                frames,
-                hierarchy_members(words, model.text_merges),
-                hierarchy_members(frames, model.video_merges),
-                strict=True,
+                LEVELS, on_host(words), on_host(frames), members[: len(words)], members[len(words) :], strict=True
             )
         ]
         shown = clip.frames[0][clip.mask[0]]
@@ -107,7 +107,7 @@ class PairReader:
         (rows, row_members), (columns, column_members) = _ordered(word_members), _ordered(frame_members)
 
         def cut(values: Tensor) -> Map:
-            return values[0][rows][:, columns].float().cpu().numpy()
+            return values[0][rows][:, columns].float().numpy()
 
         cosines = token_cosines(words, frames)
         coalitions = self.model.config.game.coalitions if name == LEVELS[0] else None
@@ -116,8 +116,8 @@ class PairReader:
             name=name,
             words=row_members,
             frames=column_members,
-            word_weights=token_weights(words, coalitions)[0, rows].cpu().numpy(),
-            frame_weights=token_weights(frames, coalitions)[0, columns].cpu().numpy(),
+            word_weights=token_weights(words, coalitions)[0, rows].numpy(),
+            frame_weights=token_weights(frames, coalitions)[0, columns].numpy(),
             similarity=level_similarity(words, frames, zero_floor=zero_floor, coalitions=coalitions).item(),
             cosines=cut(cosines),
             interactions={kind: cut(self._interaction(kind, cosines, words, frames)) for kind in kinds},
@@ -134,7 +134,7 @@ class PairReader:
                 "--estimator_checkpoint, or draw the exact interaction alone"
             )
         # The estimator was trained on labels of scaled similarities.
-        estimate: Tensor = self.estimator(cosines) / self.model.config.game.scale
+        estimate: Tensor = self.estimator(sent(cosines, self.model.device)).cpu() / self.model.config.game.scale
         if kind == "estimator":
             return estimate
         return estimate - self._interaction("exact", cosines, words, frames)

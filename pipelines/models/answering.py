@@ -12,7 +12,7 @@ from torch import Tensor
 from hbi_models.metrics import answer_ranks
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary
-from pipelines.models.encoding import Levels, encode_texts, encode_videos
+from pipelines.models.encoding import Levels, encode_texts, encode_videos, on_device
 from pipelines.splits import QuestionView
 
 TOP = 5
@@ -64,7 +64,8 @@ def answer_questions(
             texts = [question.question for _, question in part]
             questions = encode_texts(model.encoder, texts, device=device, batch_size=batch_size)
             places = torch.tensor([place for place, _ in part])
-            logits = model.answer_logits(_on(device, questions), _on(device, _rows_of(clips, places)), level_rates)
+            about = on_device(_rows_of(clips, places), device)
+            logits = model.answer_logits(on_device(questions, device), about, level_rates)
             labels = torch.tensor([vocabulary.label(question.answer) for _, question in part])
             parts.append(_best_answers(logits.float().cpu(), labels))
     return concatenate_answers(parts)
@@ -86,7 +87,3 @@ def concatenate_answers(parts: Sequence[Answers]) -> Answers:
 
 def _rows_of(levels: Levels, rows: Int[Tensor, " chosen"]) -> Levels:
     return tuple(level.map(lambda tensor: tensor[rows]) for level in levels)
-
-
-def _on(device: torch.device, levels: Levels) -> Levels:
-    return tuple(level.map(lambda tensor: tensor.to(device)) for level in levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from hbi_models.axes import TextBatch, TokenLevel
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
+from hbi_models.transfer import fetched, sent
 from pipelines.video.frame_store import Frames, FrameStore
 
 Levels = tuple[TokenLevel, ...]
@@ -34,7 +36,7 @@ def encode_texts(
         words = mask.shape[1] if model.config.quirks.encode_padding else int(mask.sum(axis=1).max())
         batch = TextBatch(torch.from_numpy(token_ids[:, :words]), torch.from_numpy(mask[:, :words]))
         levels = model.encode_text(batch.to(model.device), levels=num_levels)
-        parts.append(tuple(level.map(_to_cpu) for level in levels))
+        parts.append(on_host(levels))
     return concatenate(parts)
 
 
@@ -52,17 +54,18 @@ def encode_videos(
 
     ``change`` is a function of a video's id and frames; it returns the frames to use instead, before they are cropped.
     """
-    parts = []
-    for start in range(0, len(videos), batch_size):
-        batch = videos[start : start + batch_size]
-        frames = store.batch(
-            batch,
-            image_size_px=model.clip.image_size_px,
-            max_frames=model.config.max_frames,
-            change=None if change is None else _by_id(change, [store.video_ids[video] for video in batch]),
-        )
-        levels = model.encode_video(model.video_batch(frames.frames, frames.mask), levels=num_levels)
-        parts.append(tuple(level.map(_to_cpu) for level in levels))
+    blocks = [videos[start : start + batch_size] for start in range(0, len(videos), batch_size)]
+    changes = None
+    if change is not None:
+        changes = [_by_id(change, [store.video_ids[video] for video in block]) for block in blocks]
+    batches = store.batches(
+        blocks, image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames, changes=changes
+    )
+    with closing(batches):
+        parts = [
+            on_host(model.encode_video(model.video_batch(batch.frames, batch.mask), levels=num_levels))
+            for batch in batches
+        ]
     return concatenate(parts)
 
 
@@ -88,5 +91,15 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.pad(tensor, (*[0, 0] * (tensor.dim() - 2), 0, tokens - tensor.shape[1])) for tensor in tensors])
 
 
-def _to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.cpu()
+def on_host(levels: Levels) -> Levels:
+    """The levels on the CPU, fetched in one transfer."""
+    tensors: list[Tensor] = []
+    for level in levels:
+        level.map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    found = iter(fetched(tensors))
+    return tuple(level.map(lambda _: next(found)) for level in levels)
+
+
+def on_device(levels: Levels, device: torch.device) -> Levels:
+    """The levels on ``device``."""
+    return tuple(level.map(lambda tensor: sent(tensor, device)) for level in levels)

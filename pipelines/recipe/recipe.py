@@ -77,8 +77,12 @@ class Recipe:
             "the teacher exact, cosine or none",
         )
 
-        # The tag of the weights decides how pixels are normalised, and so every result. It is therefore written into
-        # the settings.
+        require(
+            self.resources.estimator.pairs_at_once is None,
+            f"resources.estimator.pairs_at_once is {self.resources.estimator.pairs_at_once}; leave it unset: the "
+            "estimator's batches fit any device",
+        )
+        # What the tag of the weights says about pixels decides over every result, so it is part of the settings.
         clip = with_pixel_statistics(self.model.clip)
         object.__setattr__(self, "model", replace(self.model, clip=clip))
         self._check_tasks()

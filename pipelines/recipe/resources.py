@@ -43,11 +43,17 @@ class TrainResources:
     loader_processes: int = 0
     """Processes per worker that read, decode and augment; 0 = a thread inside the worker."""
 
+    pairs_at_once: int | None = None
+    """Pairs of a worker that pass through the model at once, so that a batch fits a small GPU; null = all of the
+    worker's. Loss and gradients are those of the whole batch, every product is computed twice. Of the trainings on
+    pairs of videos and texts."""
+
     max_failures: int = 3
     """Restarts of the worker group after a worker or node died."""
 
     def __post_init__(self) -> None:
         require_counts(self, "resources", "workers", "loader_processes", "max_failures", least=0)
+        require_counts(self, "resources", "pairs_at_once")
 
 
 @dataclass(frozen=True, kw_only=True)

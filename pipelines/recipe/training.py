@@ -18,9 +18,10 @@ from hbi_models.configs import (
 )
 from pipelines.recipe.checks import require_counts
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 """``float32``, or ``bfloat16``: matrix products in bfloat16 (autocast), sums, losses and weights in float32. On GPUs
-bfloat16 is several times as fast."""
+bfloat16 is several times as fast. A GPU that only imitates bfloat16 (T4, V100) refuses it: ``float16`` is for those,
+with gradients that are scaled, and steps left out where they overflow."""
 
 ValidationHalf = Literal["choosing", "ranking"]
 """One of two halves of the validation videos, by a hash of their ids: what was chosen on one is ranked on the other."""
@@ -85,6 +86,10 @@ class AugmentationConfig:
     probability: float = 0.5
     """Probability with which a drawn operation is applied (published: 0.5)."""
 
+    device: Literal["auto", "cpu", "gpu"] = added_later(default="cpu")
+    """Where clips are augmented: ``cpu`` = in the loader, whole frames; ``gpu`` = where the model is, the squares that
+    it sees, many clips at once and within a grey level of the same operations; ``auto`` = there, if it is a GPU."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTrainingConfig:
@@ -113,8 +118,15 @@ class RetrievalTrainingConfig:
     """Validate with one half of the validation videos; null = all. ``jobs.tune`` chooses finalists on the one
     and ranks them, and the baselines, on the other."""
 
+    compiled: bool = added_later(default=False)
+    """Compile towers and predictors with ``torch.compile``: faster steps on GPUs after minutes of compiling, and other
+    roundings."""
+
+    validation_batch_size: int = only_for(default=64)
+    """Texts, or videos, encoded at once in a validation."""
+
     def __post_init__(self) -> None:
-        require_counts(self, "retrieval", "epochs", "batch_size", "max_captions_per_video")
+        require_counts(self, "retrieval", "epochs", "batch_size", "max_captions_per_video", "validation_batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +201,15 @@ class VideoQATrainingConfig:
     """Validate with one half of the validation videos; null = all. ``jobs.tune`` chooses finalists on the one
     and ranks them, and the baselines, on the other."""
 
+    compiled: bool = added_later(default=False)
+    """Compile towers and predictors with ``torch.compile``: faster steps on GPUs after minutes of compiling, and other
+    roundings."""
+
+    validation_batch_size: int = only_for(default=64)
+    """Texts, or videos, encoded at once in a validation."""
+
     def __post_init__(self) -> None:
-        require_counts(self, "video_qa", "epochs", "batch_size", "max_questions_per_video")
+        require_counts(self, "video_qa", "epochs", "batch_size", "max_questions_per_video", "validation_batch_size")
         require(
             not self.from_retrieval or self.init_checkpoint is None,
             f"video_qa.from_retrieval is true and video_qa.init_checkpoint is {self.init_checkpoint}; "

@@ -25,8 +25,8 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
     """Logs what ``stages`` will take of the connected cluster.
 
     Raises:
-        ValueError: one would run on CPUs, and ``config`` demands GPUs; or one takes more than this machine has, and
-            would wait for ever.
+        ValueError: one would run on CPUs, and ``config`` demands GPUs, or there are some, and fewer than its workers;
+            or one takes more than this machine has, and would wait for ever.
     """
     logger.info(
         "the cluster has %g CPUs, %g GPUs, %.3g GB of memory", cluster_cpus(), cluster_gpus(), cluster_memory_gb()
@@ -36,6 +36,8 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
         logger.info("%s takes %s", name, describe(found))
     for name, found in resources.items():
         _require_room(name, found)
+    for name, found in resources.items():
+        _require_gpu_each(name, found)
     without = [name for name, found in resources.items() if _is_left_without_gpu(found)]
     if without and config.require_gpus:
         raise ValueError(
@@ -50,6 +52,18 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
             idle = cluster_gpus() - max(1, found.workers) * gpus
             if idle >= 1:
                 logger.warning("%s leaves %g GPUs idle; raise resources.%s.workers to use them", name, idle, name)
+
+
+def _require_gpu_each(stage: str, resources: Resources) -> None:
+    """Refuses workers of which only some would have a GPU: all of them would train on CPUs, beside idle GPUs."""
+    if not isinstance(resources, TrainResources) or resources.gpus_per_worker is not None:
+        return
+    if 0 < cluster_gpus() < resources.workers:
+        raise ValueError(
+            f"resources.{stage}.workers is {resources.workers} and the cluster has {cluster_gpus():g} GPUs, too few "
+            f"for one each; set resources.{stage}.workers to that many, or resources.{stage}.gpus_per_worker to 0 "
+            "to train on CPUs, or to 1 where GPU nodes start on demand"
+        )
 
 
 def _require_room(stage: str, resources: Resources) -> None:

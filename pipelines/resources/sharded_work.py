@@ -73,7 +73,8 @@ def map_shards(
     if not shards:
         return
     if works_here(resources):
-        yield from _map_here(shards, work, constructor or {})
+        gpus = resources.gpus_per_actor if isinstance(resources, ActorResources) else 0.0
+        yield from _map_here(shards, work, constructor or {}, gpus)
         return
     for row in _map_on_ray(shards, work, name, resources, constructor or {}):
         check_new_nodes()
@@ -84,10 +85,16 @@ def map_shards(
 
 
 def _map_here(
-    shards: Sequence[pa.Table], work: Callable[[pa.Table], pa.Table] | type, constructor: dict[str, Any]
+    shards: Sequence[pa.Table],
+    work: Callable[[pa.Table], pa.Table] | type,
+    constructor: dict[str, Any],
+    gpus: float | None,
 ) -> Iterator[dict[str, Any]]:
+    from pipelines.resources.device import with_gpus  # loads PyTorch
+
     try:
-        function: Callable[[pa.Table], pa.Table] = work(**constructor) if isinstance(work, type) else work
+        with with_gpus(gpus):
+            function: Callable[[pa.Table], pa.Table] = work(**constructor) if isinstance(work, type) else work
         for shard in shards:
             yield from _timed(function, shard).to_pylist()
     except OSError as error:

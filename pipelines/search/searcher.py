@@ -17,7 +17,7 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import require
 from hbi_models.moments import Moment, best_moment, frame_relevance
 from hbi_models.retrieval import RetrievalModel, level_interaction
-from pipelines.models.encoding import Levels, encode_texts
+from pipelines.models.encoding import Levels, encode_texts, on_host
 from pipelines.models.folder import MODEL
 from pipelines.models.one_video import frames_of
 from pipelines.models.weights import load_model
@@ -231,7 +231,7 @@ class Searcher:
             max_frames=self.model.config.max_frames,
         )
         levels = self.model.encode_video(self.model.video_batch(batch.frames, batch.mask))
-        return tuple(level.map(lambda tensor: tensor.cpu()) for level in levels)
+        return on_host(levels)
 
     def _similarity(self, text: Levels, videos: Levels) -> torch.Tensor:
         return self.model.similarity(text, videos)[0]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.models.clip_weights import handed_out
 from pipelines.models.folder import FRAMES_JSON, MODEL, SELECTION
 from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.resources import TrainResources
 from pipelines.recipe.training import CheckpointConfig, Precision
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.stage import StageContext
@@ -61,21 +62,30 @@ def say_what_is_left_out(stage: str, view: SplitView | QuestionView) -> None:
 
 
 def train(
-    recipe: Recipe, context: StageContext, task: Task[Any], *, checkpoint: CheckpointConfig, precision: Precision
+    recipe: Recipe,
+    context: StageContext,
+    task: Task[Any],
+    *,
+    checkpoint: CheckpointConfig,
+    precision: Precision,
+    compiled: bool = False,
 ) -> dict[str, float]:
     """Trains ``task`` on Ray; returns its last validation metrics."""
     from pipelines.train.loop import LoopSettings
     from pipelines.train.ray_trainer import train_on_ray
 
+    resources: TrainResources = getattr(recipe.resources, task.kind)
     return train_on_ray(
         task,
         context.output,
         context.tracker,
-        resources=getattr(recipe.resources, task.kind),
+        resources=resources,
         settings=LoopSettings(
             checkpoint_every_steps=checkpoint.every_steps,
             log_every_steps=recipe.tracking.every_steps,
             precision=precision,
+            pairs_at_once=resources.pairs_at_once,
+            compiled=compiled,
         ),
         trial=context.trial,
     )
@@ -130,7 +140,14 @@ def train_on_pairs(
         clip_weights=handed_out(context.workspace, recipe.model.clip),
         **settings,
     )
-    metrics = train(recipe, context, made, checkpoint=training.checkpoint, precision=training.precision)
+    metrics = train(
+        recipe,
+        context,
+        made,
+        checkpoint=training.checkpoint,
+        precision=training.precision,
+        compiled=bool(training.compiled),
+    )
     model = context.output.folder(MODEL)
     complete(model)
     model.write_json(FRAMES_JSON, plain(recipe.frames))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Generator, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 Batch = TypeVar("Batch", covariant=True)
@@ -23,14 +26,31 @@ class BatchSource(Protocol[Batch]):
     def __getitem__(self, address: BatchAddress) -> Batch: ...
 
 
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that can begin to read what a later batch needs."""
+
+    def read_ahead(self, address: BatchAddress) -> None:
+        """Begins to read for the batch at ``address``; returns at once."""
+        ...
+
+
+def _made(source: BatchSource[Batch], address: BatchAddress, following: BatchAddress | None) -> Batch:
+    """The batch at ``address``, while the storage works on the ``following`` one."""
+    if following is not None and isinstance(source, ReadsAhead):
+        source.read_ahead(address)
+        source.read_ahead(following)
+    return source[address]
+
+
 class _SourceDataset(Dataset[Any]):
     """A batch source as PyTorch's loader wants it."""
 
     def __init__(self, source: BatchSource[Any]) -> None:
         self._source = source
 
-    def __getitem__(self, address: BatchAddress) -> Any:
-        return self._source[address]
+    def __getitem__(self, addresses: tuple[BatchAddress, BatchAddress | None]) -> Any:
+        return _made(self._source, *addresses)
 
 
 def load_ahead(
@@ -46,8 +66,15 @@ def load_ahead(
         pin_memory: put batches into page-locked memory, for copies that overlap with the GPU's work.
     """
     if processes == 0:
-        return _in_thread(source, addresses)
+        return _in_thread(source, addresses, pin_memory=pin_memory)
     return _in_processes(source, addresses, processes=processes, pin_memory=pin_memory)
+
+
+def _with_following(
+    addresses: Sequence[BatchAddress], makers: int
+) -> Iterator[tuple[BatchAddress, BatchAddress | None]]:
+    """Each address with the next one of the same maker, of so many that take turns."""
+    return zip_longest(addresses, addresses[makers:]) if len(addresses) > makers else ((one, None) for one in addresses)
 
 
 def _in_processes(
@@ -56,7 +83,7 @@ def _in_processes(
     loader = DataLoader(
         _SourceDataset(source),
         batch_size=None,
-        sampler=addresses,
+        sampler=list(_with_following(addresses, processes)),
         num_workers=processes,
         prefetch_factor=_AHEAD,
         pin_memory=pin_memory,
@@ -68,7 +95,9 @@ def _in_processes(
     yield from loader
 
 
-def _in_thread(source: BatchSource[Batch], addresses: Sequence[BatchAddress]) -> Generator[Batch, None, None]:
+def _in_thread(
+    source: BatchSource[Batch], addresses: Sequence[BatchAddress], *, pin_memory: bool
+) -> Generator[Batch, None, None]:
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=_AHEAD)
     stop = threading.Event()
 
@@ -84,8 +113,9 @@ def _in_thread(source: BatchSource[Batch], addresses: Sequence[BatchAddress]) ->
 
     def work() -> None:
         try:
-            for address in addresses:
-                if not offer(source[address]):
+            for address, following in _with_following(addresses, 1):
+                batch = _made(source, address, following)
+                if not offer(tree_map_only(Tensor, Tensor.pin_memory, batch) if pin_memory else batch):
                     return
             offer(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it

@@ -49,7 +49,12 @@ class Position:
 
 
 def save_training(
-    folder: Path, *, optimizer: torch.optim.Optimizer, schedule: Mapping[str, Any], position: Position
+    folder: Path,
+    *,
+    optimizer: torch.optim.Optimizer,
+    schedule: Mapping[str, Any],
+    position: Position,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Writes what resuming needs besides the weights.
 
@@ -57,12 +62,17 @@ def save_training(
         StorageError: it could not be written.
     """
     with writing(folder):
-        torch.save({"optimizer": optimizer.state_dict(), "schedule": dict(schedule)}, folder / TRAINING)
+        state: dict[str, Any] = {"optimizer": optimizer.state_dict(), "schedule": dict(schedule)}
+        if scaler is not None and scaler.is_enabled():
+            state["scaler"] = scaler.state_dict()
+        torch.save(state, folder / TRAINING)
         (folder / POSITION).write_text(json.dumps(asdict(position)) + "\n")
 
 
-def load_training(folder: Path, *, optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Any], Position]:
-    """Fills ``optimizer`` and returns the schedule's state and the position.
+def load_training(
+    folder: Path, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> tuple[Mapping[str, Any], Position]:
+    """Fills ``optimizer``, and ``scaler`` where it scales, and returns the schedule's state and the position.
 
     Raises:
         DamagedFileError: they cannot be read, or are another optimizer's.
@@ -70,6 +80,8 @@ def load_training(folder: Path, *, optimizer: torch.optim.Optimizer) -> tuple[Ma
     try:
         state = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
+        if scaler is not None and scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
         return state["schedule"], Position(**json.loads((folder / POSITION).read_bytes()))
     # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
     except Exception as error:

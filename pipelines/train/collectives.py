@@ -47,13 +47,27 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+_host_groups: dict[Any, Any] = {}
+
+
+def _hosts() -> Any:
+    """The group in which the hosts talk to each other, past their devices; all ranks ask for it at the same time."""
+    world = dist.group.WORLD
+    if dist.get_backend() == "gloo":
+        return world
+    if world not in _host_groups:
+        _host_groups.clear()  # of a world that is gone
+        _host_groups[world] = dist.new_group(backend="gloo")
+    return _host_groups[world]
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         ctx.rows = local.shape[0]
-        parts = [torch.empty_like(local) for _ in range(world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
+        rows = local.new_empty(world_size() * local.shape[0], *local.shape[1:])
+        dist.all_gather_into_tensor(rows, local.contiguous())
+        return rows
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -98,14 +112,13 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return total / world_size()
 
 
-def together(work: Callable[[], T], device: torch.device) -> T:
-    """What ``work`` returns on this rank, after it is done on all ranks; ``work`` itself must not use collectives.
+def together(work: Callable[[], T]) -> T:
+    """What ``work`` returns on this rank, once it is done on all; it holds no collective itself.
 
     If one rank failed alone, the others would wait for it in their next collective.
 
     Args:
         work: reads, writes or computes something on this rank.
-        device: where ranks exchange tensors.
 
     Raises:
         OtherRankError: it failed on another rank.
@@ -118,8 +131,9 @@ def together(work: Callable[[], T], device: torch.device) -> T:
         result = work()
     except Exception as error:  # noqa: BLE001 - raised below, on all ranks
         failure = error
-    failed = torch.tensor([float(failure is not None)], device=device)
-    dist.all_reduce(failed)
+    # Between the hosts: a flag on the devices would make every rank wait for all that its device has to do.
+    failed = torch.tensor([float(failure is not None)])
+    dist.all_reduce(failed, group=_hosts())
     if failed:
         words = gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
         if failure is not None:
@@ -133,5 +147,5 @@ def gather_objects(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_hosts())
     return values

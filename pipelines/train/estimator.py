@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hbi_models.configs import OptimizerConfig
+from hbi_models.transfer import fetched, sent
 from pipelines.models.estimator import EstimatorConfig, make_estimator
 from pipelines.recipe.training import EstimatorTrainingConfig
+from pipelines.resources.device import CPU
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import mean_over_ranks, rank, together, world_size
 from pipelines.train.loop import SCORE
@@ -38,7 +40,8 @@ class LabelBatch:
 
     def to(self, device: torch.device) -> LabelBatch:
         """The batch on ``device``."""
-        return LabelBatch(self.similarity.to(device), self.interaction.to(device), self.mask.to(device), self.names)
+        similarity, interaction, mask = (sent(part, device) for part in (self.similarity, self.interaction, self.mask))
+        return LabelBatch(similarity, interaction, mask, self.names)
 
 
 class LabelTable:
@@ -152,7 +155,7 @@ class EstimatorTask:
             ) from error
         return table.take(places).select(columns)
 
-    def batches(self, position: Position) -> Generator[LabelBatch, None, None]:
+    def batches(self, position: Position, device: torch.device = CPU) -> Generator[LabelBatch, None, None]:
         table = self._tables["train"]
         size = self.training.batch_size // world_size()
         for epoch in range(position.epoch, self.epochs):
@@ -184,7 +187,7 @@ class EstimatorTask:
 
         Rows are spread over ranks. Without a validation split the training rows are used.
         """
-        tables = together(lambda: self._tables, device)
+        tables = together(lambda: self._tables)
         table = tables["val"] if len(tables["val"]) else tables["train"]
         # On the device, because NCCL cannot add tensors on the CPU.
         sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -193,7 +196,8 @@ class EstimatorTask:
             error = (model(batch.similarity) - batch.interaction)[batch.mask].double()
             label = batch.interaction[batch.mask].double()
             sums += torch.stack([error.square().sum(), label.sum(), label.square().sum(), batch.mask.sum().double()])
-        squared_error, total, squares, cells = (mean_over_ranks(sums) * world_size()).tolist()
+        (found,) = fetched([mean_over_ranks(sums) * world_size()])
+        squared_error, total, squares, cells = found.tolist()
         variance = squares / cells - (total / cells) ** 2
         explained = 1 - squared_error / cells / max(variance, 1e-12)
         return {"validation/mse": squared_error / cells, "validation/explained_variance": explained, SCORE: explained}

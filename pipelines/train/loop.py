@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,23 +20,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hbi_models.configs import OptimizerConfig
-from hbi_models.optimizer import make_optimizer
+from hbi_models.configs import OptimizerConfig, require
+from hbi_models.optimizer import leave_out_if, make_optimizer
+from hbi_models.transfer import fetched
 from pipelines.models.weights import load_weights, save_model
 from pipelines.recipe.training import Precision
+from pipelines.resources.device import arithmetic, describe_device, require_precision
 from pipelines.train.checkpoints import UNSCORED, Position, load_curve, load_training, save_curve, save_training
-from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, together, world_size
+from pipelines.train.collectives import mean_over_ranks, rank, together, world_size
+from pipelines.train.compiling import compile_parts
 from pipelines.train.files import SCORE as SCORE
 from pipelines.train.history import Point
+from pipelines.train.non_finite import NonFiniteLossError as NonFiniteLossError
+from pipelines.train.non_finite import Watch
+from pipelines.train.parts import PartedTask, backward_in_parts, require_separable
 from pipelines.train.seeds import step_seed
-from pipelines.workspace.errors import examples
 
 logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
-
-
-_NAMED_ROWS = 5
 
 
 class Task(Protocol[Batch]):
@@ -75,8 +77,8 @@ class Task(Protocol[Batch]):
         """Optimizer steps of an epoch."""
         ...
 
-    def batches(self, position: Position) -> Generator[Batch, None, None]:
-        """This rank's batches from ``position`` to the end of the training, epoch after epoch."""
+    def batches(self, position: Position, device: torch.device) -> Generator[Batch, None, None]:
+        """This rank's batches from ``position`` to the end of the training, epoch after epoch, for ``device``."""
         ...
 
     def loss(
@@ -117,37 +119,9 @@ class Reporter(Protocol):
         ...
 
 
-class NonFiniteLossError(ArithmeticError):
-    """The loss or its gradient became NaN or infinite; no weight was changed by it.
-
-    ``report`` holds the ``step``, ``what`` was not finite, the ``value``, the ``ranks`` on which it was not
-    with the ``parts`` of their loss and the ``rows`` of their batch, and, once they are known, the
-    ``last_checkpoint`` and the place where the report is ``saved``.
-    """
-
-    def __init__(self, report: Mapping[str, Any]) -> None:
-        super().__init__(report)
-        self.report = report
-
-    def __str__(self) -> str:
-        rows = [name for part in self.report["ranks"] for name in part["rows"]]
-        listed = examples(rows, limit=_NAMED_ROWS)
-        saved = f" (all of them: {self.report['saved']})" if "saved" in self.report else ""
-        good = (
-            f"; the last good checkpoint is {self.report['last_checkpoint']}"
-            if "last_checkpoint" in self.report
-            else ""
-        )
-        return (
-            f"the {self.report['what']} is {self.report['value']} at step {self.report['step']}, in a batch of "
-            f"{listed}{saved}{good}. Lower the learning rate, or leave the offending rows out, and run the same "
-            "command again"
-        )
-
-
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop runs; nothing here changes the trained model but ``precision``."""
+    """How the loop runs; nothing here changes the trained model but ``precision`` and, by rounding, ``compiled``."""
 
     checkpoint_every_steps: int | None = None
     log_every_steps: int = 5
@@ -156,7 +130,11 @@ class LoopSettings:
     another backward pass."""
     precision: Precision = "float32"
     validations_per_epoch: int = 1
-    """Checkpoints before the epoch's end serve to resume, and are never the best."""
+    """Those before the epoch's end are saved to go on from, never as the best."""
+    pairs_at_once: int | None = None
+    """Pairs of this rank that pass through the model at once; null = all. The loss is that of the whole batch."""
+    compiled: bool = False
+    """Compile towers and predictors."""
 
 
 class TrainingLoop(Generic[Batch]):
@@ -173,14 +151,28 @@ class TrainingLoop(Generic[Batch]):
     ) -> None:
         self.task, self.device, self.reporter, self.settings = task, device, reporter, settings
         torch.manual_seed(task.seed)
-        self.core = together(lambda: task.make_model().to(device), device)
+        together(lambda: require_precision(settings.precision, device))
+        self.core = together(lambda: task.make_model().to(device))
         self.total_steps = sum(map(task.steps, range(task.epochs)))
         self.optimizer, self.schedule = make_optimizer(self.core, task.optimizer_config, self.total_steps)
+        # Gradients of float16 are scaled, lest small ones become 0; elsewhere nothing is.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
         self.position = Position()
+        self._watch = Watch(self.scaler)
         self.curve: list[Point] = []
         """Every point from the start of the training, also those that were reported before it was interrupted."""
         if resume is not None:
-            together(lambda: self._resume(resume), device)
+            together(lambda: self._resume(resume))
+        if settings.pairs_at_once is not None:
+            require(
+                isinstance(task, PartedTask),
+                f"pairs_at_once is {settings.pairs_at_once}, and the loss of a training of kind {task.kind!r} has no "
+                "pairs to take apart; unset it",
+            )
+            require_separable(task, self.core)
+        if settings.compiled:
+            compile_parts(self.core)
+        logger.info("training in %s on %s", settings.precision, describe_device(device))
         self.model: nn.Module = self.core
         if world_size() > 1:
             # No search for unused parameters is needed: each that is trained gets a gradient in every step. No buffer
@@ -189,7 +181,7 @@ class TrainingLoop(Generic[Batch]):
 
     def _resume(self, folder: Path) -> None:
         load_weights(folder, self.core)
-        schedule, self.position = load_training(folder, optimizer=self.optimizer)
+        schedule, self.position = load_training(folder, optimizer=self.optimizer, scaler=self.scaler)
         self.curve = load_curve(folder)
         self.schedule.load_state_dict(dict(schedule))
         logger.info("resumed at epoch %d, step %d", self.position.epoch, self.position.step)
@@ -202,9 +194,8 @@ class TrainingLoop(Generic[Batch]):
             OtherRankError: another rank cannot go on, because of its data, its storage or its checkpoint.
         """
         meter = _Throughput()
-        # The loader must end with the training: Ray kills processes that are left, and their temporary files would
-        # stay.
-        with closing(together(lambda: self.task.batches(self.position), self.device)) as batches:
+        # Whatever loads the batches ends with the training: Ray kills what is left, which leaves its files behind.
+        with closing(together(lambda: self.task.batches(self.position, self.device))) as batches:
             while self.position.epoch < self.task.epochs:
                 steps = self.task.steps(self.position.epoch)
                 self._epoch(steps, batches, meter)
@@ -217,7 +208,7 @@ class TrainingLoop(Generic[Batch]):
         self.model.train()
         while self.position.step_in_epoch < steps:
             waited = time.monotonic()
-            batch = together(lambda: next(batches), self.device)
+            batch = together(lambda: next(batches))
             meter.waited(time.monotonic() - waited)
             parts, gradient_norm = self._step(batch)
             self.position = replace(
@@ -241,50 +232,54 @@ class TrainingLoop(Generic[Batch]):
     def _step(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
         # Seeded in every step, so that a step draws the same random numbers after a restart.
         torch.manual_seed(step_seed(self.task.seed, self.position.step))
-        watch = self._is_watched(self.position.step + 1)
-        with self._autocast():
-            parts = self.task.loss(self.model, batch, self.device, watch=watch)
-        loss = parts["loss"]
-        # All ranks must stop together, because one that continued would wait for the others' gradients.
-        if not torch.isfinite(mean_over_ranks(loss)):
-            raise self._non_finite("loss", loss, parts, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        parts = self._backward(batch, watch=self._is_watched(self.position.step + 1))
+        self.scaler.unscale_(self.optimizer)
         trained = [parameter for parameter in self.core.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, self.task.optimizer_config.max_grad_norm)
-        # The norm is the same on all ranks. A step with such a gradient would destroy every weight.
-        if not torch.isfinite(norm):
-            raise self._non_finite("gradient", norm, parts, batch)
-        self.optimizer.step()
+        self._watch.note(self.position.step, norm, parts, self.task.row_names(batch))
+        if self.device.type == "cpu":
+            # Here a number is read at once, before it does any harm.
+            self._watch.look()
+        elif not self.scaler.is_enabled():
+            leave_out_if(self.optimizer, norm.isfinite().logical_not())
+        # Where gradients are scaled, a step with one that is not finite is left out, and the next are scaled less.
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(self.core)
         return parts, norm
 
-    def _non_finite(self, what: str, value: Tensor, parts: Mapping[str, Tensor], batch: Batch) -> NonFiniteLossError:
-        """The error to raise, the same on every rank. If only some ranks' losses are not finite, only those are
-        reported."""
-        mine = {
-            "rank": rank(),
-            "value": _as_json(value),
-            "parts": {name: _as_json(part) for name, part in parts.items()},
-            "rows": self.task.row_names(batch),
-        }
-        ranks = gather_objects(mine)
-        offending = [part for part in ranks if isinstance(part["value"], str)] or ranks
-        return NonFiniteLossError(
-            {"what": what, "step": self.position.step, "value": offending[0]["value"], "ranks": offending}
-        )
+    def _backward(self, batch: Batch, *, watch: bool = False) -> Mapping[str, Tensor]:
+        """The parts of the loss, whose gradients the parameters then hold; with ``watch`` figures beside it, too."""
+        at_once = self.settings.pairs_at_once
+        if at_once is not None and at_once < self.task.pairs(batch):
+            assert isinstance(self.task, PartedTask)
+            return backward_in_parts(
+                self.task,
+                self.model,
+                batch,
+                self.device,
+                pairs_at_once=at_once,
+                autocast=self._autocast,
+                scaled=self.scaler.scale,
+                watch=watch,
+            )
+        with self._autocast():
+            parts = self.task.loss(self.model, batch, self.device, watch=watch)
+        self.scaler.scale(parts["loss"]).backward()  # type: ignore[no-untyped-call]
+        return {name: part.detach() for name, part in parts.items()}
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        return arithmetic(self.settings.precision, self.device)
 
     def _log(self, parts: Mapping[str, Tensor], gradient_norm: Tensor, meter: _Throughput) -> None:
-        means = mean_over_ranks(torch.stack([value.detach().float() for value in parts.values()]))
-        named = zip(parts, means.tolist(), strict=True)
-        metrics = {name if "/" in name else f"train/{name}": value for name, value in named}
-        metrics["train/gradient_norm"] = gradient_norm.item()
+        self._watch.look()
+        means = mean_over_ranks(torch.stack([value.float() for value in (*parts.values(), gradient_norm)]))
+        (seen,) = fetched([means])
+        names = [name if "/" in name else f"train/{name}" for name in (*parts, "gradient_norm")]
+        # A step of scaled gradients that was left out has a loss and no norm.
+        metrics = {name: value for name, value in zip(names, seen.tolist(), strict=True) if math.isfinite(value)}
         for group in self.optimizer.param_groups:
             metrics[f"learning_rate/{group['name']}"] = float(group["lr"])
         metrics["epoch"] = self.position.epoch + self.position.step_in_epoch / self.task.steps(self.position.epoch)
@@ -307,6 +302,7 @@ class TrainingLoop(Generic[Batch]):
         self._save(self._validate(float(self.position.epoch)))
 
     def _validate(self, epoch: float) -> float:
+        self._watch.look()
         self.model.eval()
         with torch.inference_mode(), self._autocast():
             metrics = dict(self.task.validate(self.core, self.device))
@@ -318,23 +314,24 @@ class TrainingLoop(Generic[Batch]):
         self.reporter.metrics(self.position.step, metrics)
 
     def _save(self, score: float) -> None:
+        self._watch.look()
         with ExitStack() as scratch:
-            folder = together(lambda: self._written(scratch) if rank() == 0 else None, self.device)
+            folder = together(lambda: self._written(scratch) if rank() == 0 else None)
             self.reporter.checkpoint(folder, score)
 
     def _written(self, scratch: ExitStack) -> Path:
         """A folder with a checkpoint, which lasts as long as ``scratch``."""
         folder = Path(scratch.enter_context(TemporaryDirectory()))
         save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config)
-        save_training(folder, optimizer=self.optimizer, schedule=self.schedule.state_dict(), position=self.position)
+        save_training(
+            folder,
+            optimizer=self.optimizer,
+            schedule=self.schedule.state_dict(),
+            position=self.position,
+            scaler=self.scaler,
+        )
         save_curve(folder, self.curve)
         return folder
-
-
-def _as_json(value: Tensor) -> float | str:
-    """A number, or a word for a number that JSON does not have."""
-    number = float(value.detach())
-    return number if math.isfinite(number) else str(number)
 
 
 class _Throughput:

@@ -8,15 +8,16 @@ or loader processes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from hbi_models.axes import TextBatch, VideoBatch
@@ -25,23 +26,28 @@ from hbi_models.clip.loading import read_architecture
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import OptimizerConfig, RetrievalConfig
 from hbi_models.draws import BatchDraws
+from hbi_models.losses import TrainingLoss
 from hbi_models.optimizer import clamp_logit_scale_
 from hbi_models.retrieval import RetrievalModel
+from hbi_models.transfer import sent
 from pipelines.datasets.answers import Vocabulary
 from pipelines.models.estimator import load_estimator
 from pipelines.recipe.data import Split
 from pipelines.recipe.training import AugmentationConfig
-from pipelines.resources.device import compute_device
+from pipelines.resources.device import CPU
 from pipelines.splits import QuestionView, SplitView
 from pipelines.train.batches import BatchAddress, BatchSource, load_ahead
 from pipelines.train.checkpoints import Position
-from pipelines.train.collectives import rank, world_size
+from pipelines.train.collectives import gather_pairs, rank, world_size
 from pipelines.train.sampling import Pair, epoch_batches, rank_slice
-from pipelines.video.augmentation import Frames, augmentation_rng, rand_augment
+from pipelines.video.augmentation import Frames, augmentation_rng, draw_operations, rand_augment
+from pipelines.video.device_augmentation import as_table, augment_clips
 from pipelines.video.frame_store import FrameBatch, FrameStore
 from pipelines.workspace.storage import Storage
 
 Batch = TypeVar("Batch")
+
+ALL = slice(None)
 
 
 class PairBatch(NamedTuple):
@@ -51,12 +57,18 @@ class PairBatch(NamedTuple):
     word_mask: Bool[Tensor, "pairs words"]
     frames: UInt8[Tensor, "pairs frames 3 height width"]
     frame_mask: Bool[Tensor, "pairs frames"]
+    operations: Int[Tensor, "pairs drawn"]
+    """Of the augmentation on the model's device, numbers of ``device_augmentation.NAMES``; no columns: no such."""
+    arguments: Float[Tensor, "pairs drawn"]
     video_ids: list[str]
 
-    def model_input(self, model: RetrievalModel) -> tuple[TextBatch, VideoBatch]:
-        """The texts and the clips as ``model`` takes them, on its device."""
-        texts = TextBatch(self.token_ids, self.word_mask).to(model.device)
-        return texts, model.video_batch(self.frames, self.frame_mask)
+    def model_input(self, model: RetrievalModel, rows: slice = ALL) -> tuple[TextBatch, VideoBatch]:
+        """The texts and the clips at ``rows`` as ``model`` takes them, on its device."""
+        texts = TextBatch(self.token_ids[rows], self.word_mask[rows]).to(model.device)
+        frames = self.frames[rows]
+        if self.operations.shape[1]:
+            frames = augment_clips(sent(frames, model.device), self.operations[rows], self.arguments[rows])
+        return texts, model.video_batch(frames, self.frame_mask[rows])
 
 
 class TextView(Protocol):
@@ -120,6 +132,7 @@ class PairSource:
         seed: seed of the run.
         rank: which part of the batch.
         world_size: into how many parts it is cut.
+        device: where the model is.
     """
 
     def __init__(
@@ -133,48 +146,63 @@ class PairSource:
         seed: int,
         rank: int,
         world_size: int,
+        device: torch.device = CPU,
     ) -> None:
+        self._augments_there = augments_on(device, training.augmentation)
         self._view, self._training, self._model = view, training, model
         self._max_texts, self._image_size_px, self._seed = max_texts, image_size_px, seed
         self._rank, self._world_size = rank, world_size
         self._tokenizer = CaptionTokenizer(model.max_words)
-        self._epoch = -1
-        self._batches: list[list[Pair]] = []
+        self._epochs: dict[int, list[list[Pair]]] = {}
 
     def pairs(self, address: BatchAddress) -> Sequence[Pair]:
         """The pairs of this rank's part of a batch."""
         epoch, step = address
-        if epoch != self._epoch:
-            self._batches = epoch_batches(
+        if epoch not in self._epochs:
+            # At the end of an epoch the next one is read ahead.
+            self._epochs = {earlier: batches for earlier, batches in self._epochs.items() if earlier == epoch - 1}
+            self._epochs[epoch] = epoch_batches(
                 self._view.texts_per_video,
                 batch_size=self._training.batch_size,
                 seed=self._seed,
                 epoch=epoch,
                 max_texts=self._max_texts,
             )
-            self._epoch = epoch
-        return rank_slice(self._batches[step], rank=self._rank, world_size=self._world_size)
+        return rank_slice(self._epochs[epoch][step], rank=self._rank, world_size=self._world_size)
+
+    def read_ahead(self, address: BatchAddress) -> None:
+        """Begins to read the frames of a later batch."""
+        self._view.store.read_ahead([pair.video for pair in self.pairs(address)])
 
     def __getitem__(self, address: BatchAddress) -> PairBatch:
         pairs = self.pairs(address)
         token_ids, word_mask = self._tokenizer([self._view.texts(pair.video)[pair.text] for pair in pairs])
         ids = [self._view.store.video_ids[pair.video] for pair in pairs]
         frames = self._frames(address[0], pairs)
-        return PairBatch(torch.from_numpy(token_ids), torch.from_numpy(word_mask), frames.frames, frames.mask, ids)
+        operations, arguments = self._drawn_for_device(address[0], pairs)
+        texts = torch.from_numpy(token_ids), torch.from_numpy(word_mask)
+        return PairBatch(*texts, frames.frames, frames.mask, operations, arguments, ids)
+
+    def _drawn_for_device(self, epoch: int, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        config = self._training.augmentation
+        if not self._augments_there:
+            return as_table([[] for _ in pairs], 0)
+        return as_table([draw_operations(config, self._generator(epoch, pair)) for pair in pairs], config.operations)
+
+    def _generator(self, epoch: int, pair: Pair) -> np.random.Generator:
+        return augmentation_rng(self._seed, epoch, pair.pass_index, self._view.store.video_ids[pair.video])
 
     def _frames(self, epoch: int, pairs: Sequence[Pair]) -> FrameBatch:
         store, config = self._view.store, self._training.augmentation
 
         def augment(row: int, frames: Frames) -> Frames:
-            pair = pairs[row]
-            generator = augmentation_rng(self._seed, epoch, pair.pass_index, store.video_ids[pair.video])
-            return rand_augment(frames, config, generator)
+            return rand_augment(frames, config, self._generator(epoch, pairs[row]))
 
         return store.batch(
             [pair.video for pair in pairs],
             image_size_px=self._image_size_px,
             max_frames=self._model.max_frames,
-            change=augment if config.enabled else None,
+            change=augment if config.enabled and not self._augments_there else None,
         )
 
 
@@ -204,8 +232,8 @@ class PairTask(ABC, Generic[Batch]):
         """The part of ``model`` that encodes texts and videos, without DistributedDataParallel around it."""
 
     @abstractmethod
-    def source(self, *, rank: int, world_size: int) -> BatchSource[Batch]:
-        """Makes the part of ``rank`` of the batch of any step."""
+    def source(self, *, rank: int, world_size: int, device: torch.device = CPU) -> BatchSource[Batch]:
+        """Makes the part of ``rank`` of the batch of any step, for a model on ``device``."""
 
     @abstractmethod
     def pair_batch(self, batch: Batch) -> PairBatch:
@@ -223,17 +251,38 @@ class PairTask(ABC, Generic[Batch]):
     def steps(self, epoch: int) -> int:
         return self.steps_per_epoch[epoch]
 
-    def batches(self, position: Position) -> Generator[Batch, None, None]:
+    @abstractmethod
+    def features(self, model: nn.Module, batch: Batch, rows: slice, device: torch.device, draws: BatchDraws) -> Any:
+        """What the loss sees of the pairs at ``rows`` of a batch."""
+
+    @abstractmethod
+    def loss_of(self, model: nn.Module, features: Any, logit_scale: Tensor) -> TrainingLoss:
+        """The loss of the features of the pairs of all ranks."""
+
+    @abstractmethod
+    def figures(self, own: Any, features: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this rank's features and those of all ranks tell about the game, before the backward pass."""
+
+    def loss(
+        self, model: nn.Module, batch: Batch, device: torch.device, *, watch: bool = False
+    ) -> Mapping[str, Tensor]:
+        own = self.features(model, batch, ALL, device, self.draws())
+        features = gather_pairs(own)
+        loss = self.loss_of(model, features, self.encoder(model).clip.logit_scale)
+        figures = self.figures(own, features, loss.parts) if watch else {}
+        return {"loss": loss.total, **loss.parts, **figures}
+
+    def batches(self, position: Position, device: torch.device = CPU) -> Generator[Batch, None, None]:
         addresses = [
             (epoch, step)
             for epoch in range(position.epoch, self.epochs)
             for step in range(position.step_in_epoch if epoch == position.epoch else 0, self.steps(epoch))
         ]
         return load_ahead(
-            self.source(rank=rank(), world_size=world_size()),
+            self.source(rank=rank(), world_size=world_size(), device=device),
             addresses,
             processes=self.loader_processes,
-            pin_memory=compute_device().type == "cuda",
+            pin_memory=device.type != "cpu",
         )
 
     def after_step(self, model: nn.Module) -> None:
@@ -251,11 +300,11 @@ class PairTask(ABC, Generic[Batch]):
         vision = read_architecture(self.encoder_config.clip.architecture)["vision_cfg"]
         return square_size(vision.get("image_size", 224))
 
-    def draws(self) -> BatchDraws:
-        """The random draws of dropout and the tie-break noise in this step, for this rank's rows."""
+    def draws(self, *, first: int = 0) -> BatchDraws:
+        """What dropout and the tie-break noise draw in this step, for this rank's rows from the ``first`` on."""
         size = int(self.training.batch_size)
-        # The loop seeds torch in every step, with the same seed on all ranks.
-        return BatchDraws(torch.initial_seed(), batch_size=size, first=rank() * (size // world_size()))
+        # The loop seeds torch anew in every step, on all ranks alike.
+        return BatchDraws(torch.initial_seed(), batch_size=size, first=rank() * (size // world_size()) + first)
 
     def install_teacher(self, encoder: RetrievalModel) -> None:
         """Puts the trained estimator into ``encoder`` if that has an estimator as its teacher.
@@ -269,6 +318,21 @@ class PairTask(ABC, Generic[Batch]):
             raise ValueError("model.game.teacher is estimator, and there is no trained estimator to teach")
         with TemporaryDirectory() as scratch:
             encoder.teacher.load_state_dict(load_estimator(self.data.estimator, Path(scratch)).state_dict())
+
+
+def augments_on(device: torch.device, config: AugmentationConfig) -> bool:
+    """Whether clips are augmented on the model's ``device``, and not in the loader.
+
+    Raises:
+        ValueError: they are to be augmented on a GPU, and the model is on the CPU.
+    """
+    if not config.enabled or config.device == "cpu":
+        return False
+    if config.device == "gpu" and device.type == "cpu":
+        raise ValueError(
+            "augmentation.device is gpu, and this training runs on CPUs; set it to auto or cpu, or give it GPUs"
+        )
+    return device.type != "cpu"
 
 
 def steps_of_epochs(

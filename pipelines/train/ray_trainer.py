@@ -18,19 +18,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import ray.train
-import ray.train.torch
 import torch
 from ray.train import Checkpoint as RayCheckpoint
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import (
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 
 from pipelines.models.folder import DESCRIPTION, MODEL, WEIGHTS
 from pipelines.progress import Progress
 from pipelines.recipe.resources import TrainResources
+from pipelines.resources.device import CPU, compute_device
 from pipelines.resources.ray_session import worker_gpus
 from pipelines.tracker import StageTracker
 from pipelines.train.checkpoint_folder import CheckpointFolder
@@ -69,6 +77,8 @@ class _RayReporter:
 
     def __init__(self, sink: Any, place: str) -> None:
         self._sink, self._place = sink, place
+        self._idle = threading.Event()
+        self._idle.set()
         self._is_first = ray.train.get_context().get_world_rank() == 0
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -76,11 +86,33 @@ class _RayReporter:
             self._sink.put.remote([(step, dict(metrics))])
 
     def checkpoint(self, folder: Path | None, score: float) -> None:
-        checkpoint = None if folder is None else RayCheckpoint.from_directory(str(folder))
+        checkpoint = None
+        if folder is not None:
+            # The steps go on while Ray copies a checkpoint to the storage and then commits it. There is one at a time
+            # on the way, which the folder is handed over to: the loop removes its own.
+            self._idle.wait()
+            self._idle.clear()
+            checkpoint = RayCheckpoint.from_directory(str(folder.rename(mkdtemp())))
+        ray.train.report(
+            {SCORE: score},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._upload,
+        )
+
+    def _upload(self, checkpoint: RayCheckpoint, name: str) -> RayCheckpoint:
+        """Copies a checkpoint to the storage, in a thread of Ray's, which then removes it here and commits it.
+
+        Raises:
+            StorageError: it could not be copied; Ray ends the training with it.
+        """
         try:
-            ray.train.report({SCORE: score}, checkpoint=checkpoint)
+            kept: RayCheckpoint = ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)
+            return kept
         except OSError as error:
             raise StorageError(f"cannot keep a checkpoint in {self._place}: {error}. {remedy(error)}") from error
+        finally:
+            self._idle.set()
 
 
 @dataclass(frozen=True)
@@ -95,7 +127,9 @@ class _Done:
 def _work(config: dict[str, Any]) -> _Done:
     """The body of every worker."""
     job: _Job = config["job"]
-    device = ray.train.torch.get_device()
+    device = compute_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     reporter = _RayReporter(job.sink, job.place)
     with _checkpoint(job) as folder:
         loop = TrainingLoop(job.task, device=device, reporter=reporter, settings=job.settings, resume=folder)
@@ -176,8 +210,8 @@ def _train_here(
     receive: Receive,
 ) -> tuple[list[Point], float]:
     """Trains in this process; returns the whole curve, and the score of the checkpoint that it commits."""
-    # A process that was given no GPU may still see those of others.
-    device = torch.device("cuda" if on_gpu else "cpu")
+    # The process of the command itself may see GPUs that it is not to use.
+    device = compute_device() if on_gpu else CPU
     try:
         curve = train_in_place(task, device=device, settings=settings, place=place, receive=receive)
     except NonFiniteLossError as error:

@@ -12,22 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbi_models.axes import PairFeatures
 from hbi_models.configs import RetrievalConfig
-from hbi_models.losses import retrieval_loss
+from hbi_models.draws import BatchDraws
+from hbi_models.losses import TrainingLoss, retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import RetrievalModel, counted_levels
 from pipelines.models.clip_weights import local_weights
-from pipelines.models.encoding import concatenate, encode_texts, encode_videos
+from pipelines.models.encoding import Levels, concatenate, encode_texts, encode_videos, on_device
 from pipelines.models.initial_weights import initialise_from
 from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import RetrievalTrainingConfig
+from pipelines.resources.device import CPU
 from pipelines.splits import SplitView, positions_of_half
 from pipelines.train.collapse import game_figures
-from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
+from pipelines.train.collectives import gather_objects, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
-
-_VALIDATION_BATCH = 64
 
 
 @dataclass(kw_only=True)
@@ -58,7 +59,7 @@ class RetrievalTask(PairTask[PairBatch]):
         self.install_teacher(model)
         return model
 
-    def source(self, *, rank: int, world_size: int) -> PairSource:
+    def source(self, *, rank: int, world_size: int, device: torch.device = CPU) -> PairSource:
         return PairSource(
             self.data.captions("train"),
             self.training,
@@ -68,6 +69,7 @@ class RetrievalTask(PairTask[PairBatch]):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
+            device=device,
         )
 
     def pair_batch(self, batch: PairBatch) -> PairBatch:
@@ -77,45 +79,43 @@ class RetrievalTask(PairTask[PairBatch]):
     def _validation(self) -> SplitView:
         return self.data.captions("val")
 
-    def loss(
-        self, model: nn.Module, batch: PairBatch, device: torch.device, *, watch: bool = False
-    ) -> Mapping[str, Tensor]:
-        texts, videos = batch.model_input(self.encoder(model))
-        own = model(texts, videos, self.draws())
-        features = gather_pairs(own)
-        loss = retrieval_loss(
-            features,
-            self.encoder(model).clip.logit_scale,
-            config=self.model_config.loss,
-            quirks=self.model_config.quirks,
-            game=self.model_config.game,
-        )
-        figures = game_figures(own, features, loss.parts, skl=self.model_config.loss.skl) if watch else {}
-        return {"loss": loss.total, **loss.parts, **figures}
+    def features(
+        self, model: nn.Module, batch: PairBatch, rows: slice, device: torch.device, draws: BatchDraws
+    ) -> PairFeatures:
+        features: PairFeatures = model(*batch.model_input(self.encoder(model), rows), draws)
+        return features
+
+    def loss_of(self, model: nn.Module, features: PairFeatures, logit_scale: Tensor) -> TrainingLoss:
+        config = self.model_config
+        return retrieval_loss(features, logit_scale, config=config.loss, quirks=config.quirks, game=config.game)
+
+    def figures(self, own: PairFeatures, features: PairFeatures, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return game_figures(own, features, parts, skl=self.model_config.loss.skl)
 
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Retrieval within the validation split, every caption a query; videos are spread over ranks.
 
         Without a validation split the last epoch is chosen.
         """
-        view = together(lambda: self._validation, device)
+        view = together(lambda: self._validation)
         validated = positions_of_half(view.store.video_ids, self.training.validation_half)
         if not validated:
             return {SCORE: 0.0}
         core, own = self.encoder(model), validated[rank() :: world_size()]
-        encode: dict[str, Any] = {"device": device, "batch_size": _VALIDATION_BATCH}
+        encode: dict[str, Any] = {"device": device, "batch_size": self.training.validation_batch_size}
         encode["num_levels"] = counted_levels(core.config.level_rates)
-        levels = together(lambda: encode_videos(core, view.store, own, **encode), device)
-        # With fewer videos than ranks, some ranks have nothing to contribute.
+        levels = together(lambda: encode_videos(core, view.store, own, **encode))
+        # A rank has nothing to give where there are fewer videos than ranks.
         parts = [part for part in gather_objects((list(own), levels)) if part[0]]
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()
         videos = tuple(level.map(lambda tensor: tensor[order]) for level in concatenate([part for _, part in parts]))
         texts, video_of_text, _ = view.texts_of(own)
 
         def ranked() -> tuple[Tensor, list[int]] | None:
-            return (core.similarity(encode_texts(core, texts, **encode), videos), video_of_text) if texts else None
+            words = encode_texts(core, texts, **encode)
+            return (self._similarity(core, words, videos, device), video_of_text) if texts else None
 
-        own_rows = together(ranked, device)
+        own_rows = together(ranked)
         rows = [part for part in gather_objects(own_rows) if part is not None]
         similarity = torch.cat([part for part, _ in rows])
         column_of = {video: column for column, video in enumerate(validated)}
@@ -131,3 +131,8 @@ class RetrievalTask(PairTask[PairBatch]):
             for name, value in values.as_dict().items()
         }
         return {**named, SCORE: score}
+
+    @staticmethod
+    def _similarity(core: RetrievalModel, texts: Levels, videos: Levels, device: torch.device) -> Tensor:
+        """Of all texts with all videos, on the CPU; computed on ``device``, where the host would take seconds."""
+        return core.similarity(on_device(texts, device), on_device(videos, device)).cpu()

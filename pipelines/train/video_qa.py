@@ -13,10 +13,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from hbi_models.axes import AnsweredPairs
 from hbi_models.configs import RetrievalConfig, VideoQAConfig
-from hbi_models.losses import video_qa_loss
+from hbi_models.draws import BatchDraws
+from hbi_models.losses import TrainingLoss, video_qa_loss
 from hbi_models.metrics import AnswerMetrics
 from hbi_models.retrieval import RetrievalModel
+from hbi_models.transfer import sent
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary
 from pipelines.models.answering import answer_questions
@@ -24,14 +27,13 @@ from pipelines.models.clip_weights import local_weights
 from pipelines.models.initial_weights import initialise_video_qa_from
 from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import VideoQATrainingConfig
+from pipelines.resources.device import CPU
 from pipelines.splits import QuestionView, positions_of_half
 from pipelines.train.batches import BatchAddress
 from pipelines.train.collapse import game_figures
-from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
+from pipelines.train.collectives import gather_objects, rank, together, world_size
 from pipelines.train.loop import SCORE
 from pipelines.train.pairs import PairBatch, PairSource, PairTask
-
-_VALIDATION_BATCH = 64
 
 
 class QuestionBatch(NamedTuple):
@@ -51,6 +53,10 @@ class QuestionSource:
         answers = [self._view.questions(pair.video)[pair.text].answer for pair in self._source.pairs(address)]
         labels = torch.tensor([self._vocabulary.label(answer) for answer in answers])
         return QuestionBatch(self._source[address], labels)
+
+    def read_ahead(self, address: BatchAddress) -> None:
+        """Begins to read the frames of a later batch."""
+        self._source.read_ahead(address)
 
 
 @dataclass(kw_only=True)
@@ -87,7 +93,7 @@ class VideoQATask(PairTask[QuestionBatch]):
         self.install_teacher(model.encoder)
         return model
 
-    def source(self, *, rank: int, world_size: int) -> QuestionSource:
+    def source(self, *, rank: int, world_size: int, device: torch.device = CPU) -> QuestionSource:
         view = self.data.questions("train", answerable_by=self.vocabulary)
         pairs = PairSource(
             view,
@@ -98,6 +104,7 @@ class VideoQATask(PairTask[QuestionBatch]):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
+            device=device,
         )
         return QuestionSource(view, self.vocabulary, pairs)
 
@@ -108,33 +115,38 @@ class VideoQATask(PairTask[QuestionBatch]):
     def _validation(self) -> QuestionView:
         return self.data.questions("val")
 
-    def loss(
-        self, model: nn.Module, batch: QuestionBatch, device: torch.device, *, watch: bool = False
-    ) -> Mapping[str, Tensor]:
-        pairs, labels = batch.pairs, batch.labels.to(device)
-        texts, videos = pairs.model_input(self.encoder(model))
-        own = model(texts, videos, labels, self.draws())
-        answered = gather_pairs(own)
-        loss = video_qa_loss(answered, self.encoder(model).clip.logit_scale, config=self.model_config)
-        skl = self.model_config.encoder.loss.skl
-        figures = game_figures(own.pairs, answered.pairs, loss.parts, skl=skl) if watch else {}
-        return {"loss": loss.total, **loss.parts, **figures}
+    def features(
+        self, model: nn.Module, batch: QuestionBatch, rows: slice, device: torch.device, draws: BatchDraws
+    ) -> AnsweredPairs:
+        labels = sent(batch.labels[rows], device)
+        answered: AnsweredPairs = model(*batch.pairs.model_input(self.encoder(model), rows), labels, draws)
+        return answered
+
+    def loss_of(self, model: nn.Module, features: AnsweredPairs, logit_scale: Tensor) -> TrainingLoss:
+        return video_qa_loss(features, logit_scale, config=self.model_config)
+
+    def figures(self, own: AnsweredPairs, features: AnsweredPairs, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return game_figures(own.pairs, features.pairs, parts, skl=self.model_config.encoder.loss.skl)
 
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Accuracy over all validation questions; those with an answer outside the vocabulary count as wrong.
 
         Videos are spread over ranks. Without validation questions the last epoch is chosen.
         """
-        view = together(lambda: self._validation, device)
+        view = together(lambda: self._validation)
         validated = positions_of_half(view.store.video_ids, self.training.validation_half)
         if not validated:
             return {SCORE: 0.0}
         own = validated[rank() :: world_size()]
         answers = together(
             lambda: answer_questions(
-                self._core(model), view, own, self.vocabulary, device=device, batch_size=_VALIDATION_BATCH
-            ),
-            device,
+                self._core(model),
+                view,
+                own,
+                self.vocabulary,
+                device=device,
+                batch_size=self.training.validation_batch_size,
+            )
         )
         metrics = AnswerMetrics.from_ranks(torch.cat(gather_objects(answers.ranks)))
         named = {f"validation/{name}": value for name, value in metrics.as_dict().items()}

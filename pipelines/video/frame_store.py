@@ -9,9 +9,10 @@ they were written are noticed by their checksum, and never become pixels.
 from __future__ import annotations
 
 import io
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,10 @@ MAX_STORED_PIXELS = 1 << 25
 """Larger images were not written by the frames stage, and would take 100 MB each as pixels."""
 
 _STORED = pa.schema([FRAMES.field("frames")])
-_OPEN_SHARDS = 64
+_OPEN_SHARDS = 512
+"""Few data sets have more; opening one again costs requests to the storage."""
+_READERS = 32
+"""Reads at once: a reader waits for the storage, and takes no processor meanwhile."""
 _JPEG_START = b"\xff\xd8"
 _MEND = "Run the same command again: the frames of its videos, and of no others, are made anew"
 
@@ -79,7 +83,7 @@ class FrameStore:
         pool: folder of the shards.
         index: table with ``video_id``, ``key``, ``shard`` and ``row`` of the videos that have frames;
             videos are addressed by their position in it.
-        threads: reading and decoding threads.
+        threads: decoding threads.
     """
 
     def __init__(self, pool: Storage, index: pa.Table, *, threads: int = 4) -> None:
@@ -90,11 +94,27 @@ class FrameStore:
         self.video_ids: list[str] = index.column("video_id").to_pylist()
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
+        self._readers: ThreadPoolExecutor | None = None
         self._files: OrderedDict[str, OpenShard] = OrderedDict()
+        self._ahead: dict[int, Future[list[bytes]]] = {}
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._lost: dict[str, str] = {}
+        """What is known about shards that are missing or damaged."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and open files stay behind when the store travels to another process.
-        return {**self.__dict__, "_executor": None, "_files": OrderedDict()}
+        gone: dict[str, Any] = {
+            "_executor": None,
+            "_readers": None,
+            "_files": OrderedDict(),
+            "_ahead": {},
+            "_locks": {},
+        }
+        return {name: value for name, value in (self.__dict__ | gone).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -113,21 +133,48 @@ class FrameStore:
             images: list[bytes] = row["frames"]
             return images
         except FileNotFoundError:
-            raise self._missing(shard) from None
+            raise LostFramesError(self._lost.get(shard) or str(self._missing(shard))) from None
         except (*UNREADABLE, LookupError) as error:
             raise self._explained(shard, error) from error
 
     def _open(self, shard: str) -> OpenShard:
-        file = self._files.get(shard)
-        if file is None:
-            file = OpenShard(self._pool.storage, shard)
-            self._files[shard] = file
-            if len(self._files) > _OPEN_SHARDS:
-                self._files.popitem(last=False)
+        # Others may read meanwhile, and open other shards.
+        with self._lock_of(shard):
+            file = self._files.get(shard)
+            if file is None:
+                file = OpenShard(self._pool.storage, shard)
+                with self._lock:
+                    self._files[shard] = file
+                    if len(self._files) > _OPEN_SHARDS:
+                        self._files.popitem(last=False)
         return file
 
+    def _lock_of(self, shard: str) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(shard, threading.Lock())
+
+    def read_ahead(self, videos: Sequence[int]) -> None:
+        """Begins to read ``videos``, which one of the next batches holds."""
+        for video in videos:
+            if video not in self._ahead:
+                self._ahead[video] = self._reading().submit(self.encoded, video)
+
+    def _reading(self) -> ThreadPoolExecutor:
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="frame-reader")
+        return self._readers
+
     def _explained(self, shard: str, error: Exception) -> Exception:
-        """What to raise if reading a shard failed; a damaged shard is set aside."""
+        """What to raise where reading a shard failed, in every thread the same; one that is damaged is set aside."""
+        with self._lock_of(shard):
+            if shard not in self._lost:
+                found = self._looked_at(shard, error)
+                if not isinstance(found, LostFramesError):
+                    return found
+                self._lost[shard] = str(found)
+            return LostFramesError(self._lost[shard])
+
+    def _looked_at(self, shard: str, error: Exception) -> Exception:
         self._files.pop(shard, None)
         try:
             self._pool.storage.require_whole_table(shard)
@@ -194,10 +241,40 @@ class FrameStore:
                 images = as_images(change(row, as_channels_last(images)))
             batch.put(row, images)
 
-        # Lazy, so that a video is decoded while the next ones are read.
-        for _ in self._executor.map(put, range(len(videos)), (self.encoded(video)[:max_frames] for video in videos)):
+        # A video is decoded while others are read.
+        self.read_ahead(videos)
+        reads = {video: self._ahead.pop(video) for video in set(videos)}
+        encoded = (reads[video].result()[:max_frames] for video in videos)
+        for _ in self._executor.map(put, range(len(videos)), encoded):
             pass
         return batch
+
+    def batches(
+        self,
+        blocks: Sequence[Sequence[int]],
+        *,
+        image_size_px: int,
+        max_frames: int,
+        changes: Sequence[Callable[[int, Frames], Frames] | None] | None = None,
+    ) -> Generator[FrameBatch, None, None]:
+        """The batch of each block of videos; while the caller works on one, the next is decoded and another one read.
+
+        Other arguments as those of :meth:`batch`, ``changes`` with one for each block.
+        """
+
+        def make(number: int) -> FrameBatch:
+            for block in blocks[number : number + 2]:
+                self.read_ahead(block)
+            change = None if changes is None else changes[number]
+            return self.batch(blocks[number], image_size_px=image_size_px, max_frames=max_frames, change=change)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batch-maker") as maker:
+            ready = maker.submit(make, 0) if blocks else None
+            for number in range(len(blocks)):
+                assert ready is not None
+                batch = ready.result()
+                ready = maker.submit(make, number + 1) if number + 1 < len(blocks) else None
+                yield batch
 
 
 def decode_images(encoded: Sequence[bytes]) -> list[UInt8[Tensor, "3 height width"]]:

@@ -71,7 +71,7 @@ def read_directory(storage: Storage, shard: str, size: int | None = None) -> pa.
 
 
 class OpenShard:
-    """A shard that is open for reading rows at random.
+    """A shard that is open for reading rows at random, by several threads at once.
 
     Raises:
         FileNotFoundError: there is no such shard.
@@ -79,9 +79,9 @@ class OpenShard:
     """
 
     def __init__(self, storage: Storage, shard: str) -> None:
-        source = storage.filesystem.open_input_file(storage.path(shard))
-        self._file = pq.ParquetFile(source, page_checksum_verification=True)
-        directory = directory_of(self._file.metadata)
+        self._source = storage.filesystem.open_input_file(storage.path(shard))
+        self._footer = pq.ParquetFile(self._source).metadata
+        directory = directory_of(self._footer)
         self._rows: Mapping[str, int] | None = None
         if directory is not None:
             self._rows = {key: row for row, key in enumerate(directory.column("key").to_pylist())}
@@ -99,12 +99,14 @@ class OpenShard:
             DamagedFileError: the shard does not hold a key, or, where it has no directory, not at its row.
             OSError, ValueError, pyarrow.ArrowException: it cannot be read.
         """
+        # A reader serves one thread; the file and its footer serve all.
+        file = pq.ParquetFile(self._source, metadata=self._footer, page_checksum_verification=True)
         if self._rows is not None:
             if absent := [key for key in keys if key not in self._rows]:
                 raise DamagedFileError(f"it has no row with the key {absent[0]}, although its index lists it")
             places = [self._rows[key] for key in keys]
-            return self._file.read_row_groups(places, columns=list(columns), use_threads=False)
-        table = self._file.read_row_groups(list(rows), columns=["key", *columns], use_threads=False)
+            return file.read_row_groups(places, columns=list(columns), use_threads=False)
+        table = file.read_row_groups(list(rows), columns=["key", *columns], use_threads=False)
         for key, row, found in zip(keys, rows, table.column("key").to_pylist(), strict=True):
             if found != key:
                 raise DamagedFileError(f"its row {row} has the key {found}, and its index says {key}")

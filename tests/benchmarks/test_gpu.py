@@ -9,36 +9,33 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.rows import ResultsDifferError
-from hbi_models.configs import ClipConfig, TemporalConfig
-from tests.hbi_models.tiny_model import write_architecture
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(name="sizes")
-def tiny_sizes(tmp_path: Path) -> gpu.Sizes:
-    clip = ClipConfig(architecture=write_architecture(tmp_path), pretrained=None)
-    return gpu.Sizes(
-        steps=(clip,),
-        temporal=TemporalConfig(layers=1),
-        batch=3,
-        words=12,
-        frames=12,
-        long_tokens=12,
-        long_items=5,
-        product=16,
-        dim=32,
-        times=1,
-        compiler="eager",
-    )
+def toy_sizes(tmp_path: Path) -> gpu.Sizes:
+    return gpu.toy_sizes(tmp_path)
+
+
+PARTS = ("image tower", "Measured limits", "eager: step", "MFU", "compiled: step", "exact labels, ", "all pairs, ")
 
 
 @pytest.mark.slow
-def test_every_part_reports(sizes: gpu.Sizes) -> None:
-    shown = "\n".join(gpu.report(CPU, sizes))
-    for part in ("image tower", "exact labels", "Measured limits", "eager: step", "compiled: step", "MFU", "all pairs"):
-        assert part in shown
-    assert "step above the encoders" in shown
+def test_every_part_runs_at_toy_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--toy"]) == 0
+    shown = capsys.readouterr().out
+    assert "measure nothing" in shown
+    places = [shown.index(part) for part in (*PARTS, "step above the encoders", "RandAugment of 3 clips")]
+    assert places == sorted(places), "in the order of their worth"
+    assert shown.count("eager: step") == 2
+
+
+def test_no_part_begins_when_the_time_is_up(sizes: gpu.Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "check_modules", lambda device, sizes: [])
+    shown = list(gpu.report(CPU, sizes, deadline=0.0))
+    assert "training step: not measured, the time is up" in shown
+    assert sum("not measured" in part for part in shown) == len(shown) - 2
 
 
 def test_another_result_than_the_cpu_s_is_no_result(sizes: gpu.Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,5 +46,5 @@ def test_another_result_than_the_cpu_s_is_no_result(sizes: gpu.Sizes, monkeypatc
 
 def test_without_a_gpu_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main() == 0
+    assert gpu.main([]) == 0
     assert "nothing is claimed" in capsys.readouterr().out

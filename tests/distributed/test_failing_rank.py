@@ -42,8 +42,8 @@ class Recorder:
 class UnreadableBatch(RetrievalTask):
     """The second worker cannot read its second batch."""
 
-    def batches(self, position: Position) -> Generator[PairBatch, None, None]:
-        for step, batch in enumerate(super().batches(position)):
+    def batches(self, position: Position, device: torch.device = CPU) -> Generator[PairBatch, None, None]:
+        for step, batch in enumerate(super().batches(position, device)):
             if step == 1 and rank() == 1:
                 raise ValueError("an image cannot be used")
             yield batch

@@ -56,6 +56,18 @@ def one_step(task: Task[Any]) -> dict[str, Any]:
     }
 
 
+def step_in_parts(task: Task[Any]) -> dict[str, Any]:
+    """The same, a pair of each rank at a time."""
+    settings = LoopSettings(pairs_at_once=1)
+    loop = TrainingLoop(task, device=CPU, reporter=Recorder(), settings=settings)
+    torch.manual_seed(torch.initial_seed())
+    parts = loop._backward(next(iter(task.batches(Position()))))
+    return {
+        "loss": mean_over_ranks(parts["loss"]).item(),
+        "gradients": {name: value.grad for name, value in loop.core.named_parameters() if value.grad is not None},
+    }
+
+
 def training(task: Task[Any]) -> dict[str, Any]:
     """All steps of a training with its curves."""
     recorder = Recorder()
@@ -128,6 +140,8 @@ def everything(folder: Path) -> dict[str, Any]:
         "gathering": gathering(local_rows=4 // world_size()),
         "step": one_step(retrieval(folder)),
         "video_qa_step": one_step(video_qa(folder / "questions")),
+        "step_in_parts": step_in_parts(retrieval(folder)),
+        "video_qa_step_in_parts": step_in_parts(video_qa(folder / "questions")),
         "training": training(retrieval(folder)),
         "video_qa_training": training(video_qa(folder / "questions")),
         "validation_of_one_video": validation(retrieval(folder / "one-video")),
@@ -174,11 +188,11 @@ def test_small_results_are_averaged_and_collected(results: Results) -> None:
     assert results.one["gathering"]["objects"] == [{"rank": 0}]
 
 
-@pytest.mark.parametrize("name", ["step", "video_qa_step"])
+@pytest.mark.parametrize("name", ["step", "video_qa_step", "step_in_parts", "video_qa_step_in_parts"])
 def test_the_loss_and_every_gradient_are_those_of_one_worker(results: Results, name: str) -> None:
-    expected = results.one[name]
+    expected = results.one[name.removesuffix("_in_parts")]
     assert sum(gradient.abs().max().item() > 1e-6 for gradient in expected["gradients"].values()) > 50
-    for found in results.two:
+    for found in (*results.two, results.one):
         assert found[name]["loss"] == pytest.approx(expected["loss"], rel=1e-6)
         assert found[name]["gradients"].keys() == expected["gradients"].keys()
         for parameter, gradient in expected["gradients"].items():

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hbi_models.banzhaf.exact import exact_interaction, weight_gains
+from hbi_models.banzhaf.exact import NonFiniteLogitsError, exact_interaction, require_finite, weight_gains
 from hbi_models.banzhaf.game import brute_force_interaction, coalition_values
+from tests.absent_device import ABSENT, absent_device, values
 from tests.hbi_models.banzhaf_games import Game, random_game
 
 # The largest error seen over 2,000 games of up to eight players is 1e-13; similarities are of order 1.
@@ -197,3 +198,49 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     game.frame_logits[1, 2] = bad
     with pytest.raises(ValueError, match="logits of the Banzhaf game hold NaN or infinity"):
         exact_interaction(*game)
+
+
+@pytest.mark.parametrize("logit_scale", [0.0, 1.0, 10.0, 100.0, 1e4])
+def test_on_an_accelerator_it_asks_for_nothing_and_equals_enumeration(logit_scale: float) -> None:
+    for words, frames in ((1, 1), (1, 7), (7, 1), (4, 4), (6, 3)):
+        game = random_game(words=words, frames=frames, logit_scale=logit_scale, padded=True, seed=words)
+        rounded = game.to(torch.float32)
+        for given_game, bound in ((game, FLOAT64_ERROR), (rounded, FLOAT32_ERROR)):
+            reference = brute_force_interaction(*given_game.to(torch.float64))
+            with absent_device() as journal:
+                there = [part.to(ABSENT) for part in given_game]
+                journal.clear()
+                found = exact_interaction(*there)
+                assert not journal.waits
+            assert largest_error(values(found), reference) < bound, (words, frames, given_game[0].dtype)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("gap", [0.1, 5.0, 100.0])
+def test_many_tokens_in_company_of_much_larger_ones_count_as_on_the_cpu(
+    dtype: torch.dtype, error: float, gap: float
+) -> None:
+    """What lies below more tokens than count is present without all of them in a rounding's share of coalitions."""
+    tokens = 64
+    logits = (-gap * torch.arange(float(tokens), dtype=torch.float64))[None]
+    mask = torch.ones(1, tokens, dtype=torch.bool)
+    expected = weight_gains(logits, mask)
+    with absent_device():
+        found = weight_gains(logits.to(ABSENT, dtype), mask.to(ABSENT))
+    assert largest_error(values(found).double(), expected) < error
+
+
+def test_on_an_accelerator_a_logit_that_is_not_finite_spoils_its_own_pair_alone() -> None:
+    game = random_game(pairs=4, words=3, frames=4, padded=True, seed=1)
+    expected = exact_interaction(*game)
+    similarity, word_logits, frame_logits, word_mask, frame_mask = game
+    word_logits, frame_logits = word_logits.clone(), frame_logits.clone()
+    word_logits[0, 0], word_logits[1, 0], frame_logits[2, 0] = torch.nan, -torch.inf, torch.inf
+    with absent_device():
+        parts = (similarity, word_logits, frame_logits, word_mask, frame_mask)
+        found = values(exact_interaction(*(part.to(ABSENT) for part in parts)))
+    assert found[:3].isnan().all()
+    torch.testing.assert_close(found[3], expected[3], rtol=0, atol=1e-12)
+    require_finite(found[3])
+    with pytest.raises(NonFiniteLogitsError):
+        require_finite(found)

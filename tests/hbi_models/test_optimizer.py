@@ -15,6 +15,7 @@ from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import (
     BertAdam,
     clamp_logit_scale_,
+    leave_out_if,
     make_optimizer,
     parameter_groups,
     published_schedule,
@@ -182,3 +183,34 @@ def test_logit_scale_is_bounded_in_place() -> None:
     scale.data.fill_(-1.0)
     clamp_logit_scale_(scale)
     assert scale.item() == -1.0
+
+
+@pytest.mark.parametrize("name", ["bert_adam", "fused"])
+def test_a_step_with_a_bad_gradient_can_be_left_out_without_asking_for_it(name: str) -> None:
+    def trained(*bad: bool) -> list[torch.Tensor]:
+        parameter = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+        optimizer: torch.optim.Optimizer
+        if name == "fused":
+            optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+        else:
+            optimizer = BertAdam([parameter], lr=0.1, weight_decay=0.2)
+        places = []
+        for is_bad in bad:
+            parameter.grad = torch.tensor([torch.nan if is_bad else 0.3, 0.2, -torch.inf if is_bad else 0.1])
+            leave_out_if(optimizer, parameter.grad.isfinite().all().logical_not())
+            optimizer.step()
+            places.append(parameter.detach().clone())
+        return places
+
+    first, second, _ = trained(False, True, False)
+    assert torch.equal(first, second)
+    (alone,) = trained(False)
+    assert torch.equal(alone, first)
+    assert not torch.equal(alone, torch.tensor([1.0, -2.0, 3.0]))
+
+
+def test_an_optimizer_that_cannot_leave_a_step_out_is_left_alone() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    leave_out_if(optimizer, torch.tensor(True))
+    assert not hasattr(optimizer, "found_inf")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.recipe.resources import ActorResources, ResourcesConfig, TaskResources, TrainResources
+from pipelines.resources import allotment, ray_session
 from pipelines.resources.allotment import allot, describe
 from pipelines.resources.ray_session import actors_that_fit, ray_options
 
@@ -70,6 +71,16 @@ def test_no_gpu_asked_for_is_no_gpu_missed(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING, "pipelines.resources.allotment"):
         allot(("retrieval",), ResourcesConfig(retrieval=TrainResources(gpus_per_worker=0)))
     assert not caplog.records
+
+
+def test_workers_of_which_only_some_would_have_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allotment, "cluster_gpus", lambda: 1.0)
+    monkeypatch.setattr(ray_session, "cluster_gpus", lambda: 1.0)
+    with pytest.raises(ValueError, match=r"resources.retrieval.workers is 2 and the cluster has 1 GPUs, too few"):
+        allot(("retrieval",), ResourcesConfig(retrieval=TrainResources(workers=2)))
+    for gpus in (0, 0.5):
+        allot(("retrieval",), ResourcesConfig(retrieval=TrainResources(workers=2, gpus_per_worker=gpus)))
+    allot(("retrieval",), ResourcesConfig(retrieval=TrainResources(workers=1)))
 
 
 def test_memory_bounds_the_number_of_actors(ray_local: Any) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from pipelines.train.batches import BatchAddress, load_ahead
+from pipelines.train.batches import BatchAddress, _with_following, load_ahead
 
 ADDRESSES = [(epoch, step) for epoch in range(2) for step in range(6)]
 
@@ -90,3 +90,40 @@ def test_closing_early_ends_the_processes() -> None:
 
 def test_no_addresses_give_no_batches() -> None:
     assert list(load_ahead(Source(), [], processes=0, pin_memory=False)) == []
+
+
+class ReadingSource(Source):
+    """Notes what it begins to read, and what it makes."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, BatchAddress]] = []
+
+    def read_ahead(self, address: BatchAddress) -> None:
+        self.said.append(("reads", address))
+
+    def __getitem__(self, address: BatchAddress) -> torch.Tensor:
+        self.said.append(("makes", address))
+        return super().__getitem__(address)
+
+
+def test_the_next_batch_is_read_while_one_is_made() -> None:
+    source = ReadingSource()
+    for _ in load_ahead(source, ADDRESSES[:3], processes=0, pin_memory=False):
+        pass
+    first, second, third = ADDRESSES[:3]
+    assert source.said == [
+        *(("reads", first), ("reads", second), ("makes", first)),
+        *(("reads", second), ("reads", third), ("makes", second)),
+        ("makes", third),
+    ]
+
+
+def test_each_of_several_makers_reads_ahead_its_own_next_batch() -> None:
+    assert list(_with_following(ADDRESSES[:5], 2)) == [
+        (ADDRESSES[0], ADDRESSES[2]),
+        (ADDRESSES[1], ADDRESSES[3]),
+        (ADDRESSES[2], ADDRESSES[4]),
+        (ADDRESSES[3], None),
+        (ADDRESSES[4], None),
+    ]
+    assert list(_with_following(ADDRESSES[:1], 2)) == [(ADDRESSES[0], None)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hbi_models.configs import OptimizerConfig
@@ -15,6 +17,7 @@ from pipelines.models.folder import DESCRIPTION
 from pipelines.models.weights import WEIGHTS
 from pipelines.train.checkpoints import Position, load_curve
 from pipelines.train.loop import SCORE, UNSCORED, LoopSettings, NonFiniteLossError, TrainingLoop
+from tests.absent_device import ABSENT, absent_device, values
 
 CPU = torch.device("cpu")
 STEPS = 5
@@ -28,6 +31,7 @@ class LineTask:
     seed: int = 0
     epochs: int = EPOCHS
     poisoned: tuple[int, int] | None = None
+    factor: float = 1.0
     kind: str = "line"
     model_config: Any = field(default_factory=dict)
     optimizer_config: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=0.05))
@@ -39,7 +43,7 @@ class LineTask:
     def steps(self, epoch: int) -> int:
         return STEPS + epoch
 
-    def batches(self, position: Position) -> Generator[tuple[int, int], None, None]:
+    def batches(self, position: Position, device: torch.device = CPU) -> Generator[tuple[int, int], None, None]:
         for epoch in range(position.epoch, self.epochs):
             for step in range(position.step_in_epoch if epoch == position.epoch else 0, self.steps(epoch)):
                 yield epoch, step
@@ -49,11 +53,11 @@ class LineTask:
     ) -> Mapping[str, Tensor]:
         self.seen.append(batch)
         generator = torch.Generator().manual_seed(100 * batch[0] + batch[1])
-        inputs = torch.randn(8, 3, generator=generator)
+        inputs = torch.randn(8, 3, generator=generator).to(device)
         error = model(inputs)[:, 0] - inputs.sum(dim=1)
         scale = torch.nan if batch == self.poisoned else 1.0
         figures = {"game/spread": error.std()} if watch else {}
-        return {"loss": scale * error.square().mean(), "bias": error.mean(), **figures}
+        return {"loss": scale * self.factor * error.square().mean(), "bias": error.mean(), **figures}
 
     def after_step(self, model: nn.Module) -> None:
         with torch.no_grad():
@@ -203,6 +207,52 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(tmp_path:
         loop.run()
     assert all(parameter.isfinite().all() for parameter in loop.core.parameters())
     assert recorder.scores[-1] > UNSCORED
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
+@pytest.mark.parametrize(
+    ("settings", "saved", "steps"),
+    [({}, 1, 10), ({"checkpoint_every_steps": 1}, 7, 8), ({"log_every_steps": 1000}, 1, 11)],
+)
+def test_on_a_gpu_a_loss_that_is_not_finite_stops_before_anything_is_saved(
+    tmp_path: Path, settings: dict[str, int], saved: int, steps: int, optimizer: Any
+) -> None:
+    """It is looked at when the next point is logged, or before the next validation or checkpoint."""
+    config = OptimizerConfig(lr=0.05, name=optimizer)
+    task, recorder = LineTask(poisoned=(1, 2), optimizer_config=config), Recorder(tmp_path)
+    with absent_device():
+        loop = TrainingLoop(task, device=ABSENT, reporter=recorder, settings=LoopSettings(**settings))
+        with pytest.raises(
+            NonFiniteLossError, match=r"the loss is nan at step 7, in a batch of the videos of epoch 1, step 2\."
+        ):
+            loop.run()
+    assert len(recorder.scores) == saved
+    assert len(task.seen) == steps
+    for number in range(saved):
+        weights = load_file(tmp_path / str(number) / WEIGHTS)
+        assert all(weight.isfinite().all() for weight in weights.values())
+    assert all(math.isfinite(value) for _, metrics in recorder.points for value in metrics.values())
+    if optimizer == "bert_adam":
+        assert all(values(parameter).isfinite().all() for parameter in loop.core.parameters())
+
+
+def test_scaled_gradients_that_overflow_cost_a_step_and_resume_where_they_were(tmp_path: Path) -> None:
+    whole, first, second = (Recorder(tmp_path / name) for name in ("whole", "first", "second"))
+    settings: dict[str, Any] = {"precision": "float16", "checkpoint_every_steps": 1}
+    task = LineTask(factor=1e4)
+    options = LoopSettings(log_every_steps=1, **settings)
+    loop = TrainingLoop(task, device=CPU, reporter=whole, settings=options)
+    start = loop.scaler.get_scale()
+    expected = loop.run().state_dict()
+    assert loop.scaler.get_scale() < start, "the first steps overflow, and are left out"
+    assert all(weight.isfinite().all() for weight in expected.values())
+
+    first.interrupt_after = 3
+    with pytest.raises(InterruptError):
+        train(LineTask(factor=1e4), first, **settings)
+    found = train(LineTask(factor=1e4), second, resume=tmp_path / "first" / "2", **settings)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_runs_with_the_same_seed_are_the_same(tmp_path: Path) -> None:

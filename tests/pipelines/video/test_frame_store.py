@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,58 @@ def test_layouts_hold_the_same_pixels() -> None:
 
 def test_no_videos_make_an_empty_batch() -> None:
     assert stack_frames([], image_size_px=8, max_frames=2).frames.shape == (0, 2, 3, 8, 8)
+
+
+def test_the_videos_of_a_batch_are_read_beside_each_other(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(4)
+    encoded = store.encoded
+
+    def meeting(video: int) -> list[bytes]:
+        together.wait(timeout=60)  # raises where the others only come after this one
+        return encoded(video)
+
+    monkeypatch.setattr(store, "encoded", meeting)
+    batch = store.batch([3, 4, 5, 2], image_size_px=8, max_frames=3)
+    assert torch.equal(batch.frames[0, 0], images(3)[0][:, :, 2:10])
+
+
+def test_what_is_read_ahead_is_read_once(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    encoded = store.encoded
+    monkeypatch.setattr(store, "encoded", lambda video: read.append(video) or encoded(video))
+    expected = store.batch([1, 5, 1], image_size_px=8, max_frames=3)
+    assert sorted(read) == [1, 5]
+    read.clear()
+    store.read_ahead([1, 5])
+    store.read_ahead([5])
+    found = store.batch([1, 5, 1], image_size_px=8, max_frames=3)
+    assert sorted(read) == [1, 5]
+    assert torch.equal(found.frames, expected.frames)
+
+
+def test_many_threads_read_one_shard(store: FrameStore) -> None:
+    videos = [video for _ in range(30) for video in range(VIDEOS)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(store.encoded, videos))
+    assert found == [frames_row(video)["frames"] for video in videos]
+
+
+def test_while_one_batch_is_used_the_next_is_made_and_the_one_after_it_is_read(
+    store: FrameStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [[1, 5], [2], [3, 0]]
+    expected = [store.batch(block, image_size_px=8, max_frames=3) for block in blocks]
+    read = {video: threading.Event() for block in blocks for video in block}
+    encoded = store.encoded
+
+    def noted(video: int) -> list[bytes]:
+        found = encoded(video)
+        read[video].set()
+        return found
+
+    monkeypatch.setattr(store, "encoded", noted)
+    for number, batch in enumerate(store.batches(blocks, image_size_px=8, max_frames=3)):
+        assert torch.equal(batch.frames, expected[number].frames)
+        if number == 0:
+            assert all(event.wait(timeout=60) for event in read.values()), "nothing more was asked for"
+    assert list(store.batches([], image_size_px=8, max_frames=3)) == []

@@ -1,0 +1,155 @@
+"""A step whose batch is too large for the device at once: parts of it, with the loss and the gradients of the whole.
+
+The losses couple all pairs of a batch, so that a sum of the losses of parts is another loss. Cached representations
+(Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup*, 2021, arXiv 2101.06983): what
+the loss sees of a pair is small. It is computed part by part without a gradient, the loss of the whole batch is taken
+of it, and each part is then computed again and takes the gradient of its pairs back to the weights. The activations
+of one part are held at a time, and every product is computed once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from hbi_models.configs import require
+from hbi_models.draws import BatchDraws
+from hbi_models.losses import TrainingLoss
+from hbi_models.retrieval import RetrievalModel
+from pipelines.train.collectives import Rows, gather_pairs
+
+Batch = TypeVar("Batch", contravariant=True)
+
+
+@runtime_checkable
+class PartedTask(Protocol[Batch]):
+    """A training whose loss sees its pairs through features that each pair has of its own."""
+
+    def pairs(self, batch: Batch) -> int:
+        """Pairs of a batch."""
+        ...
+
+    def encoder(self, model: nn.Module) -> RetrievalModel:
+        """The model, or the part of it, that encodes pairs, without what distributes it."""
+        ...
+
+    def draws(self, *, first: int = 0) -> BatchDraws:
+        """What is drawn in this step for the pairs of this rank's batch from the ``first`` on."""
+        ...
+
+    def features(self, model: nn.Module, batch: Batch, rows: slice, device: torch.device, draws: BatchDraws) -> Rows:
+        """What the loss sees of the pairs at ``rows``."""
+        ...
+
+    def loss_of(self, model: nn.Module, features: Any, logit_scale: Tensor) -> TrainingLoss:
+        """The loss of the features of all pairs."""
+        ...
+
+    def figures(self, own: Any, features: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Figures beside the loss, of this rank's features and those of all ranks."""
+        ...
+
+
+def require_separable(task: PartedTask[Any], model: nn.Module) -> None:
+    """Checks that what the model makes of a pair does not depend on the pairs beside it.
+
+    Raises:
+        ValueError: it does.
+    """
+    quirks = task.encoder(model).config.quirks
+    require(
+        not quirks.coupled_clustering,
+        "pairs_at_once is set, and so is the quirk coupled_clustering, by which the clusters of a video depend on the "
+        "whole batch; unset one of them",
+    )
+    coupled = next((name for name, module in model.named_modules() if isinstance(module, _BatchNorm)), None)
+    require(
+        coupled is None,
+        f"pairs_at_once is set, and {coupled} normalises over the images of a batch, so that parts of it give other "
+        "features; unset pairs_at_once, or choose a tower without batch normalisation",
+    )
+
+
+def backward_in_parts(
+    task: PartedTask[Batch],
+    model: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    *,
+    pairs_at_once: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    scaled: Callable[[Tensor], Tensor],
+    watch: bool = False,
+) -> Mapping[str, Tensor]:
+    """Adds the gradients of the loss of the whole batch to the model's, exact to rounding; returns the loss's parts.
+
+    Args:
+        task: the training.
+        model: its model, distributed or not.
+        batch: this rank's pairs.
+        device: where to compute.
+        pairs_at_once: pairs of a part, at most.
+        autocast: the arithmetic of the forward passes.
+        scaled: what the gradients are of: the loss, or a multiple of it.
+        watch: return figures beside the loss, too.
+    """
+    seed, count = torch.initial_seed(), task.pairs(batch)
+    starts = range(0, count, pairs_at_once)
+
+    def features(start: int) -> Rows:
+        # Whatever a module draws by itself, it draws again in the second pass.
+        torch.manual_seed(seed)
+        draws = task.draws(first=start)
+        torch.manual_seed(seed + start)
+        rows = slice(start, min(start + pairs_at_once, count))
+        with autocast():
+            return task.features(model, batch, rows, device, draws)
+
+    with torch.no_grad():
+        parts = [features(start) for start in starts]
+    leaves: list[Tensor] = []
+    columns = zip(*(_tensors(part) for part in parts), strict=True)
+    whole = parts[0].map(lambda _: _leaf(torch.cat(next(columns)), leaves))
+    scale = task.encoder(model).clip.logit_scale
+    own_scale = scale.detach().requires_grad_(scale.requires_grad)
+    with autocast():
+        gathered = gather_pairs(whole)
+        loss = task.loss_of(model, gathered, own_scale)
+        figures = task.figures(whole, gathered, loss.parts) if watch else {}
+    scaled(loss.total).backward()  # type: ignore[no-untyped-call]
+
+    for start in starts:
+        is_last = start == starts[-1]
+        # What the parts have added up travels once, with the last of them.
+        with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
+            outputs = [tensor for tensor in _tensors(features(start)) if tensor.is_floating_point()]
+            gradients = [None if leaf.grad is None else leaf.grad[start : start + pairs_at_once] for leaf in leaves]
+            roots = [
+                (output, gradient)
+                for output, gradient in zip(outputs, gradients, strict=True)
+                if output.requires_grad and gradient is not None
+            ]
+            if is_last and own_scale.grad is not None:
+                roots.append((scale, own_scale.grad))
+            torch.autograd.backward([output for output, _ in roots], [gradient for _, gradient in roots])
+    torch.manual_seed(seed)
+    found = {"loss": loss.total, **loss.parts, **figures}
+    return {name: part.detach() for name, part in found.items()}
+
+
+def _tensors(rows: Rows) -> Iterator[Tensor]:
+    found: list[Tensor] = []
+    rows.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return iter(found)
+
+
+def _leaf(tensor: Tensor, leaves: list[Tensor]) -> Tensor:
+    if tensor.is_floating_point():
+        leaves.append(tensor.requires_grad_())
+    return tensor
