@@ -54,12 +54,17 @@ def content_named_by(item: Field[Any]) -> Content | None:
     return found
 
 
-_ABSENT = "absent_when_null"
+_ABSENT = "absent_by_default"
 
 
 def is_absent(item: Field[Any], value: Any) -> bool:
-    """Whether a setting of this value is left out of documents and fingerprints, as if there were no such setting."""
-    return value is None and bool(item.metadata.get(_ABSENT))
+    """Whether a setting of this value is left out of documents and fingerprints, as if there were no such setting.
+
+    So are later settings with their defaults, which do what was done before there was such a setting.
+    """
+    if not item.metadata.get(_ABSENT):
+        return False
+    return bool(value == (item.default if item.default_factory is MISSING else item.default_factory()))
 
 
 def require(condition: bool, message: str) -> None:
@@ -104,6 +109,15 @@ class ClipConfig:
             self.pixel_std is None or all(value > 0 for value in self.pixel_std),
             f"clip.pixel_std is {self.pixel_std}; every deviation must be positive",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """How much of the encoder, CLIP's two towers, is trained."""
+
+    train: Literal["all", "none"] = "all"
+    """``all``: both towers, but for what ``clip.freeze_…`` names (published). ``none``: they stay as they are, so that
+    words and frames are encoded once (the stage ``features``); the logit scale is trained all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +257,9 @@ class RetrievalConfig:
     """The text-video retrieval model."""
 
     clip: ClipConfig = field(default_factory=ClipConfig)
+    encoder: EncoderConfig = field(
+        default_factory=EncoderConfig, metadata={_USES: ("training", "answering"), _ABSENT: True}
+    )
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
     merging: MergingConfig = only_for("training", "evaluation", default_factory=MergingConfig)
     game: GameConfig = field(default_factory=GameConfig)

@@ -55,6 +55,8 @@ class RetrievalModel(nn.Module):
         config = replace(config, clip=with_pixel_statistics(config.clip))
         self.config = config
         self.clip = load_clip(config.clip)
+        if self.has_frozen_encoder:
+            self.clip.freeze_towers()
         dim = self.clip.embedding_dim
         require(
             config.max_words <= self.clip.context_length,
@@ -106,6 +108,18 @@ class RetrievalModel(nn.Module):
             mask = torch.ones(frames.shape[:2], dtype=torch.bool)
         pixels = self.clip.normalize(frames.to(self.device, non_blocking=True))
         return VideoBatch(pixels, mask.to(self.device))
+
+    @property
+    def has_frozen_encoder(self) -> bool:
+        """Whether CLIP's towers stay as they are."""
+        return self.config.encoder.train == "none"
+
+    def train(self, mode: bool = True) -> RetrievalModel:
+        """Sets the mode as PyTorch does; a frozen encoder always does what it does in evaluation."""
+        super().train(mode)
+        if self.has_frozen_encoder:
+            self.clip.eval()
+        return self
 
     @property
     def learns_interaction(self) -> bool:

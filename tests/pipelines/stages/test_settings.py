@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from hbi_models.clip.backbone import ClipBackbone
-from hbi_models.configs import ClipConfig, RetrievalConfig, counts_for
+from hbi_models.configs import ClipConfig, EncoderConfig, RetrievalConfig, counts_for
 from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluation_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig
@@ -74,6 +74,12 @@ def test_what_a_setting_names_counts_by_its_contents(tmp_path: Path, setting: st
     changed = differing(before, after)
     assert changed[: len(stages)] == stages, "the stages that read it are the first to change"
     assert changed == STAGES[STAGES.index(stages[0]) :]
+
+
+def test_a_later_setting_with_its_default_changes_no_fingerprint() -> None:
+    assert "encoder" not in counting(RetrievalConfig(), "training")
+    frozen = counting(RetrievalConfig(encoder=EncoderConfig(train="none")), "training")
+    assert frozen["encoder"] == {"train": "none"}
 
 
 def test_a_name_that_is_no_path_counts_as_it_is(tmp_path: Path) -> None:
@@ -172,6 +178,7 @@ OTHERS: dict[str, Any] = {
     "level_rates": (0.0, 1.0, 1.0),
     "teacher": "estimator",
     "heads": 2,
+    "train": "none",
 }
 UNCOUNTED = [path for path, counts in leaves(RetrievalConfig()) if not counts]
 
