@@ -1,15 +1,12 @@
 """Random access to stored frames: any video's images from its shard, decoded to uint8.
 
 Every row of a shard is a row group of its own, so reading a video touches its bytes alone, on a
-disk or in an object store. A small number of open files is kept. A row is found by its video's key, so
-a shard that was made again never gives another video's frames. Bytes that have changed since
-they were written are noticed by their checksum, and never become pixels.
+disk or in an object store.
 """
 
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,27 +23,19 @@ from PIL import Image
 from torch import Tensor
 
 from hbi_models.clip.preprocessing import centre_crop
-from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError
 from pipelines.workspace.records import FRAMES
-from pipelines.workspace.shard_files import OpenShard
+from pipelines.workspace.shard_rows import ShardRows
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
 MAX_STORED_PIXELS = 1 << 25
 """Larger images are none of the frames stage's, and would take 100 MB each as pixels."""
 
-_STORED = pa.schema([FRAMES.field("frames")])
-_OPEN_SHARDS = 64
 _JPEG_START = b"\xff\xd8"
-_MEND = "Run the same command again: the frames of its videos, and of no others, are made anew"
 
 
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Pixels = UInt8[np.ndarray, "height width 3"]
-
-
-class LostFramesError(ValueError):
-    """Stored frames are missing or damaged; the message names the shard and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +72,14 @@ class FrameStore:
     """
 
     def __init__(self, pool: Storage, index: pa.Table, *, threads: int = 4) -> None:
-        self._pool = ShardPool(pool, FRAMES)
-        self._shards: list[str] = index.column("shard").to_pylist()
-        self._rows: list[int] = index.column("row").to_pylist()
-        self._keys: list[str] = index.column("key").to_pylist()
+        self._stored = ShardRows(ShardPool(pool, FRAMES), index, stage="frames")
         self.video_ids: list[str] = index.column("video_id").to_pylist()
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
-        self._files: OrderedDict[str, OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads and open files stay behind when the store travels to another process.
-        return {**self.__dict__, "_executor": None, "_files": OrderedDict()}
+        # Threads stay behind when the store travels to another process.
+        return {**self.__dict__, "_executor": None}
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -103,54 +88,12 @@ class FrameStore:
         """The compressed images of a video, in temporal order.
 
         Raises:
-            LostFramesError: its shard is missing or damaged; a damaged one is set aside.
+            LostRowsError: its shard is missing or damaged; a damaged one is set aside.
             StorageError: the storage cannot be read.
         """
-        shard = self._shards[video]
-        try:
-            table = self._open(shard).read([self._keys[video]], [self._rows[video]], _STORED.names)
-            (row,) = table.cast(_STORED).to_pylist()
-            images: list[bytes] = row["frames"]
-            return images
-        except FileNotFoundError:
-            raise self._missing(shard) from None
-        except (*UNREADABLE, LookupError) as error:
-            raise self._explained(shard, error) from error
-
-    def _open(self, shard: str) -> OpenShard:
-        file = self._files.get(shard)
-        if file is None:
-            file = OpenShard(self._pool.storage, shard)
-            self._files[shard] = file
-            if len(self._files) > _OPEN_SHARDS:
-                self._files.popitem(last=False)
-        return file
-
-    def _explained(self, shard: str, error: Exception) -> Exception:
-        """What to raise where reading a shard failed; one that is damaged is set aside."""
-        self._files.pop(shard, None)
-        try:
-            self._pool.storage.require_whole_table(shard)
-        except FileNotFoundError:
-            return self._missing(shard)
-        except DamagedFileError as damage:
-            self._pool.set_aside(shard, damage)
-            return LostFramesError(f"{damage}. It is set aside. {_MEND}")
-        if isinstance(error, OSError):
-            return StorageError(f"cannot read {self._pool.storage.place(shard)}: {error}")
-        return self._foreign(shard, str(error) if isinstance(error, DamagedFileError) else "it has other rows")
-
-    def _missing(self, shard: str) -> LostFramesError:
-        storage = self._pool.storage
-        # Of several readers of a damaged shard, one sets it aside.
-        fate = "was damaged, and is set aside" if storage.was_set_aside(shard) else "is missing"
-        return LostFramesError(f"{storage.place(shard)} {fate}. {_MEND}")
-
-    def _foreign(self, shard: str, reason: str) -> LostFramesError:
-        """What to raise about a whole file that the frames stage did not write; it is set aside."""
-        message = f"{self._pool.storage.place(shard)} is not what the frames stage wrote: {reason}"
-        self._pool.set_aside(shard, LostFramesError(message))
-        return LostFramesError(f"{message}. It is set aside. {_MEND}")
+        (row,) = self._stored.read([video], ["frames"]).to_pylist()
+        images: list[bytes] = row["frames"]
+        return images
 
     def decoded(self, video: int) -> list[UInt8[Tensor, "3 height width"]]:
         """The images of a video as uint8, in temporal order; raises as :meth:`encoded`."""
@@ -160,11 +103,11 @@ class FrameStore:
 
     @contextmanager
     def _decoding(self, video: int) -> Iterator[None]:
-        """Turns the ``ValueError`` of a stored image that cannot be used into a ``LostFramesError``."""
+        """Turns the ``ValueError`` of a stored image that cannot be used into a ``LostRowsError``."""
         try:
             yield
         except ValueError as error:
-            raise self._foreign(self._shards[video], f"{self.video_ids[video]}: {error}") from error
+            raise self._stored.foreign(video, f"{self.video_ids[video]}: {error}") from error
 
     def batch(
         self,

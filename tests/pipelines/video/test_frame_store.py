@@ -105,14 +105,14 @@ def test_a_store_travels_to_another_process_after_use(store: FrameStore) -> None
 
 
 def test_many_shards_do_not_keep_many_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.video.frame_store._OPEN_SHARDS", 2)
+    monkeypatch.setattr("pipelines.workspace.shard_rows._OPEN_SHARDS", 2)
     pool = ShardPool(Storage(str(tmp_path)), FRAMES)
     for video in range(5):
         pool.commit([frames_row(video)])
     store = FrameStore(pool.storage, pool.index(["video_id"]).sort_by("video_id"))
     for video in (0, 1, 2, 3, 4, 0):
         assert len(store.encoded(video)) == len(images(video))
-        assert len(store._files) <= 2
+        assert len(store._stored._files) <= 2
 
 
 def test_an_empty_split_is_an_empty_store(tmp_path: Path) -> None:
