@@ -8,7 +8,8 @@
 
 The recipe's tasks say which of the two ends there are; the stage ``report`` comes after all of
 them and shows what they made. The dotted line is there where question
-answering starts from the retrieval model.
+answering starts from the retrieval model. Where the encoder is frozen, the stage ``features`` stands
+between the frames and all that comes after them, which reads features in place of frames.
 
 A stage's settings hold what its result depends on and nothing else: resources, tracking and the
 workspace's address are left out, so that moving to a larger cluster reruns nothing.
@@ -32,6 +33,7 @@ from pipelines.stages.answers import answers_stage
 from pipelines.stages.collection import collection_stage
 from pipelines.stages.estimator import estimator_stage
 from pipelines.stages.evaluation import evaluation_stage
+from pipelines.stages.features import features_stage
 from pipelines.stages.frames import frames_settings, frames_stage
 from pipelines.stages.index import index_stage
 from pipelines.stages.labels import labels_stage
@@ -55,13 +57,16 @@ def make_graph(recipe: Recipe) -> Graph:
     """
     answering = "video_qa" in recipe.tasks
     stages = _data_stages(recipe, answering=answering)
+    if recipe.stores_features and recipe.data.features is None:
+        stages.append(features_stage(recipe))
     if recipe.has_estimator:
         stages += [*([labels_stage(recipe)] if recipe.estimator.epochs else []), estimator_stage(recipe)]
     if "retrieval" in recipe.tasks:
         stages += [retrieval_stage(recipe), evaluation_stage(recipe)]
     if answering:
         stages += [video_qa_stage(recipe), qa_evaluation_stage(recipe)]
-    if recipe.report.enabled:
+    # The page shows videos, of which there are none where features are given.
+    if recipe.report.enabled and recipe.data.features is None:
         stages.append(report_stage(recipe, stages))
     return Graph(Storage(recipe.workspace), stages)
 
@@ -96,7 +101,8 @@ def _data_stages(recipe: Recipe, *, answering: bool = False) -> list[Stage]:
     manifest = manifest_stage(recipe.data)
     # Before any video is decoded: questions that cannot be used are found at once.
     answers = [answers_stage(recipe)] if answering else []
-    return [*generated, manifest, *answers, frames_stage(recipe)]
+    videos = frames_stage(recipe) if recipe.data.features is None else features_stage(recipe)
+    return [*generated, manifest, *answers, videos]
 
 
 def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[Graph, Recipe]:

@@ -7,7 +7,7 @@ every pair, and commits the shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -18,16 +18,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hbi_models.axes import TextBatch, TokenLevel
+from hbi_models.axes import TokenLevel
 from hbi_models.banzhaf.published import published_labels
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import token_cosines, token_weights
+from pipelines.models.encoding import Texts, text_input, video_input
 from pipelines.models.weights import load_model
 from pipelines.recipe.labels import LabelsConfig
 from pipelines.resources.device import compute_device
 from pipelines.resources.sharded_work import SUMMARY
+from pipelines.splits import MakeStore, Store
 from pipelines.video.frame_store import FrameStore
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
@@ -56,22 +57,29 @@ class LabelShard:
 
     Args:
         settings: model and kind of labels.
-        frames_pool: folder of the frame shards.
+        frames_pool: folder of the shards of frames, or of features.
         pool: where label shards go.
         generation: the pool's generation that they belong to.
+        store: reads frames or features.
     """
 
-    def __init__(self, settings: LabelSettings, frames_pool: Storage, pool: ShardPool, generation: int = 0) -> None:
-        self._settings, self._frames_pool = settings, frames_pool
+    def __init__(
+        self,
+        settings: LabelSettings,
+        frames_pool: Storage,
+        pool: ShardPool,
+        generation: int = 0,
+        store: MakeStore = FrameStore,
+    ) -> None:
+        self._settings, self._frames_pool, self._store = settings, frames_pool, store
         self._pool, self._generation = pool, generation
         self._device = compute_device()
         self._model = make_label_model(settings).to(self._device)
-        self._tokenizer = CaptionTokenizer(settings.model.max_words)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
         """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""
-        frames = videos.select(["video_id", "frames_key", "shard", "row"])
-        store = FrameStore(self._frames_pool, frames.rename_columns(["video_id", "key", "shard", "row"]))
+        places = videos.drop_columns(["key"]).rename_columns({"frames_key": "key"})
+        store = self._store(self._frames_pool, places)
         rows = [row for batch in self._batches(len(videos)) for row in self._label(store, videos, batch)]
         size = self._pool.commit(rows, generation=self._generation)
         return pa.Table.from_pylist(
@@ -83,7 +91,7 @@ class LabelShard:
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
     @torch.inference_mode()
-    def _label(self, store: FrameStore, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
+    def _label(self, store: Store, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
         """Encodes the videos of ``batch`` once, then labels their texts batch by batch."""
         levels = self._encode_videos(store, batch)
         said = [
@@ -95,7 +103,7 @@ class LabelShard:
         size = self._settings.labels.batch_size
         for start in range(0, len(said), size):
             part = said[start : start + size]
-            texts = self._encode_texts([text for _, _, text in part])
+            texts = self._encode_texts(store, [(batch[position], text) for position, _, text in part])
             rows = torch.tensor([position for position, _, _ in part], device=self._device)
             frames = levels.map(itemgetter(rows))
             cosines, interaction = token_cosines(texts, frames), self._interaction(texts, frames)
@@ -113,20 +121,17 @@ class LabelShard:
                     "interaction": _flat(interaction[pair, :words, :count]),
                 }
 
-    def _encode_videos(self, store: FrameStore, batch: range) -> TokenLevel:
-        frames = store.batch(
-            batch, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
-        )
+    def _encode_videos(self, store: Store, batch: range) -> TokenLevel:
+        frames = video_input(self._model, store, batch, max_frames=self._settings.model.max_frames)
         with self._arithmetic():
-            levels = self._model.encode_video(self._model.video_batch(frames.frames, frames.mask))
+            levels = self._model.encode_video(frames, levels=1)
         return levels[0]
 
-    def _encode_texts(self, texts: Sequence[str]) -> TokenLevel:
+    def _encode_texts(self, store: Store, texts: Texts) -> TokenLevel:
         # As many words as the recipe says, which the model of a checkpoint may not.
-        token_ids, mask = self._tokenizer(texts)
+        words = text_input(self._model, store, texts, max_words=self._settings.model.max_words)
         with self._arithmetic():
-            batch = TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
-            levels = self._model.encode_text(batch.to(self._device))
+            levels = self._model.encode_text(words, levels=1)
         return levels[0]
 
     def _arithmetic(self) -> torch.autocast:

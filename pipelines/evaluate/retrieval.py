@@ -28,7 +28,7 @@ from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_vi
 from hbi_models.retrieval import counted_levels
 from pipelines.evaluate.actors import as_finished, blocks, start_actors
 from pipelines.evaluate.documents import METRICS_FILE, RANKS_FILE, TOP_VIDEOS_FILE
-from pipelines.models.encoding import Levels, encode_texts, encode_videos
+from pipelines.models.encoding import Levels, encode_texts_of, encode_videos
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.progress import Progress
 from pipelines.recipe.evaluation import EvaluationConfig
@@ -65,9 +65,9 @@ class RetrievalScorerActor:
         return encode_videos(self._model, self._view.store, positions, **self._encode)
 
     @torch.inference_mode()
-    def texts(self, captions: Sequence[str]) -> Levels:
-        """Levels of ``captions``, those that count in the score."""
-        return encode_texts(self._model, captions, **self._encode)
+    def texts(self, captions: Sequence[tuple[int, str]]) -> Levels:
+        """Levels of ``captions``, each with the position of its video: those that count in the score."""
+        return encode_texts_of(self._model, self._view.store, captions, **self._encode)
 
     @torch.inference_mode()
     def tile(self, texts: Levels, videos: Levels) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -96,7 +96,9 @@ def similarity_matrix(
     count = len(actors)
     # Features stay in the object store: a tile fetches the two blocks that it needs.
     videos = [actors[i % count].videos.remote(list(block)) for i, block in enumerate(video_blocks)]
-    texts = [actors[i % count].texts.remote([captions[text] for text in block]) for i, block in enumerate(text_blocks)]
+    _, owners, _ = view.texts_of(range(len(view)))
+    said = list(zip(owners, captions, strict=True))
+    texts = [actors[i % count].texts.remote([said[text] for text in block]) for i, block in enumerate(text_blocks)]
     encoded = [*video_blocks, *text_blocks]
     with Progress("evaluation", total=len(view) + len(captions), unit="texts and videos") as progress:
         for block in as_finished([*videos, *texts]):

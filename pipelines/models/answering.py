@@ -12,7 +12,7 @@ from torch import Tensor
 from hbi_models.metrics import answer_ranks
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary
-from pipelines.models.encoding import Levels, encode_texts, encode_videos
+from pipelines.models.encoding import Levels, encode_texts_of, encode_videos
 from pipelines.splits import QuestionView
 
 TOP = 5
@@ -61,8 +61,8 @@ def answer_questions(
         asked = [(place, question) for place, video in enumerate(block) for question in view.questions(video)]
         for first in range(0, len(asked), batch_size):
             part = asked[first : first + batch_size]
-            texts = [question.question for _, question in part]
-            questions = encode_texts(model.encoder, texts, device=device, batch_size=batch_size)
+            texts = [(block[place], question.question) for place, question in part]
+            questions = encode_texts_of(model.encoder, view.store, texts, device=device, batch_size=batch_size)
             places = torch.tensor([place for place, _ in part])
             logits = model.answer_logits(_on(device, questions), _on(device, _rows_of(clips, places)), level_rates)
             labels = torch.tensor([vocabulary.label(question.answer) for _, question in part])

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.frames import frames_pool
+from pipelines.stages.features import FEATURES, stored_videos, videos_from
 from pipelines.stages.settings import counting, given_model
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.stages.training import say_what_is_left_out
@@ -25,10 +25,12 @@ def evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
             return evaluate_checkpoint(recipe, context, checkpoint)
         return evaluate_checkpoint(recipe, context, context.inputs["retrieval"].storage.folder(MODEL).uri)
 
+    inputs: tuple[str, ...] = ("manifest", "frames" if recipe.data.features is None else FEATURES)
     settings: dict[str, Any] = {**counting(recipe.evaluation), "seed": recipe.seed}
     if checkpoint is not None:
         settings |= given_model(checkpoint, recipe.model)
-    inputs = ("manifest", "frames") if checkpoint is not None else ("manifest", "frames", "retrieval")
+    if checkpoint is None:
+        inputs = ("manifest", videos_from(recipe, recipe.retrieval.init_checkpoint), "retrieval")
     reads = {} if checkpoint is None else {"the checkpoint of evaluation": checkpoint}
     return Stage(name="evaluation", version=2, settings=settings, inputs=inputs, run=run, reads=reads)
 
@@ -38,9 +40,8 @@ def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) 
     from pipelines.evaluate.retrieval import evaluate_retrieval
     from pipelines.splits import SplitView
 
-    pool = frames_pool(context.workspace, recipe).storage
-    manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
-    view = SplitView(manifest, frames, pool, recipe.evaluation.split)
+    manifest = context.inputs["manifest"].storage
+    view = SplitView(manifest, **stored_videos(recipe, context), split=recipe.evaluation.split)
     say_what_is_left_out("evaluation", view)
     metrics = evaluate_retrieval(
         context.output,

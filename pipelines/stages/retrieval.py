@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.models.folder import FRAMES_JSON, MODEL
 from pipelines.recipe.recipe import Recipe
+from pipelines.stages.features import videos_from
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.train.files import RETRIEVAL_METRICS
@@ -44,15 +45,16 @@ def retrieval_stage(recipe: Recipe) -> Stage:
         metrics = train(recipe, context, task, checkpoint=training.checkpoint, precision=training.precision)
         # The folder of the model then holds all that searching with it needs.
         model = context.output.folder(MODEL)
-        model.write_json(FRAMES_JSON, plain(recipe.frames))
-        context.tracker.log_model(model)
+        if recipe.data.features is None:
+            model.write_json(FRAMES_JSON, plain(recipe.frames))
+            context.tracker.log_model(model)
         return {"rows": len(view), "errors": 0, **metrics}
 
     return Stage(
         name="retrieval",
         version=1,
         settings={**counting(training), "model": counting(recipe.model, "training"), "seed": recipe.seed},
-        inputs=("manifest", "frames", *teacher_inputs(recipe)),
+        inputs=("manifest", videos_from(recipe, training.init_checkpoint), *teacher_inputs(recipe)),
         run=run,
         partial=progress_of_training,
         metrics=RETRIEVAL_METRICS,

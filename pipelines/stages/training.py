@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import CheckpointConfig, Precision
-from pipelines.stages.frames import frames_pool
+from pipelines.stages.features import stored_videos
 from pipelines.stages.stage import StageContext
 from pipelines.train.files import RAY_SNAPSHOT
 from pipelines.train.history import History
@@ -39,14 +39,15 @@ def teacher_inputs(recipe: Recipe) -> tuple[str, ...]:
 
 
 def training_data(recipe: Recipe, context: StageContext) -> TrainingData:
-    """What a training on frames reads."""
+    """What a training on frames, or on features of them, reads."""
     from pipelines.train.pairs import TrainingData
 
-    estimator = context.inputs.get("estimator")
+    estimator, stored = context.inputs.get("estimator"), stored_videos(recipe, context)
     return TrainingData(
         manifest=context.inputs["manifest"].storage,
-        frames=context.inputs["frames"].storage,
-        frames_pool=frames_pool(context.workspace, recipe).storage,
+        frames=stored["frames"],
+        frames_pool=stored["pool"],
+        store=stored["store"],
         estimator=None if estimator is None else estimator.storage.folder(MODEL),
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.models.folder import FRAMES_JSON, MODEL
 from pipelines.recipe.recipe import Recipe
+from pipelines.stages.features import answering_checkpoint, videos_from
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.train.files import VIDEO_QA_METRICS
@@ -75,7 +76,7 @@ def video_qa_stage(recipe: Recipe) -> Stage:
             "seed": recipe.seed,
         },
         inputs=(
-            *("manifest", "frames", "answers"),
+            *("manifest", videos_from(recipe, answering_checkpoint(recipe)), "answers"),
             *teacher_inputs(recipe),
             *(("retrieval",) if training.from_retrieval else ()),
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.recipe.recipe import Recipe
+from pipelines.stages.features import encoder_checkpoint
 from pipelines.stages.stage import Stage, Step
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,12 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
 
 def _starts_from_clip(pending: Mapping[str, Stage], recipe: Recipe) -> bool:
     """Whether a model is built with CLIP's pretrained weights."""
-    if recipe.model.clip.pretrained is None:
+    if recipe.model.clip.pretrained is None or recipe.model.tokens is not None:
         return False
     answering = recipe.video_qa.init_checkpoint is None and not recipe.video_qa.from_retrieval
     return (
-        ("labels" in pending and recipe.labels.checkpoint is None)
+        ("features" in pending and encoder_checkpoint(recipe) is None)
+        or ("labels" in pending and recipe.labels.checkpoint is None)
         or ("retrieval" in pending and recipe.retrieval.init_checkpoint is None)
         or ("video_qa" in pending and answering)
     )

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import make_optimizer
-from pipelines.models.weights import load_weights, save_model
+from pipelines.models.weights import fixed_weights, load_weights, save_model
 from pipelines.recipe.training import Precision
 from pipelines.train.checkpoints import UNSCORED, Position, load_curve, load_training, save_curve, save_training
 from pipelines.train.collectives import gather_objects, mean_over_ranks, rank, together, world_size
@@ -180,7 +180,7 @@ class TrainingLoop(Generic[Batch]):
             self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True)
 
     def _resume(self, folder: Path) -> None:
-        load_weights(folder, self.core)
+        load_weights(folder, self.core, left_out=fixed_weights(self.core))
         schedule, self.position = load_training(folder, optimizer=self.optimizer)
         self.curve = load_curve(folder)
         self.schedule.load_state_dict(dict(schedule))
@@ -304,7 +304,9 @@ class TrainingLoop(Generic[Batch]):
     def _written(self, scratch: ExitStack) -> Path:
         """A folder with a checkpoint, which lasts as long as ``scratch``."""
         folder = Path(scratch.enter_context(TemporaryDirectory()))
-        save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config)
+        # A frozen encoder is most of a model, and the same in every checkpoint: the chosen one gets it at the end.
+        fixed = fixed_weights(self.core)
+        save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config, leave_out=fixed)
         save_training(folder, optimizer=self.optimizer, schedule=self.schedule.state_dict(), position=self.position)
         save_curve(folder, self.curve)
         return folder

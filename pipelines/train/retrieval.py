@@ -16,19 +16,19 @@ from hbi_models.configs import RetrievalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import RetrievalModel, counted_levels
-from pipelines.models.encoding import concatenate, encode_texts, encode_videos
+from pipelines.models.encoding import concatenate, encode_texts_of, encode_videos
 from pipelines.models.initial_weights import initialise_from
 from pipelines.recipe.training import RetrievalTrainingConfig
 from pipelines.splits import SplitView
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
-from pipelines.train.pairs import PairBatch, PairSource, PairTask
+from pipelines.train.pairs import PairBatch, PairSource, PairTask, TokenPairBatch
 
 _VALIDATION_BATCH = 64
 
 
 @dataclass(kw_only=True)
-class RetrievalTask(PairTask[PairBatch]):
+class RetrievalTask(PairTask[PairBatch | TokenPairBatch]):
     """The retrieval model as the training loop wants it."""
 
     model_config: RetrievalConfig
@@ -64,19 +64,19 @@ class RetrievalTask(PairTask[PairBatch]):
             world_size=world_size,
         )
 
-    def pair_batch(self, batch: PairBatch) -> PairBatch:
+    def pair_batch(self, batch: PairBatch | TokenPairBatch) -> PairBatch | TokenPairBatch:
         return batch
 
     @cached_property
     def _validation(self) -> SplitView:
         return self.data.captions("val")
 
-    def loss(self, model: nn.Module, batch: PairBatch, device: torch.device) -> Mapping[str, Tensor]:
+    def loss(self, model: nn.Module, batch: PairBatch | TokenPairBatch, device: torch.device) -> Mapping[str, Tensor]:
         texts, videos = batch.model_input(self.encoder(model))
         features = gather_pairs(model(texts, videos, self.draws()))
         loss = retrieval_loss(
             features,
-            self.encoder(model).clip.logit_scale,
+            self.encoder(model).logit_scale,
             config=self.model_config.loss,
             quirks=self.model_config.quirks,
         )
@@ -99,7 +99,7 @@ class RetrievalTask(PairTask[PairBatch]):
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()
         videos = tuple(level.map(lambda tensor: tensor[order]) for level in concatenate([part for _, part in parts]))
         texts, video_of_text, _ = view.texts_of(own)
-        words = encode_texts(core, texts, **encode)
+        words = encode_texts_of(core, view.store, list(zip(video_of_text, texts, strict=True)), **encode)
         own_rows = (core.similarity(words, videos), video_of_text) if texts else None
         rows = [part for part in gather_objects(own_rows) if part is not None]
         similarity = torch.cat([part for part, _ in rows])

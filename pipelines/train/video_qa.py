@@ -26,7 +26,7 @@ from pipelines.splits import QuestionView
 from pipelines.train.batches import BatchAddress
 from pipelines.train.collectives import gather_objects, gather_pairs, rank, together, world_size
 from pipelines.train.loop import SCORE
-from pipelines.train.pairs import PairBatch, PairSource, PairTask
+from pipelines.train.pairs import PairBatch, PairSource, PairTask, TokenPairBatch
 
 _VALIDATION_BATCH = 64
 
@@ -34,7 +34,7 @@ _VALIDATION_BATCH = 64
 class QuestionBatch(NamedTuple):
     """Questions with their clips, and the class ids of their answers."""
 
-    pairs: PairBatch
+    pairs: PairBatch | TokenPairBatch
     labels: Int[Tensor, " pairs"]
 
 
@@ -43,6 +43,11 @@ class QuestionSource:
 
     def __init__(self, view: QuestionView, vocabulary: Vocabulary, source: PairSource) -> None:
         self._view, self._vocabulary, self._source = view, vocabulary, source
+
+    @property
+    def is_in_memory(self) -> bool:
+        """As that of the pairs."""
+        return self._source.is_in_memory
 
     def __getitem__(self, address: BatchAddress) -> QuestionBatch:
         answers = [self._view.questions(pair.video)[pair.text].answer for pair in self._source.pairs(address)]
@@ -95,7 +100,7 @@ class VideoQATask(PairTask[QuestionBatch]):
         )
         return QuestionSource(view, self.vocabulary, pairs)
 
-    def pair_batch(self, batch: QuestionBatch) -> PairBatch:
+    def pair_batch(self, batch: QuestionBatch) -> PairBatch | TokenPairBatch:
         return batch.pairs
 
     @cached_property
@@ -106,7 +111,7 @@ class VideoQATask(PairTask[QuestionBatch]):
         pairs, labels = batch.pairs, batch.labels.to(device)
         texts, videos = pairs.model_input(self.encoder(model))
         answered = gather_pairs(model(texts, videos, labels, self.draws()))
-        loss = video_qa_loss(answered, self.encoder(model).clip.logit_scale, config=self.model_config)
+        loss = video_qa_loss(answered, self.encoder(model).logit_scale, config=self.model_config)
         return {"loss": loss.total, **loss.parts}
 
     def validate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:

@@ -272,8 +272,9 @@ def test_a_pair_whose_logits_are_no_numbers_has_no_target_and_leaves_the_others_
 
 def test_a_frozen_encoder_stays_as_it_is_in_training(tmp_path: Path) -> None:
     tower = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
+    (tmp_path / "convolutional").mkdir()
     clip = ClipConfig(
-        architecture=write_architecture(tmp_path, {**TINY_CLIP, "vision_cfg": tower}),
+        architecture=write_architecture(tmp_path / "convolutional", {**TINY_CLIP, "vision_cfg": tower}),
         pretrained=None,
         freeze_patch_embedding=False,
     )

@@ -198,7 +198,9 @@ def test_settings_without_part_in_labels_change_no_feature(tmp_path: Path, path:
     new = OTHERS[path[-1]] if path[-1] in OTHERS else (not old) if isinstance(old, bool) else 2 * old + 1
     assert new != old
     for one, other in zip(features(base), features(with_value(base, path, new)), strict=True):
-        assert torch.equal(one, other)
+        # Weights that ask for no gradient may go through another kernel, whose last digit differs.
+        tolerance = 1e-5 if path == ("encoder", "train") else 0
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 def features(config: RetrievalConfig) -> list[torch.Tensor]:
