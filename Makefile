@@ -1,5 +1,6 @@
 # make demo   set up, and run the whole pipeline on generated videos
 # make tune   set up, and tune the loss weights on generated videos; make search is its former name
+# make demo-frozen, make tune-frozen   the same on stored features of a frozen encoder, which is trained first
 # make test   set up, and run every check: format, lint, types, import contracts, tests
 # make test-fast      the tests that start no Ray: after each edit
 # make test-tune      tunings that take minutes; make test-search is its former name
@@ -41,7 +42,7 @@ TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.v
   --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
   --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
 
-.PHONY: demo tune search test test-tune test-search test-cluster test-faults test-fast test-pythons test-python \
+.PHONY: demo tune demo-frozen tune-frozen search test test-tune test-search test-cluster test-faults test-fast test-pythons test-python \
   test-latest update-dependencies check docs bench bench-gpu clean
 
 demo: $(VENV)/.installed-serve
@@ -49,6 +50,19 @@ demo: $(VENV)/.installed-serve
 
 tune: $(VENV)/.installed-tune
 	$(RUN) -m jobs.tune --config jobs/recipes/demo.yaml --tune jobs/recipes/tune_kl_skl.yaml
+
+# On generated videos without game and distillation: jobs/recipes/demo_frozen.yaml says why.
+ENCODER := workspace/demo_frozen/encoder.safetensors
+$(ENCODER):
+	$(RUN) -m jobs.run --config jobs/recipes/demo_frozen.yaml --model.encoder.train all --model.clip.pretrained null \
+	  --model.game.teacher none --model.loss.kl 0 --until_stage retrieval
+	cp workspace/demo_frozen/retrieval/*/model/model.safetensors $@
+
+demo-frozen: $(VENV)/.installed-serve $(ENCODER)
+	$(RUN) -m jobs.run --config jobs/recipes/demo_frozen.yaml
+
+tune-frozen: $(VENV)/.installed-tune $(ENCODER)
+	$(RUN) -m jobs.tune --config jobs/recipes/demo_frozen.yaml --tune jobs/recipes/tune_kl_skl_frozen.yaml
 
 search:
 	@echo "make search is make tune now" >&2

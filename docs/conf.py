@@ -28,6 +28,7 @@ CONTENTS = """
 
 running
 searching
+features
 tuning
 evaluation
 datasets

@@ -99,7 +99,8 @@ class ClipConfig:
 
     pretrained: str | None = only_for("features", "training", "answering", default="openai", names="file or name")
     """An open_clip pretraining tag, the path of a local checkpoint (OpenAI's .pt archive, a
-    state dict in .pt/.bin, or .safetensors), or null to train from scratch."""
+    state dict in .pt/.bin, or .safetensors; of the model.safetensors of a model of ours its encoder
+    is taken), or null to train from scratch."""
 
     freeze_patch_embedding: bool = only_for("training", "answering", default=True)
     """Keep the patch convolution fixed (published). Set to false when training from scratch."""
@@ -125,6 +126,33 @@ class ClipConfig:
             self.pixel_std is None or all(value > 0 for value in self.pixel_std),
             f"clip.pixel_std is {self.pixel_std}; every deviation must be positive",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """How much of the encoder, CLIP's two towers, is trained."""
+
+    train: Literal["all", "none"] = "all"
+    """``all``: both towers, but for what ``clip.freeze_…`` names (published). ``none``: they stay as they are, so that
+    words and frames are encoded once (the stage ``features``); the logit scale is trained all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """Token features of another model, which take CLIP's place: HBI is then a head on that model."""
+
+    word_dim: int
+    """Channels of a word."""
+
+    frame_dim: int
+    """Channels of a frame."""
+
+    dim: int = 512
+    """Channels to which both are projected by learnt maps: the width of everything above."""
+
+    def __post_init__(self) -> None:
+        for name in ("word_dim", "frame_dim", "dim"):
+            require(getattr(self, name) >= 1, f"tokens.{name} is {getattr(self, name)}; it must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +312,11 @@ class RetrievalConfig:
     """The text-video retrieval model."""
 
     clip: ClipConfig = field(default_factory=ClipConfig)
+    encoder: EncoderConfig = added_later("training", "answering", default_factory=EncoderConfig)
+    tokens: TokensConfig | None = added_later(default=None)
+    """Null = CLIP encodes words and frames. Otherwise they come encoded by another model (``data.features``), and
+    ``clip``, ``encoder`` and ``temporal.init_from_clip_text`` have no effect."""
+
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
     merging: MergingConfig = only_for("training", "evaluation", default_factory=MergingConfig)
     game: GameConfig = field(default_factory=GameConfig)

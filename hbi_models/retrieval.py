@@ -37,6 +37,7 @@ from hbi_models.draws import BatchDraws
 from hbi_models.similarity import retrieval_similarity, token_cosines
 from hbi_models.temporal_encoder import TemporalEncoder
 from hbi_models.token_merging import TokenMerge, count_clusters
+from hbi_models.token_projections import TokenProjections
 from hbi_models.transfer import sent
 
 
@@ -60,25 +61,33 @@ class RetrievalModel(nn.Module):
         # The pixel statistics of the weights' tag are written into the settings, because a stored model has no tag.
         config = replace(config, clip=with_pixel_statistics(config.clip))
         self.config = config
-        self.clip = load_clip(config.clip, clip_weights)
-        dim = self.clip.embedding_dim
-        require(
-            config.max_words <= self.clip.context_length,
-            f"max_words is {config.max_words}, but the CLIP architecture {config.clip.architecture!r} has "
-            f"{self.clip.context_length} text positions; lower max_words",
-        )
-        self.temporal = TemporalEncoder(
-            dim,
-            config.temporal,
-            num_positions=max(self.clip.context_length, config.max_frames),
-            quick_gelu=self.clip.uses_quick_gelu,
-        )
+        if config.tokens is not None:
+            self.tokens = TokenProjections(config.tokens)
+            dim = config.tokens.dim
+            self.temporal = TemporalEncoder(dim, config.temporal, num_positions=config.max_frames, quick_gelu=False)
+        else:
+            self.clip = load_clip(config.clip, clip_weights)
+            if self.has_frozen_encoder:
+                self.clip.freeze_towers()
+            dim = self.clip.embedding_dim
+            require(
+                config.max_words <= self.clip.context_length,
+                f"max_words is {config.max_words}, but the CLIP architecture {config.clip.architecture!r} has "
+                f"{self.clip.context_length} text positions; lower max_words",
+            )
+            self.temporal = TemporalEncoder(
+                dim,
+                config.temporal,
+                num_positions=max(self.clip.context_length, config.max_frames),
+                quick_gelu=self.clip.uses_quick_gelu,
+            )
+        self.dim = dim
         # Published: 512-1024-1.
         self.text_importance = nn.ModuleDict({level: importance_network(dim, 2 * dim) for level in LEVELS})
         self.video_importance = nn.ModuleDict({level: importance_network(dim, 2 * dim) for level in LEVELS})
         for module in (self.temporal, self.text_importance, self.video_importance):
             module.apply(init_published)
-        if config.temporal.init_from_clip_text:
+        if config.temporal.init_from_clip_text and config.tokens is None:
             self.temporal.copy_clip_text(self.clip)
         self.text_merges = make_merges(dim, config.max_words, config.merging.text_rates, config)
         self.video_merges = make_merges(dim, config.max_frames, config.merging.video_rates, config)
@@ -92,10 +101,16 @@ class RetrievalModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.clip.logit_scale.device
+        return self.logit_scale.device
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """The log of the inverse temperature of the contrastive loss."""
+        return self.clip.logit_scale if self.config.tokens is None else self.tokens.logit_scale
 
     def text_batch(self, captions: Sequence[str]) -> TextBatch:
         """Returns captions as the model reads them, on its device: cut and padded to ``max_words`` tokens."""
+        self.require_encoder("captions")
         token_ids, mask = CaptionTokenizer(self.config.max_words)(captions)
         return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask)).to(self.device)
 
@@ -108,19 +123,54 @@ class RetrievalModel(nn.Module):
 
         ``frames`` are squares of ``clip.image_size_px`` pixels; ``mask`` tells the real ones, by default all.
         """
+        self.require_encoder("frames")
         if mask is None:
             mask = torch.ones(frames.shape[:2], dtype=torch.bool)
         return VideoBatch(self.clip.normalize(sent(frames, self.device)), sent(mask, self.device))
+
+    def require_encoder(self, what: str) -> None:
+        """Checks that the model encodes ``what`` itself.
+
+        Raises:
+            ValueError: it reads features that another model made.
+        """
+        require(
+            self.config.tokens is None,
+            f"this model reads features that another model made of {what} (model.tokens), and cannot encode {what} "
+            "itself; give it such features, or use a model that was trained with CLIP",
+        )
+
+    @property
+    def has_frozen_encoder(self) -> bool:
+        """Whether there are towers of CLIP that stay as they are."""
+        return self.config.tokens is None and self.config.encoder.train == "none"
+
+    @property
+    def fixed_weights(self) -> frozenset[str]:
+        """Names of the weights of a frozen encoder."""
+        if not self.has_frozen_encoder:
+            return frozenset()
+        return frozenset(f"clip.{name}" for name in self.clip.state_dict() if name != "logit_scale")
+
+    def train(self, mode: bool = True) -> RetrievalModel:
+        """Sets the mode as PyTorch does; a frozen encoder always does what it does in evaluation."""
+        super().train(mode)
+        if self.has_frozen_encoder:
+            self.clip.eval()
+        return self
 
     @property
     def learns_interaction(self) -> bool:
         """Whether the settings ask for an interaction loss."""
         return self.config.loss.skl > 0 and self.config.game.teacher != "none"
 
-    def forward(self, texts: TextBatch, videos: VideoBatch, draws: BatchDraws | None = None) -> PairFeatures:
+    def forward(
+        self, texts: TextBatch | TokenFeatures, videos: VideoBatch | TokenFeatures, draws: BatchDraws | None = None
+    ) -> PairFeatures:
         """Returns what the loss needs of matching pairs: text i belongs to video i.
 
-        ``draws`` gives the tie-break noise of the clustering, where the settings ask for it.
+        Features of words and frames that were made before take the place of texts and videos. ``draws`` gives the
+        tie-break noise of the clustering, where the settings ask for it.
         """
         return self.relate(self.encode_text(texts, draws), self.encode_video(videos, draws))
 
@@ -134,17 +184,21 @@ class RetrievalModel(nn.Module):
         return PairFeatures(texts, videos, tuple(interactions))
 
     def encode_text(
-        self, texts: TextBatch, draws: BatchDraws | None = None, *, levels: int = len(LEVELS)
+        self, texts: TextBatch | TokenFeatures, draws: BatchDraws | None = None, *, levels: int = len(LEVELS)
     ) -> tuple[TokenLevel, ...]:
         """Returns the entity, action and event level of every caption, or the first ``levels`` of them."""
-        words = TokenFeatures(self.clip.encode_words(texts.token_ids, texts.mask), texts.mask)
+        if isinstance(texts, TextBatch):
+            texts = TokenFeatures(self.clip.encode_words(texts.token_ids, texts.mask), texts.mask)
+        words = texts if self.config.tokens is None else self.tokens.project("words", texts)
         return self.text_hierarchy(words, draws, levels=levels)
 
     def encode_video(
-        self, videos: VideoBatch, draws: BatchDraws | None = None, *, levels: int = len(LEVELS)
+        self, videos: VideoBatch | TokenFeatures, draws: BatchDraws | None = None, *, levels: int = len(LEVELS)
     ) -> tuple[TokenLevel, ...]:
         """Returns the entity, action and event level of every video, or the first ``levels`` of them."""
-        frames = TokenFeatures(self._encode_frames(videos), videos.mask)
+        if isinstance(videos, VideoBatch):
+            videos = TokenFeatures(self.encode_frames(videos), videos.mask)
+        frames = videos if self.config.tokens is None else self.tokens.project("frames", videos)
         return self.video_hierarchy(self.temporal(frames), draws, levels=levels)
 
     def text_hierarchy(
@@ -183,7 +237,8 @@ class RetrievalModel(nn.Module):
             coalitions=self.config.game.coalitions,
         )
 
-    def _encode_frames(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
+    def encode_frames(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
+        """Returns CLIP's feature of every frame, 0 at padding; with the quirk ``encode_padding`` of black frames."""
         pixels, encode_padding = videos.pixels, self.config.quirks.encode_padding
         # Which frames are padding only the device knows, and to ask it costs more than to encode them, too: it would
         # wait for the host, and every batch would have its own size of memory.
@@ -204,15 +259,18 @@ class RetrievalModel(nn.Module):
 
     def _interaction(self, name: str, text: TokenLevel, video: TokenLevel) -> Interaction:
         cosines = token_cosines(text, video)
-        prediction = self.predictors[name](cosines)
-        return Interaction(at_least_float32(prediction), at_least_float32(self._teach(cosines.detach(), text, video)))
+        # Batches of features leave out words that are padding in all texts; the networks were told of all of them.
+        absent = max(self.config.max_words - cosines.shape[1], 0) if name == LEVELS[0] else 0
+        prediction = self.predictors[name](cosines, absent)
+        target = self._teach(cosines.detach(), text, video, absent)
+        return Interaction(at_least_float32(prediction), at_least_float32(target))
 
     @torch.no_grad()
     def _teach(
-        self, cosines: Float[Tensor, "pairs words frames"], text: TokenLevel, video: TokenLevel
+        self, cosines: Float[Tensor, "pairs words frames"], text: TokenLevel, video: TokenLevel, absent_words: int
     ) -> Float[Tensor, "pairs words frames"]:
         if self.teacher is not None:
-            target: Tensor = self.teacher(cosines)
+            target: Tensor = self.teacher(cosines, absent_words)
             return target
         if self.config.game.teacher == "cosine":
             return self.config.game.scale * cosines

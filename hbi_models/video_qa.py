@@ -22,7 +22,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hbi_models.axes import AnsweredPairs, TextBatch, TokenLevel, VideoBatch, at_least_float32
+from hbi_models.axes import AnsweredPairs, TextBatch, TokenFeatures, TokenLevel, VideoBatch, at_least_float32
 from hbi_models.configs import LEVELS, AnswerHeadConfig, VideoQAConfig, require
 from hbi_models.draws import BatchDraws
 from hbi_models.retrieval import RetrievalModel, importance_logits, importance_network, init_published
@@ -50,7 +50,7 @@ class VideoQAModel(nn.Module):
         self.answer_heads = nn.ModuleDict(
             {
                 level: AnswerHead(
-                    self.encoder.clip.embedding_dim,
+                    self.encoder.dim,
                     config.num_answers,
                     config=config.head,
                     padded_weights=config.encoder.quirks.padded_answer_weights,
@@ -62,8 +62,8 @@ class VideoQAModel(nn.Module):
 
     def forward(
         self,
-        questions: TextBatch,
-        videos: VideoBatch,
+        questions: TextBatch | TokenFeatures,
+        videos: VideoBatch | TokenFeatures,
         labels: Int[Tensor, " pairs"],
         draws: BatchDraws | None = None,
     ) -> AnsweredPairs:
@@ -79,6 +79,11 @@ class VideoQAModel(nn.Module):
             for level, question, video in zip(LEVELS, pairs.texts, pairs.videos, strict=True)
         )
         return AnsweredPairs(pairs, tuple(logits), labels)
+
+    @property
+    def fixed_weights(self) -> frozenset[str]:
+        """Names of the weights of a frozen encoder."""
+        return frozenset(f"encoder.{name}" for name in self.encoder.fixed_weights)
 
     def answer_logits(
         self, questions: Sequence[TokenLevel], videos: Sequence[TokenLevel], rates: Sequence[float] | None = None

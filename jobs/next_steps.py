@@ -23,7 +23,8 @@ def next_steps(graph: Graph, split: str) -> list[str]:
     """Command lines that use the finished models of ``graph``, with a video of ``split`` where one is needed."""
     manifest, retrieval, video_qa = (_finished(graph, name) for name in ("manifest", "retrieval", "video_qa"))
     model = retrieval or video_qa
-    if manifest is None or model is None:
+    # A model of features that another one made knows neither videos nor texts.
+    if manifest is None or model is None or "frames" not in graph.fingerprints:
         return []
     commands: list[list[str]] = []
     answerer = [_place(video_qa, MODEL)] if video_qa is not None else []

@@ -7,7 +7,8 @@
                                                              └──────┴───────┴─► video_qa ─► qa_evaluation
 
 The recipe's tasks choose which of the two branches a run has. The stage ``report`` comes last and shows the results of
-all others. The dotted line exists only where question answering starts from the retrieval model.
+all others. The dotted line exists only where question answering starts from the retrieval model. Where the encoder is
+frozen, the stage ``features`` stands between the frames and all later stages, which read features instead of frames.
 
 A stage's settings hold what its result depends on and nothing else: resources, tracking and the
 workspace's address are left out, so that moving to a larger cluster reruns nothing.
@@ -29,6 +30,7 @@ from pipelines.stages.bank import bank_stage
 from pipelines.stages.collection import collection_stage
 from pipelines.stages.estimator import estimator_stage
 from pipelines.stages.evaluation import evaluation_stage
+from pipelines.stages.features import features_stage
 from pipelines.stages.frames import frames_settings, frames_stage
 from pipelines.stages.index import index_stage
 from pipelines.stages.labels import labels_stage
@@ -54,13 +56,16 @@ def make_graph(recipe: Recipe) -> Graph:
     """
     answering = "video_qa" in recipe.tasks
     stages = _data_stages(recipe, answering=answering)
+    if recipe.stores_features and recipe.data.features is None:
+        stages.append(features_stage(recipe))
     if recipe.has_estimator:
         stages += [*([labels_stage(recipe)] if recipe.estimator.epochs else []), estimator_stage(recipe)]
     if "retrieval" in recipe.tasks:
         stages += [retrieval_stage(recipe), evaluation_stage(recipe)]
     if answering:
         stages += [video_qa_stage(recipe), qa_evaluation_stage(recipe)]
-    if recipe.report.enabled:
+    # The page shows videos, of which there are none where features are given.
+    if recipe.report.enabled and recipe.data.features is None:
         stages.append(report_stage(recipe, stages))
     return Graph(Storage(recipe.workspace), stages)
 
@@ -113,7 +118,8 @@ def _data_stages(recipe: Recipe, *, answering: bool = False) -> list[Stage]:
     manifest = manifest_stage(recipe.data)
     # Read before any video is decoded, so that unusable questions stop the run at once.
     answers = [answers_stage(recipe)] if answering else []
-    return [*generated, manifest, *answers, frames_stage(recipe)]
+    videos = frames_stage(recipe) if recipe.data.features is None else features_stage(recipe)
+    return [*generated, manifest, *answers, videos]
 
 
 def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[Graph, Recipe]:

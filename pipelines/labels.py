@@ -6,7 +6,7 @@ one shard, encodes each video and each of its texts once, computes the interacti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from operator import itemgetter
@@ -18,19 +18,20 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hbi_models.axes import TextBatch, TokenLevel
+from hbi_models.axes import TokenFeatures, TokenLevel
 from hbi_models.banzhaf.exact import require_finite
 from hbi_models.banzhaf.published import published_labels
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import token_cosines, token_weights
 from hbi_models.transfer import fetched, sent
 from pipelines.models.clip_weights import local_weights
+from pipelines.models.encoding import Texts, read_texts, read_videos, text_input, video_input
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.recipe.labels import LabelsConfig
 from pipelines.resources.device import arithmetic, compute_device, require_precision
 from pipelines.resources.sharded_work import SUMMARY
+from pipelines.splits import MakeStore, Store
 from pipelines.video.frame_store import FrameBatch, FrameStore
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
@@ -61,30 +62,35 @@ class LabelShard:
 
     Args:
         settings: model and kind of labels.
-        frames_pool: folder of the frame shards.
+        frames_pool: folder of the shards of frames, or of features.
         pool: where label shards go.
         generation: the pool's generation that they belong to.
+        store: reads frames or features.
     """
 
-    def __init__(self, settings: LabelSettings, frames_pool: Storage, pool: ShardPool, generation: int = 0) -> None:
-        self._settings, self._frames_pool = settings, frames_pool
+    def __init__(
+        self,
+        settings: LabelSettings,
+        frames_pool: Storage,
+        pool: ShardPool,
+        generation: int = 0,
+        store: MakeStore = FrameStore,
+    ) -> None:
+        self._settings, self._frames_pool, self._store = settings, frames_pool, store
         self._pool, self._generation = pool, generation
         self._device = compute_device()
         require_precision(settings.labels.precision, self._device)
         self._model = make_label_model(settings).to(self._device)
-        self._tokenizer = CaptionTokenizer(settings.model.max_words)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
         """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""
-        frames = videos.select(["video_id", "frames_key", "shard", "row"])
-        store = FrameStore(self._frames_pool, frames.rename_columns(["video_id", "key", "shard", "row"]))
+        places = videos.drop_columns(["key"]).rename_columns({"frames_key": "key"})
+        store = self._store(self._frames_pool, places)
         blocks = list(self._batches(len(videos)))
-        batches = store.batches(
-            blocks, image_size_px=self._model.clip.image_size_px, max_frames=self._settings.model.max_frames
-        )
+        batches = read_videos(self._model, store, blocks, max_frames=self._settings.model.max_frames)
         with closing(batches):
             pairs = zip(blocks, batches, strict=True)
-            rows = [row for block, frames in pairs for row in self._label(frames, videos, block)]
+            rows = [row for block, frames in pairs for row in self._label(store, frames, videos, block)]
         size = self._pool.commit(rows, generation=self._generation)
         return pa.Table.from_pylist(
             [{"rows": len(videos), "errors": 0, "units": len(rows), "bytes": size}], schema=SUMMARY
@@ -95,7 +101,9 @@ class LabelShard:
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
     @torch.inference_mode()
-    def _label(self, stored: FrameBatch, videos: pa.Table, batch: range) -> Iterator[dict[str, Any]]:
+    def _label(
+        self, store: Store, stored: FrameBatch | TokenFeatures, videos: pa.Table, batch: range
+    ) -> Iterator[dict[str, Any]]:
         """Encodes the videos of ``batch`` once, then labels their texts batch by batch."""
         levels, num_frames = self._encode_videos(stored)
         said = [
@@ -107,7 +115,7 @@ class LabelShard:
         size = self._settings.labels.batch_size
         for start in range(0, len(said), size):
             part = said[start : start + size]
-            texts, num_words = self._encode_texts([text for _, _, text in part])
+            texts, num_words = self._encode_texts(store, [(batch[position], text) for position, _, text in part])
             rows = sent(torch.tensor([position for position, _, _ in part]), self._device)
             frames = levels.map(itemgetter(rows))
             on_device = (token_cosines(texts, frames), self._interaction(texts, frames), texts.logits, frames.logits)
@@ -127,20 +135,19 @@ class LabelShard:
                     "interaction": interaction[pair, :words, :count].flatten(),
                 }
 
-    def _encode_videos(self, frames: FrameBatch) -> tuple[TokenLevel, list[int]]:
+    def _encode_videos(self, frames: FrameBatch | TokenFeatures) -> tuple[TokenLevel, list[int]]:
         """The finest level of each video, and its number of frames."""
         with arithmetic(self._settings.labels.precision, self._device):
-            levels = self._model.encode_video(self._model.video_batch(frames.frames, frames.mask))
+            levels = self._model.encode_video(video_input(self._model, frames), levels=1)
         return levels[0], frames.mask.sum(dim=1).tolist()
 
-    def _encode_texts(self, texts: Sequence[str]) -> tuple[TokenLevel, list[int]]:
+    def _encode_texts(self, store: Store, texts: Texts) -> tuple[TokenLevel, list[int]]:
         """The finest level of each text, and its number of words."""
         # As many words as the recipe says, which the model of a checkpoint may not.
-        token_ids, mask = self._tokenizer(texts)
+        words = read_texts(store, texts, max_words=self._settings.model.max_words)
         with arithmetic(self._settings.labels.precision, self._device):
-            batch = TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
-            levels = self._model.encode_text(batch.to(self._device))
-        return levels[0], mask.sum(axis=1).tolist()
+            levels = self._model.encode_text(text_input(self._model, words), levels=1)
+        return levels[0], words.mask.sum(dim=1).tolist()
 
     def _interaction(self, texts: TokenLevel, frames: TokenLevel) -> Tensor:
         scale = self._settings.model.game.scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,11 +14,18 @@ from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import Split
 from pipelines.recipe.training import ValidationHalf
 from pipelines.video.frame_store import FrameStore
+from pipelines.video.token_store import TokenStore
 from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS_FILE, INDEX_FILE, MANIFEST_FILE
 from pipelines.workspace.storage import Storage
 
 _NAMED = 5
+
+Store = FrameStore | TokenStore
+"""What models read of videos: frames, or features of them and of their texts."""
+
+MakeStore = Callable[[Storage, pa.Table], Store]
+"""Makes a store from the folder of the shards and the index of the videos; it travels to other processes."""
 
 
 class SplitView:
@@ -26,21 +33,24 @@ class SplitView:
 
     Args:
         manifest: folder of the manifest artifact.
-        frames: folder of the frames artifact.
-        pool: folder of the frame shards.
+        frames: folder of the frames artifact, or of the features artifact.
+        pool: folder of its shards.
         split: which split.
+        store: reads them.
 
     Raises:
         ValueError: the frames artifact knows nothing of some of the videos.
     """
 
-    def __init__(self, manifest: Storage, frames: Storage, pool: Storage, split: Split) -> None:
+    def __init__(
+        self, manifest: Storage, frames: Storage, pool: Storage, split: Split, *, store: MakeStore = FrameStore
+    ) -> None:
         table = manifest.read_table(MANIFEST_FILE, columns=["video_id", "split", "captions"])
         table = table.filter(pc.equal(table.column("split"), split)).select(["video_id", "captions"])
         joined, without_frames = _with_frames(table.column("video_id"), frames)
         self._captions = table.column("captions").take(joined.column("place"))
         self.texts_per_video: list[int] = pc.list_value_length(self._captions).to_pylist()
-        self.store = FrameStore(pool, joined)
+        self.store = store(pool, joined)
         without_texts = [
             name for name, count in zip(self.store.video_ids, self.texts_per_video, strict=True) if not count
         ]
@@ -70,9 +80,10 @@ class QuestionView:
 
     Args:
         manifest: folder of the manifest artifact.
-        frames: folder of the frames artifact.
-        pool: folder of the frame shards.
+        frames: folder of the frames artifact, or of the features artifact.
+        pool: folder of its shards.
         split: which split.
+        store: reads them.
         answerable_by: leave out questions whose answer is not in this vocabulary, and videos without others.
 
     Raises:
@@ -86,6 +97,7 @@ class QuestionView:
         pool: Storage,
         split: Split,
         *,
+        store: MakeStore = FrameStore,
         answerable_by: Vocabulary | None = None,
     ) -> None:
         asked: dict[str, list[Question]] = {}
@@ -99,7 +111,7 @@ class QuestionView:
             if kept:
                 asked[row["video_id"]] = kept
         joined, without_frames = _with_frames(pa.chunked_array([list(asked)], pa.string()), frames)
-        self.store = FrameStore(pool, joined)
+        self.store = store(pool, joined)
         self._questions = [asked[video_id] for video_id in self.store.video_ids]
         self.texts_per_video = [len(questions) for questions in self._questions]
         self.without_frames = len(without_frames)
@@ -131,9 +143,10 @@ def positions_of_half(video_ids: Sequence[str], half: ValidationHalf | None) -> 
 def _with_frames(video_ids: pa.ChunkedArray, frames: Storage) -> tuple[pa.Table, list[str]]:
     """Those of ``video_ids`` that have frames, and the others.
 
-    The former with ``video_id``, ``place`` in the given order, ``key``, ``shard`` and ``row``.
+    The former with ``video_id``, ``place`` in the given order, ``key``, ``shard``, ``row`` and, of features, ``bytes``.
     """
-    index = frames.read_table(INDEX_FILE, columns=["video_id", "key", "shard", "row"])
+    index = frames.read_table(INDEX_FILE)
+    index = index.select([name for name in ("video_id", "key", "shard", "row", "bytes") if name in index.column_names])
     places = pa.table({"video_id": video_ids, "place": pa.array(range(len(video_ids)), pa.int64())})
     found = places.join(index, "video_id", join_type="inner").sort_by("place").combine_chunks()
     others: list[str] = video_ids.filter(pc.invert(pc.is_in(video_ids, found.column("video_id")))).to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ from hbi_models.configs import (
     RetrievalConfig,
     TemporalConfig,
 )
+from pipelines.models.features import EncodeFeatures
 from pipelines.recipe.data import Split
+from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
+from pipelines.stages.features import encoder_settings, wanted_features
 from pipelines.train.pairs import TrainingData, steps_of_epochs
 from pipelines.train.retrieval import RetrievalTask
-from pipelines.workspace.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
-from pipelines.workspace.shards import ShardPool
+from pipelines.video.token_store import TokenStore
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE, tokens_schema
+from pipelines.workspace.shards import ShardPool, split_shards
 from pipelines.workspace.storage import Storage
 
 IMAGE_PX = 32
@@ -89,8 +95,34 @@ def write_split_data(folder: Path, captions: dict[Split, Sequence[int]]) -> Stor
     storage.write_table(f"manifest/{MANIFEST_FILE}", pa.Table.from_pylist(manifest, schema=MANIFEST))
     for start in range(0, len(frames), 5):
         pool.commit(frames[start : start + 5])
-    storage.write_table(f"frames/{INDEX_FILE}", pool.index(["video_id"]))
+    index = pool.index(["video_id"])
+    splits = {row["video_id"]: row["split"] for row in manifest}
+    index = index.append_column("split", pa.array([splits[name] for name in index.column("video_id").to_pylist()]))
+    storage.write_table(f"frames/{INDEX_FILE}", index)
     return storage
+
+
+def write_features(data: Storage, recipe: Recipe) -> Storage:
+    """Encodes what ``write_split_data`` committed to ``data`` as the stage ``features`` of ``recipe`` does."""
+    inputs = {name: Artifact(name, "", data.folder(name), {}) for name in ("manifest", "frames")}
+    wanted = wanted_features(inputs, recipe)
+    pool = ShardPool(data.folder("tokens"), tokens_schema(recipe.features.dtype))
+    work = EncodeFeatures(encoder_settings(recipe), data.folder("pool"), pool)
+    for part in split_shards(wanted, 4):
+        work(part)
+    data.write_table(f"features/{INDEX_FILE}", pool.index(["video_id", "bytes"]))
+    return data
+
+
+def feature_data(folder: Storage, recipe: Recipe) -> TrainingData:
+    """Returns the places of what ``write_features`` made."""
+    config = recipe.features
+    return TrainingData(
+        manifest=folder.folder("manifest"),
+        frames=folder.folder("features"),
+        frames_pool=folder.folder("tokens"),
+        store=partial(TokenStore, dtype=config.dtype, max_memory_gb=config.max_memory_gb),
+    )
 
 
 def _jpeg(random: np.random.Generator) -> bytes:

@@ -6,6 +6,8 @@ it is the teacher, and as the predictor of each level it learns from the teacher
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -35,20 +37,45 @@ class InteractionEstimator(nn.Module):
         self.value = nn.Parameter(xavier_uniform_(torch.empty(channels, channels), XAVIER_GAIN))
         self.conv_out = nn.Conv2d(channels, 1, kernel_size=3, padding=1)
 
-    def forward(self, similarity: Float[Tensor, "pairs words frames"]) -> Float[Tensor, "pairs words frames"]:
+    def forward(
+        self, similarity: Float[Tensor, "pairs words frames"], absent_words: int = 0
+    ) -> Float[Tensor, "pairs words frames"]:
         """Returns the estimated interaction of every word and frame of every pair.
 
         ``similarity`` holds cosines, 0 at padding. The estimate is in the units of the labels
         the network was trained on; values at padding are meaningless.
+
+        Padding takes part in the attention. ``absent_words`` more words of padding, of all pairs, may be left
+        out of ``similarity``: the result is the one with them, for a fraction of the work.
         """
-        num_frames = similarity.shape[-1]
+        num_words, num_frames = similarity.shape[1:]
+        # The first word of padding is next to a real one, so it stays.
+        similarity = F.pad(similarity, (0, 0, 0, min(absent_words, 1)))
         hidden = F.relu(self.conv_in(rearrange(similarity, "pairs words frames -> pairs 1 words frames")))
         # The axis of size one is the single attention head: fused kernels want four axes, and
         # they never hold the grid of cells times cells.
         cells = rearrange(hidden, "pairs channels words frames -> pairs 1 (words frames) channels")
-        attended = F.scaled_dot_product_attention(cells @ self.query, cells @ self.key, cells @ self.value, scale=1.0)
+        query, others, bias = cells @ self.query, cells, None
+        if absent_words > 1:
+            others, bias = self._with_far_padding(cells, (absent_words - 1) * num_frames)
+            bias = bias.to(query.dtype)
+        attended = F.scaled_dot_product_attention(
+            query, others @ self.key, others @ self.value, attn_mask=bias, scale=1.0
+        )
         hidden = rearrange(
             cells + attended, "pairs 1 (words frames) channels -> pairs channels words frames", frames=num_frames
         )
         estimate: Tensor = self.conv_out(hidden)
-        return rearrange(estimate, "pairs 1 words frames -> pairs words frames")
+        return rearrange(estimate, "pairs 1 words frames -> pairs words frames")[:, :num_words]
+
+    def _with_far_padding(
+        self, cells: Float[Tensor, "pairs 1 cells channels"], count: int
+    ) -> tuple[Float[Tensor, "pairs 1 others channels"], Float[Tensor, "1 1 1 others"]]:
+        """Returns the cells and one for ``count`` cells of padding, and what is added to the logits of each.
+
+        Cells whose neighbours are all padding are alike: n of them weigh as much as one whose logit is log n higher.
+        """
+        assert self.conv_in.bias is not None
+        far = F.relu(self.conv_in.bias).to(cells.dtype).expand(len(cells), 1, 1, -1)
+        bias = F.pad(cells.new_zeros(1, 1, 1, cells.shape[2]), (0, 1), value=math.log(count))
+        return torch.cat([cells, far], dim=2), bias

@@ -148,6 +148,11 @@ class ClipBackbone(nn.Module):
             if layer is not None:
                 layer.requires_grad_(False)
 
+    def freeze_towers(self) -> None:
+        """Stops training of both towers; the logit scale, which belongs to the loss, stays trained."""
+        self.requires_grad_(False)
+        self.logit_scale.requires_grad_(True)
+
     def checkpoint_gradients(self) -> None:
         """Makes both towers recompute their activations in the backward pass."""
         self.visual.set_grad_checkpointing(True)

@@ -200,7 +200,7 @@ def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> di
         f"clip.pretrained is {config.pretrained!r}; for {config.architecture!r} it must be null, a checkpoint file or "
         f"one of open_clip's tags {open_clip.list_pretrained_tags_by_model(config.architecture)}",
     )
-    state = read_checkpoint(path)
+    state = encoder_of_ours(read_checkpoint(path))
     if is_transformers_clip(state):
         state = from_transformers_clip(state)
     if any(name in state for name in OPENAI_CONSTANTS):
@@ -210,6 +210,15 @@ def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> di
         for name, tensor in state.items()
         if name not in UNUSED_ENTRIES
     }
+
+
+def encoder_of_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns CLIP's tensors where ``state`` is a whole model that this project trained; else ``state`` as it is."""
+    for prefix in ("clip.", "encoder.clip."):
+        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if own:
+            return own
+    return state
 
 
 def load_weights(backbone: ClipBackbone, state: dict[str, Tensor], config: ClipConfig) -> None:

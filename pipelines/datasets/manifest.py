@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipelines.datasets.adapters import ADAPTERS
 from pipelines.datasets.annotations import AnnotatedVideo, Annotations, count_by_split
 from pipelines.datasets.captions_file import read_captions_file
+from pipelines.datasets.features_file import features_digest, read_features_files
 from pipelines.datasets.near_misses import named_alike, what_is_there
 from pipelines.datasets.published_files import read_id_lines
 from pipelines.datasets.questions_file import attach_questions, read_questions_file
@@ -94,6 +95,8 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
     Raises:
         FileNotFoundError: annotations or the folder of videos are not there.
     """
+    if config.features is not None:
+        return features_digest(config.features)
     annotations, videos = annotations or config.annotations, videos or config.videos
     digest = hashlib.sha256()
     if config.questions is not None:
@@ -119,6 +122,8 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
 def _read(config: DataConfig, annotations: str | None, videos: str | None) -> tuple[Annotations, VideoFolder | None]:
     """The annotated videos, and the listing in which they were looked for, if there is one."""
     folder = None
+    if config.features is not None:
+        return read_features_files(config.features), None
     if config.dataset == "captions_file":
         annotated = _read_own(config, annotations, videos)
     else:

@@ -58,7 +58,7 @@ PROTOCOLS: Mapping[str, NamedProtocol] = {
 
 def named_protocol(data: DataConfig, split: Split) -> NamedProtocol | None:
     """The protocol that ``data`` asks for; None for validation, generated data and the user's own."""
-    if split != "test" or data.shapes is not None:
+    if split != "test" or data.shapes is not None or data.features is not None:
         return None
     if data.dataset == "msrvtt":
         listed = "msrvtt_mteb" if data.test_videos is not None else "msrvtt_1k_a"

@@ -16,7 +16,7 @@ from hbi_models.moments import frame_relevance
 from hbi_models.pair_scores import clip_cosines, pair_scores
 from pipelines.evaluate.similarities import RetrievalScorerActor
 from pipelines.models.encoding import Levels, encode_texts, encode_videos
-from pipelines.video.frame_store import Frames
+from pipelines.video.frame_store import Frames, FrameStore
 from pipelines.video.perturbations import perturb
 
 Texts = Sequence[tuple[int, Sequence[str]]]
@@ -30,7 +30,10 @@ class ProbeActor(RetrievalScorerActor):
     def scores(self, asked: Texts) -> Mapping[str, NDArray[np.float64]]:
         """Every pair score (``PAIR_SCORES``) of each video with each of its texts, in their order."""
         positions, texts, owners = _flat(asked)
-        frames = self._view.store.batch(
+        self._model.require_encoder("frames")
+        store = self._view.store
+        assert isinstance(store, FrameStore), "the stage probe reads frames"
+        frames = store.batch(
             positions, image_size_px=self._model.clip.image_size_px, max_frames=self._model.config.max_frames
         )
         batch = self._model.video_batch(frames.frames, frames.mask)

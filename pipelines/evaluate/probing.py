@@ -130,9 +130,10 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], intervals: Intervals) -> dict[s
 def probe_perturbations(actors: Sequence[Any], view: SplitView, *, tile: int, intervals: Intervals) -> dict[str, Any]:
     """R@1 of text to video by perturbation and strength; strength 0 means unchanged videos."""
     captions, owners, _ = view.texts_of(range(len(view)))
+    said = list(zip(owners, captions, strict=True))
     video_blocks, text_blocks = blocks(len(view), tile), blocks(len(captions), tile)
     texts = [
-        actors[number % len(actors)].texts.remote([captions[text] for text in block])
+        actors[number % len(actors)].texts.remote([said[text] for text in block])
         for number, block in enumerate(text_blocks)
     ]
     right = torch.tensor(owners)

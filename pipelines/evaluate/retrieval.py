@@ -27,7 +27,7 @@ from pipelines.evaluate.documents import (
 )
 from pipelines.evaluate.protocol import retrieval_protocol
 from pipelines.evaluate.similarities import require_ranked, similarity_matrix
-from pipelines.evaluate.variants import Scored, convention_variants, post_processed_variants
+from pipelines.evaluate.variants import Bank, Scored, convention_variants, post_processed_variants
 from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.recipe.resources import ActorResources
 from pipelines.splits import SplitView
@@ -51,7 +51,7 @@ def evaluate_retrieval(
     dataset: str,
     missing_videos: int = 0,
     validation: SplitView | None = None,
-    bank: Sequence[str] = (),
+    bank: Bank | None = None,
     named: NamedProtocol | None = None,
 ) -> dict[str, float]:
     """Writes metrics, ranks and the best videos of each text, and returns the metrics by ``direction/name``.
@@ -81,13 +81,14 @@ def evaluate_retrieval(
             "those that the manifest lists"
         )
 
+    banked = [] if bank is None else bank.captions
+
     def scored(view: SplitView) -> Scored:
         captions, video_of_text, _ = view.texts_of(range(len(view)))
-        texts = [*captions, *bank]
         matrix = similarity_matrix(
-            view, texts, checkpoint=checkpoint, config=config, settings=settings, resources=resources
+            view, bank, checkpoint=checkpoint, config=config, settings=settings, resources=resources
         )
-        require_ranked(matrix, texts, view.store.video_ids, checkpoint)
+        require_ranked(matrix, [*captions, *banked], view.store.video_ids, checkpoint)
         return Scored(matrix[: len(captions)], torch.tensor(video_of_text), matrix[len(captions) :])
 
     tested = scored(view)
@@ -170,8 +171,8 @@ def evaluate_retrieval(
     output.write_table(
         TOP_VIDEOS_FILE, _top_videos(matrix, ranks["text_to_video"], view, captions, video_of_text, caption_numbers)
     )
-    if bank:
-        output.write_bytes(BANK_FILE, "".join(f"{' '.join(caption.split())}\n" for caption in bank).encode())
+    if banked:
+        output.write_bytes(BANK_FILE, "".join(f"{' '.join(caption.split())}\n" for caption in banked).encode())
     output.write_json(METRICS_FILE, document)
     tracker.log_metrics(flat)
     tracker.log_tags(protocol_tags(protocol))

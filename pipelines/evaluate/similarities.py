@@ -19,23 +19,31 @@ from numpy.typing import NDArray
 from hbi_models.configs import RetrievalConfig, require
 from hbi_models.retrieval import counted_levels
 from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
-from pipelines.models.encoding import Levels, encode_texts, encode_videos, on_device
+from pipelines.evaluate.variants import Bank
+from pipelines.models.encoding import Levels, Texts, encode_texts_of, encode_videos, on_device
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.progress import Progress
 from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.recipe.resources import ActorResources
 from pipelines.resources.device import compute_device
-from pipelines.splits import SplitView
+from pipelines.splits import SplitView, Store
 
 
 class RetrievalScorerActor:
     """Holds the model: encodes texts and videos, and computes tiles of similarities."""
 
-    def __init__(self, checkpoint: str, config: RetrievalConfig, view: SplitView, settings: EvaluationConfig) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        config: RetrievalConfig,
+        view: SplitView,
+        settings: EvaluationConfig,
+        bank: Store | None = None,
+    ) -> None:
         self._device = compute_device()
         with TemporaryDirectory() as scratch:
             self._model = load_checkpoint(checkpoint, config, Path(scratch)).to(self._device)
-        self._view = view
+        self._view, self._bank = view, bank
         self._rates = settings.level_rates or self._model.config.level_rates
         # Levels that do not count in the score are skipped, because after the encoders merging takes most of the time.
         self._encode: dict[str, Any] = {
@@ -50,9 +58,11 @@ class RetrievalScorerActor:
         return encode_videos(self._model, self._view.store, positions, **self._encode)
 
     @torch.inference_mode()
-    def texts(self, captions: Sequence[str]) -> Levels:
-        """The levels of ``captions`` that count in the score."""
-        return encode_texts(self._model, captions, **self._encode)
+    def texts(self, captions: Texts, of_bank: bool = False) -> Levels:
+        """The levels of ``captions`` that count in the score; they are about videos of the view, or of the bank."""
+        store = self._bank if of_bank else self._view.store
+        assert store is not None
+        return encode_texts_of(self._model, store, captions, **self._encode)
 
     @torch.inference_mode()
     def tile(self, texts: Levels, videos: Levels) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -63,28 +73,44 @@ class RetrievalScorerActor:
 
 def similarity_matrix(
     view: SplitView,
-    captions: Sequence[str],
+    bank: Bank | None = None,
     *,
     checkpoint: str,
     config: RetrievalConfig,
     settings: EvaluationConfig,
     resources: ActorResources,
 ) -> torch.Tensor:
-    """Scores of all ``captions`` with all videos of ``view``, [texts, videos] in float32."""
+    """Scores of all captions of ``view``, and after them of ``bank``, with all videos of ``view``.
+
+    Returns:
+        [texts, videos] in float32.
+    """
+    captions, owners, _ = view.texts_of(range(len(view)))
+    said = [*zip(owners, captions, strict=True), *(() if bank is None else bank.texts)]
     video_blocks = blocks(len(view), settings.tile)
-    text_blocks = blocks(len(captions), settings.tile)
+    bank_blocks = [
+        range(len(captions) + block.start, len(captions) + block.stop)
+        for block in blocks(len(said) - len(captions), settings.tile)
+    ]
+    text_blocks = [*blocks(len(captions), settings.tile), *bank_blocks]
     most = max(len(video_blocks), len(text_blocks))
-    actors = start_actors(RetrievalScorerActor, checkpoint, config, view, settings, resources=resources, most=most)
+    store = None if bank is None else bank.store
+    actors = start_actors(
+        RetrievalScorerActor, checkpoint, config, view, settings, store, resources=resources, most=most
+    )
     count = len(actors)
     # Features stay in the object store: a tile fetches the two blocks that it needs.
     videos = [actors[i % count].videos.remote(list(block)) for i, block in enumerate(video_blocks)]
-    texts = [actors[i % count].texts.remote([captions[text] for text in block]) for i, block in enumerate(text_blocks)]
+    texts = [
+        actors[i % count].texts.remote([said[text] for text in block], block.start >= len(captions))
+        for i, block in enumerate(text_blocks)
+    ]
     encoded = [*video_blocks, *text_blocks]
-    with Progress("evaluation", total=len(view) + len(captions), unit="texts and videos") as progress:
+    with Progress("evaluation", total=len(view) + len(said), unit="texts and videos") as progress:
         for block in as_finished([*videos, *texts]):
             progress.advance(len(encoded[block]))
     # NaN, so that an entry that is never computed has no rank and is noticed.
-    matrix = torch.full((len(captions), len(view)), torch.nan)
+    matrix = torch.full((len(said), len(view)), torch.nan)
     tiles = [(row, column) for row in range(len(text_blocks)) for column in range(len(video_blocks))]
     scores = [actors[i % count].tile.remote(texts[row], videos[column]) for i, (row, column) in enumerate(tiles)]
     with Progress("evaluation", total=len(tiles), unit="tiles") as progress:

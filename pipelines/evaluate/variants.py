@@ -28,7 +28,8 @@ from hbi_models.post_processing import (
     querybank_norm,
 )
 from pipelines.evaluate.documents import POST_PROCESSING_NEEDS
-from pipelines.splits import SplitView
+from pipelines.models.encoding import Texts
+from pipelines.splits import SplitView, Store
 
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "dual_softmax": {"temperature": DUAL_SOFTMAX_TEMPERATURE},
@@ -179,7 +180,21 @@ def choose_parameters(method: str, validation: Scored) -> Mapping[str, float]:
     return max(_GRID[method], key=goodness)
 
 
-def training_bank(view: SplitView, size: int) -> list[str]:
+@dataclass(frozen=True)
+class Bank:
+    """Training captions, for the post-processing that needs them."""
+
+    store: Store
+    """Of the training videos; it may hold the captions' features."""
+    texts: Texts
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions alone."""
+        return [text for _, text in self.texts]
+
+
+def training_bank(view: SplitView, size: int) -> Bank:
     """Up to ``size`` captions of ``view``, drawn by a hash of video and number, so that other videos do not change the
     draw."""
     captions, videos, numbers = view.texts_of(range(len(view)))
@@ -188,4 +203,5 @@ def training_bank(view: SplitView, size: int) -> list[str]:
     def draw(place: int) -> bytes:
         return hashlib.sha256(f"{ids[videos[place]]} {numbers[place]}".encode()).digest()
 
-    return [captions[place] for place in sorted(range(len(captions)), key=draw)[:size]]
+    drawn = sorted(range(len(captions)), key=draw)[:size]
+    return Bank(view.store, [(videos[place], captions[place]) for place in drawn])

@@ -12,7 +12,7 @@ from torch import Tensor
 from hbi_models.metrics import answer_ranks
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary
-from pipelines.models.encoding import Levels, encode_texts, encode_videos, on_device
+from pipelines.models.encoding import Levels, encode_texts_of, encode_videos, on_device
 from pipelines.splits import QuestionView
 
 TOP = 5
@@ -47,7 +47,7 @@ def answer_questions(
 
     Args:
         model: on ``device``.
-        view: questions and frames.
+        view: questions, and frames or features.
         videos: positions in ``view``.
         vocabulary: the answers in the order of the model's classes.
         device: where to compute.
@@ -61,8 +61,8 @@ def answer_questions(
         asked = [(place, question) for place, video in enumerate(block) for question in view.questions(video)]
         for first in range(0, len(asked), batch_size):
             part = asked[first : first + batch_size]
-            texts = [question.question for _, question in part]
-            questions = encode_texts(model.encoder, texts, device=device, batch_size=batch_size)
+            texts = [(block[place], question.question) for place, question in part]
+            questions = encode_texts_of(model.encoder, view.store, texts, device=device, batch_size=batch_size)
             places = torch.tensor([place for place, _ in part])
             about = on_device(_rows_of(clips, places), device)
             logits = model.answer_logits(on_device(questions, device), about, level_rates)

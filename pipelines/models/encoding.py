@@ -2,21 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbi_models.axes import TextBatch, TokenLevel
+from hbi_models.axes import TextBatch, TokenFeatures, TokenLevel, VideoBatch
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.transfer import fetched, sent
-from pipelines.video.frame_store import Frames, FrameStore
+from pipelines.splits import Store
+from pipelines.video.frame_store import FrameBatch, Frames
+from pipelines.video.token_store import TokenStore
 
 Levels = tuple[TokenLevel, ...]
+
+Texts = Sequence[tuple[int, str]]
+"""Texts with the position of each one's video in a store."""
+
+
+def read_texts(store: Store, texts: Texts, *, max_words: int) -> TextBatch | TokenFeatures:
+    """What a model takes of ``texts``, on the host: their tokens, or the features that ``store`` has of them."""
+    if isinstance(store, TokenStore):
+        return store.words(texts, max_words=max_words)
+    return _tokenized([text for _, text in texts], max_words)
+
+
+def _tokenized(texts: Sequence[str], max_words: int) -> TextBatch:
+    token_ids, mask = CaptionTokenizer(max_words)(texts)
+    return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
+
+
+def text_input(model: RetrievalModel, texts: TextBatch | TokenFeatures) -> TextBatch | TokenFeatures:
+    """The texts as ``model`` takes them, on its device."""
+    if isinstance(texts, TokenFeatures):
+        return tokens_on_device(texts, model.device)
+    model.require_encoder("captions")
+    return texts.to(model.device)
+
+
+def read_videos(
+    model: RetrievalModel,
+    store: Store,
+    blocks: Sequence[Sequence[int]],
+    *,
+    max_frames: int,
+    change: Callable[[str, Frames], Frames] | None = None,
+) -> Generator[FrameBatch | TokenFeatures, None, None]:
+    """What ``model`` takes of each block of videos, on the host: their frames, or the features that ``store`` has.
+
+    While the caller works on one, the next is read. ``change`` as for :func:`encode_videos`.
+    """
+    if isinstance(store, TokenStore):
+        return store.batches(blocks, max_frames=max_frames)
+    model.require_encoder("frames")
+    changes = None
+    if change is not None:
+        changes = [_by_id(change, [store.video_ids[video] for video in block]) for block in blocks]
+    return store.batches(blocks, image_size_px=model.clip.image_size_px, max_frames=max_frames, changes=changes)
+
+
+def video_input(model: RetrievalModel, videos: FrameBatch | TokenFeatures) -> VideoBatch | TokenFeatures:
+    """The videos as ``model`` takes them, on its device."""
+    if isinstance(videos, TokenFeatures):
+        return tokens_on_device(videos, model.device)
+    return model.video_batch(videos.frames, videos.mask)
+
+
+def tokens_on_device(tokens: TokenFeatures, device: torch.device) -> TokenFeatures:
+    """Stored features as a model takes them: in float32, on ``device``."""
+    # Half of the bytes travel to a GPU where features are stored in half precision.
+    return TokenFeatures(sent(tokens.features, device).float(), sent(tokens.mask, device))
 
 
 def encode_texts(
@@ -28,21 +87,41 @@ def encode_texts(
     num_levels: int = len(LEVELS),
 ) -> Levels:
     """The first ``num_levels`` levels of ``captions``, in their order, on the CPU."""
-    tokenizer = CaptionTokenizer(model.config.max_words)
-    parts = []
-    for start in range(0, len(captions), batch_size):
-        token_ids, mask = tokenizer(captions[start : start + batch_size])
-        # Columns that hold only padding are dropped to save time. They would matter only to a model that reads padding.
-        words = mask.shape[1] if model.config.quirks.encode_padding else int(mask.sum(axis=1).max())
-        batch = TextBatch(torch.from_numpy(token_ids[:, :words]), torch.from_numpy(mask[:, :words]))
-        levels = model.encode_text(batch.to(model.device), levels=num_levels)
-        parts.append(on_host(levels))
-    return concatenate(parts)
+    blocks = (captions[start : start + batch_size] for start in range(0, len(captions), batch_size))
+    batches = (_tokenized(block, model.config.max_words) for block in blocks)
+    return concatenate([_encoded(model, batch, num_levels) for batch in batches])
+
+
+def encode_texts_of(
+    model: RetrievalModel,
+    store: Store,
+    texts: Texts,
+    *,
+    device: torch.device,
+    batch_size: int,
+    num_levels: int = len(LEVELS),
+) -> Levels:
+    """The same of texts of videos in ``store``, which may hold their features."""
+    blocks = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
+    batches = (read_texts(store, block, max_words=model.config.max_words) for block in blocks)
+    return concatenate([_encoded(model, batch, num_levels) for batch in batches])
+
+
+def _encoded(model: RetrievalModel, texts: TextBatch | TokenFeatures, num_levels: int) -> Levels:
+    if not model.config.quirks.encode_padding:
+        # Columns that hold only padding are dropped to save time. They matter only to a model that reads padding.
+        words = int(texts.mask.sum(dim=1).max())
+        mask = texts.mask[:, :words]
+        if isinstance(texts, TokenFeatures):
+            texts = TokenFeatures(texts.features[:, :words], mask)
+        else:
+            texts = TextBatch(texts.token_ids[:, :words], mask)
+    return on_host(model.encode_text(text_input(model, texts), levels=num_levels))
 
 
 def encode_videos(
     model: RetrievalModel,
-    store: FrameStore,
+    store: Store,
     videos: Sequence[int],
     *,
     device: torch.device,
@@ -55,17 +134,9 @@ def encode_videos(
     ``change`` is a function of a video's id and frames; it returns the frames to use instead, before they are cropped.
     """
     blocks = [videos[start : start + batch_size] for start in range(0, len(videos), batch_size)]
-    changes = None
-    if change is not None:
-        changes = [_by_id(change, [store.video_ids[video] for video in block]) for block in blocks]
-    batches = store.batches(
-        blocks, image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames, changes=changes
-    )
+    batches = read_videos(model, store, blocks, max_frames=model.config.max_frames, change=change)
     with closing(batches):
-        parts = [
-            on_host(model.encode_video(model.video_batch(batch.frames, batch.mask), levels=num_levels))
-            for batch in batches
-        ]
+        parts = [on_host(model.encode_video(video_input(model, batch), levels=num_levels)) for batch in batches]
     return concatenate(parts)
 
 

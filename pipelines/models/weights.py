@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,21 +24,26 @@ from pipelines.workspace.artifact import plain
 from pipelines.workspace.errors import DamagedFileError, StorageError
 from pipelines.workspace.storage import Storage
 
+LEFT_OUT = "left_out"
+"""In the description of a checkpoint on the way: names of the weights that it does not hold."""
+
 # By default cuDNN rounds the inputs of float32 convolutions to 10 bits (TF32). This is turned off, so that float32
 # means float32 on every device. It is done here because every user of a model imports this module.
 torch.backends.cudnn.allow_tf32 = False
 
 
-def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any) -> None:
-    """Writes weights and configuration of ``model`` to ``folder``.
+def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any, leave_out: Collection[str] = ()) -> None:
+    """Writes weights and configuration of ``model`` to ``folder``, but for the weights that are to be left out.
 
     Raises:
         StorageError: they could not be written.
     """
-    weights = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    kept = {name: value for name, value in model.state_dict().items() if name not in leave_out}
+    weights = {name: value.detach().contiguous().cpu() for name, value in kept.items()}
+    description = {"kind": kind, "config": plain(config), **({LEFT_OUT: sorted(leave_out)} if leave_out else {})}
     with writing(folder):
         save_file(weights, folder / WEIGHTS)
-        (folder / DESCRIPTION).write_text(json.dumps({"kind": kind, "config": plain(config)}, indent=2) + "\n")
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
 @contextmanager
@@ -78,8 +83,12 @@ def read_description(folder: Path) -> tuple[str, Mapping[str, Any]]:
     return kind, config
 
 
-def load_weights(folder: Path, model: nn.Module, *, optional: str | None = None) -> None:
+def load_weights(
+    folder: Path, model: nn.Module, *, optional: str | None = None, left_out: Collection[str] = ()
+) -> None:
     """Fills ``model`` from ``folder``, strictly except for names that start with ``optional``, if given.
+
+    Weights that were ``left_out`` stay as they are in ``model``.
 
     Raises:
         DamagedFileError: the weights cannot be read.
@@ -89,7 +98,17 @@ def load_weights(folder: Path, model: nn.Module, *, optional: str | None = None)
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, ValueError, TypeError, LookupError) as error:
         raise DamagedFileError(f"{folder / WEIGHTS} cannot be read, it is damaged: {error}") from error
-    fill(model, weights, source=str(folder), optional=optional)
+    own = model.state_dict()
+    fill(model, {**{name: own[name] for name in left_out}, **weights}, source=str(folder), optional=optional)
+
+
+def fixed_weights(model: nn.Module) -> frozenset[str]:
+    """Names of the weights that no training changes, because they belong to a frozen encoder.
+
+    Whoever builds the model anew for the same training has them again.
+    """
+    names: frozenset[str] = getattr(model, "fixed_weights", frozenset())
+    return names
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, optional: str | None = None) -> None:

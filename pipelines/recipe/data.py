@@ -66,6 +66,11 @@ class DataConfig:
     videos: str | None = None
     """Folder or URI of the video files; relative paths of the user's own files start here."""
 
+    features: str | None = only_for(default=None)
+    """In place of a data set: a Parquet file, or a folder of them, with token features that another model made of
+    videos and captions (docs/features.md); ``model.tokens`` then says how many channels they have. No video is
+    needed, and the other settings of the place of the data are left unset."""
+
     questions: str | None = None
     """The user's own questions, in place of the data set's: a JSONL or CSV with columns ``video``
     (id, path or URI), ``question``, ``answer``, and optionally ``type``, ``split``. With
@@ -122,13 +127,22 @@ class DataConfig:
             ("text_queries", self.text_queries, "paragraph", ("activitynet", "didemo")),
         ):
             require(
-                value == default or (self.dataset in sets and self.shapes is None),
+                value == default or (self.dataset in sets and self.shapes is None and self.features is None),
                 f"data.{name} is {value} and data.dataset {self.name}; it is for {' and '.join(sets)}",
             )
+
+        places = {name: getattr(self, name) for name in ("annotations", "videos", "questions", "shapes")}
+        given = [f"data.{name}" for name, value in places.items() if value is not None]
+        require(
+            self.features is None or not given,
+            f"data.features is {self.features}, which takes the place of a data set; leave {' and '.join(given)} unset",
+        )
 
     @property
     def name(self) -> str:
         """The name of the data in a protocol."""
+        if self.features is not None:
+            return "given features"
         return self.dataset if self.shapes is None else "generated shapes"
 
     @property
@@ -139,9 +153,9 @@ class DataConfig:
     @property
     def has_captions(self) -> bool:
         """Whether videos have captions; questions are their texts otherwise."""
-        return self.dataset != "msrvtt_qa" and not self.is_questions_alone
+        return self.features is not None or (self.dataset != "msrvtt_qa" and not self.is_questions_alone)
 
     @property
     def may_have_questions(self) -> bool:
         """Whether the data can have questions."""
-        return self.questions is not None or self.dataset in ("msrvtt", "msrvtt_qa")
+        return self.features is None and (self.questions is not None or self.dataset in ("msrvtt", "msrvtt_qa"))

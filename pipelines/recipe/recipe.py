@@ -14,6 +14,7 @@ from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.configs import RetrievalConfig, VideoQAConfig, added_later, require
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
+from pipelines.recipe.features import FeaturesConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.indexing import IndexingConfig
 from pipelines.recipe.labels import LabelsConfig
@@ -21,7 +22,12 @@ from pipelines.recipe.probe import ProbeConfig
 from pipelines.recipe.report import ReportConfig
 from pipelines.recipe.resources import ResourcesConfig
 from pipelines.recipe.tracking import TrackingConfig
-from pipelines.recipe.training import EstimatorTrainingConfig, RetrievalTrainingConfig, VideoQATrainingConfig
+from pipelines.recipe.training import (
+    AugmentationConfig,
+    EstimatorTrainingConfig,
+    RetrievalTrainingConfig,
+    VideoQATrainingConfig,
+)
 
 Task = Literal["retrieval", "video_qa"]
 
@@ -42,6 +48,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
     model: RetrievalConfig = field(default_factory=RetrievalConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     estimator: EstimatorTrainingConfig = field(default_factory=EstimatorTrainingConfig)
     retrieval: RetrievalTrainingConfig = field(default_factory=RetrievalTrainingConfig)
@@ -86,6 +93,7 @@ class Recipe:
         clip = with_pixel_statistics(self.model.clip)
         object.__setattr__(self, "model", replace(self.model, clip=clip))
         self._check_tasks()
+        self._check_features()
 
     def _check_tasks(self) -> None:
         require(bool(self.tasks), "tasks is empty; choose retrieval, video_qa or both")
@@ -102,6 +110,67 @@ class Recipe:
         )
         if "video_qa" in self.tasks:
             self.require_questions()
+
+    def _check_features(self) -> None:
+        require(
+            (self.data.features is None) == (self.model.tokens is None),
+            "data.features and model.tokens go together: the one names the features of another model, the other says "
+            f"how many channels they have; data.features is {self.data.features}, model.tokens {self.model.tokens}",
+        )
+        require(
+            self.model.tokens is None or not (self.has_estimator and self.estimator.epochs),
+            "the estimator learns from labels, which a model makes that knows words and frames before its training, "
+            "and with model.tokens there is none; set model.game.teacher to exact or none, or take an estimator "
+            "as it is (estimator.init_checkpoint and estimator.epochs 0)",
+        )
+        if not self.stores_features:
+            require(
+                not self.features.views,
+                f"features.views is {self.features.views}, and no features are stored, because the encoder is trained; "
+                "set model.encoder.train to none, or features.views to 0",
+            )
+            return
+        require(
+            not self.model.quirks.encode_padding,
+            "model.encoder.train is none, so that features of real words and frames are stored, and "
+            "model.quirks.encode_padding reads those of padding; set one of them to its default",
+        )
+        augmented = {name: found for name, found in self._augmentations.items() if found.enabled}
+        require(
+            not augmented or self.features.views > 0,
+            f"{' and '.join(augmented)}.augmentation is enabled, and a frozen encoder sees each clip once; set "
+            "features.views to the number of augmented copies to store of each clip, or enabled to false",
+        )
+        require(
+            len(set(augmented.values())) <= 1,
+            "retrieval.augmentation and video_qa.augmentation differ, and the views of both are the same; set them "
+            "alike, or disable one",
+        )
+        require(
+            bool(augmented) or not self.features.views,
+            f"features.views is {self.features.views}, and no training uses them; set retrieval.augmentation.enabled "
+            "to true, or features.views to 0",
+        )
+        require(
+            self.model.tokens is None or not self.features.views,
+            f"features.views is {self.features.views}, and features that another model made cannot be augmented; set "
+            "it to 0, and retrieval.augmentation.enabled to false",
+        )
+
+    @property
+    def _augmentations(self) -> dict[str, AugmentationConfig]:
+        """Of the trainings that take part, by their stage."""
+        return {task: getattr(self, task).augmentation for task in self.tasks}
+
+    @property
+    def stores_features(self) -> bool:
+        """Whether the stage ``features`` takes part: the encoder is frozen, or another model's."""
+        return self.model.tokens is not None or self.model.encoder.train == "none"
+
+    @property
+    def view_augmentation(self) -> AugmentationConfig:
+        """How the views of a clip are made."""
+        return next((found for found in self._augmentations.values() if found.enabled), AugmentationConfig())
 
     def require_questions(self) -> None:
         """Raises ``ValueError`` if the data cannot have questions."""

@@ -105,6 +105,7 @@ class ResourcesConfig:
     decode: TaskResources = field(default_factory=TaskResources)
     """Of the stages that write and decode videos."""
 
+    features: ActorResources = field(default_factory=ActorResources)
     labels: ActorResources = field(default_factory=ActorResources)
     estimator: TrainResources = field(default_factory=TrainResources)
     retrieval: TrainResources = field(default_factory=TrainResources)

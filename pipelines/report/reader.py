@@ -202,8 +202,8 @@ def _stage_row(artifact: Artifact) -> StageRow:
 def _errors(artifact: Artifact) -> list[dict[str, str]]:
     if not artifact.storage.exists(ERRORS_FILE):
         return []
-    errors: list[dict[str, str]] = artifact.storage.read_table(ERRORS_FILE).to_pylist()
-    return errors
+    # The artifact of features repeats the errors of the frames.
+    return [row for row in artifact.storage.read_table(ERRORS_FILE).to_pylist() if row["stage"] == artifact.stage]
 
 
 def _training(artifact: Artifact) -> Training | None:

@@ -45,6 +45,11 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
     require(kind == "retrieval", f"{checkpoint} holds a model of kind {kind!r}; one of kind 'retrieval' is needed")
     description = folder.read_json(DESCRIPTION)["config"]
     config: RetrievalConfig = config_from_plain(RetrievalConfig, description, place=folder.place(DESCRIPTION))
+    require(
+        config.tokens is None,
+        f"{checkpoint} reads features that another model makes of captions and frames (model.tokens), and cannot "
+        "encode a query itself; give a model that was trained with CLIP",
+    )
     frames = frames_of(checkpoint, None if recipe == Recipe(workspace=recipe.workspace) else recipe)
     weights = content_digest(join_uri(checkpoint, WEIGHTS))
     return SearchModel(checkpoint, config, frames, digest({"weights": weights, "config": plain(config)}))

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.frames import frames_pool
+from pipelines.stages.features import FEATURES, stored_videos, videos_from
 from pipelines.stages.settings import counting, given_model
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.stages.training import say_what_is_left_out
@@ -25,10 +25,12 @@ def evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
             return evaluate_checkpoint(recipe, context, checkpoint)
         return evaluate_checkpoint(recipe, context, context.inputs["retrieval"].storage.folder(MODEL).uri)
 
+    inputs: tuple[str, ...] = ("manifest", "frames" if recipe.data.features is None else FEATURES)
     settings: dict[str, Any] = {**counting(recipe.evaluation), "seed": recipe.seed}
     if checkpoint is not None:
         settings |= given_model(checkpoint, recipe.model)
-    inputs = ("manifest", "frames") if checkpoint is not None else ("manifest", "frames", "retrieval")
+    if checkpoint is None:
+        inputs = ("manifest", videos_from(recipe, recipe.retrieval.init_checkpoint), "retrieval")
     reads = {} if checkpoint is None else {"the checkpoint of evaluation": checkpoint}
     return Stage(name="evaluation", version=3, settings=settings, inputs=inputs, run=run, reads=reads)
 
@@ -39,16 +41,15 @@ def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) 
     from pipelines.evaluate.retrieval import evaluate_retrieval
     from pipelines.splits import SplitView
 
-    pool = frames_pool(context.workspace, recipe).storage
-    manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
-    view = SplitView(manifest, frames, pool, recipe.evaluation.split)
+    manifest, stored = context.inputs["manifest"].storage, stored_videos(recipe, context)
+    view = SplitView(manifest, **stored, split=recipe.evaluation.split)
     say_what_is_left_out("evaluation", view)
     corrected: dict[str, Any] = {}
     if recipe.evaluation.post_processing:
         from pipelines.evaluate.variants import training_bank
 
-        validation = SplitView(manifest, frames, pool, "val")
-        bank = training_bank(SplitView(manifest, frames, pool, "train"), recipe.evaluation.bank_captions)
+        validation = SplitView(manifest, **stored, split="val")
+        bank = training_bank(SplitView(manifest, **stored, split="train"), recipe.evaluation.bank_captions)
         corrected = {"validation": validation if len(validation) else None, "bank": bank}
     metrics = evaluate_retrieval(
         context.output,

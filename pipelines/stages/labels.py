@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,8 @@ import pyarrow.compute as pc
 
 from pipelines.models.clip_weights import handed_out, weights_folders
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.frames import frames_identity, frames_pool
+from pipelines.stages.features import FEATURES, features_identity, stored_videos, videos_from
+from pipelines.stages.frames import frames_identity
 from pipelines.stages.pooled import PooledStage, ShardJob, with_version
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
@@ -30,7 +32,9 @@ def labels_stage(recipe: Recipe) -> Stage:
 
 def labels_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     """Where label shards lie: one pool per kind of label, model and way of decoding."""
-    identity = with_version({"labels": _labels_settings(recipe), "frames": frames_identity(recipe)}, VERSION)
+    of_features = _source(recipe) == FEATURES
+    videos = {FEATURES: features_identity(recipe)} if of_features else {"frames": frames_identity(recipe)}
+    identity = with_version({"labels": _labels_settings(recipe), **videos}, VERSION)
     # Labels are read shard by shard, never row by row.
     return ShardPool(workspace.folder("shards", f"labels-{digest(identity)}"), LABELS, read_by_row=False)
 
@@ -39,14 +43,22 @@ def _labels_settings(recipe: Recipe) -> Mapping[str, Any]:
     return {**counting(recipe.labels), "model": counting(recipe.model, "features"), "seed": recipe.seed}
 
 
+def _source(recipe: Recipe) -> str:
+    """The stage whose rows labels are made of."""
+    return videos_from(recipe, recipe.labels.checkpoint)
+
+
 class LabelsStage(PooledStage):
-    """Needs the manifest and the frames; writes where the labels of each pair lie."""
+    """Needs the manifest and the frames, or features of them; writes where the labels of each pair lie."""
 
     name = "labels"
     version = VERSION
     inputs = ("manifest", "frames")
     unit = "pairs"
     columns = ("video_id", "caption_index")
+
+    def stage(self) -> Stage:
+        return replace(super().stage(), inputs=("manifest", _source(self.recipe)))
 
     @property
     def keeps(self) -> tuple[str, ...]:
@@ -65,7 +77,7 @@ class LabelsStage(PooledStage):
     def job(self, context: StageContext, pool: ShardPool, generation: int, total: int) -> ShardJob:
         from pipelines.labels import LabelSettings, LabelShard
 
-        recipe = self.recipe
+        recipe, stored = self.recipe, stored_videos(self.recipe, context)
         return ShardJob(
             work=LabelShard,
             resources=recipe.resources.labels,
@@ -74,7 +86,8 @@ class LabelsStage(PooledStage):
                 "settings": LabelSettings(
                     recipe.model, recipe.labels, recipe.seed, handed_out(context.workspace, recipe.model.clip)
                 ),
-                "frames_pool": frames_pool(context.workspace, recipe).storage,
+                "frames_pool": stored["pool"],
+                "store": stored["store"],
                 "pool": pool,
                 "generation": generation,
             },
@@ -98,9 +111,11 @@ def label_key(frames_key: str, texts: Sequence[str]) -> str:
 def wanted_videos(inputs: Mapping[str, Artifact], recipe: Recipe) -> pa.Table:
     """Videos of the training and validation splits with frames and texts, by id, and where their frames lie."""
     texts = _texts(inputs["manifest"].storage, from_captions=recipe.data.has_captions)
-    index = inputs["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "key", "split", "shard", "row"])
+    source = _source(recipe)
+    columns = ["video_id", "key", "split", "shard", "row", *(["bytes"] if source == FEATURES else [])]
+    index = inputs[source].storage.read_table(INDEX_FILE, columns=columns)
     index = index.filter(pc.is_in(index.column("split"), pa.array(["train", "val"]))).sort_by("video_id")
-    index = index.rename_columns(["video_id", "frames_key", "split", "shard", "row"])
+    index = index.rename_columns({"key": "frames_key"})
     said = [texts[video_id][: recipe.labels.captions_per_video] for video_id in index.column("video_id").to_pylist()]
     keys = [label_key(key, mine) for key, mine in zip(index.column("frames_key").to_pylist(), said, strict=True)]
     index = index.append_column("texts", pa.array(said, pa.list_(pa.string())))

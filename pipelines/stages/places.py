@@ -17,7 +17,9 @@ def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
     """
     data = recipe.data
     own = data.annotations if data.dataset == "captions_file" and data.annotations is not None else data.questions
-    if data.videos is not None:
+    if data.features is not None:
+        yield "data.features", data.features
+    elif data.videos is not None:
         yield "data.videos", data.videos
     elif own is not None:
         yield "the folder of the videos", parent_uri(own)

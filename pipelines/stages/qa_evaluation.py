@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.frames import frames_pool
+from pipelines.stages.features import answering_checkpoint, stored_videos, videos_from
 from pipelines.stages.settings import counting, given_model
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.stages.training import say_what_is_left_out
@@ -28,7 +28,7 @@ def qa_evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
     settings = {**counting(recipe.qa_evaluation), "seed": recipe.seed}
     inputs = ["manifest", "frames", "answers"]
     if checkpoint is None:
-        inputs.append("video_qa")
+        inputs = ["manifest", videos_from(recipe, answering_checkpoint(recipe)), "answers", "video_qa"]
     else:
         # The number of answers does not matter here, because the vocabulary is an input.
         settings |= given_model(checkpoint, recipe.video_qa_model(2))
@@ -42,12 +42,11 @@ def evaluate_qa_checkpoint(recipe: Recipe, context: StageContext, checkpoint: st
     from pipelines.evaluate.video_qa import evaluate_video_qa
     from pipelines.splits import QuestionView
 
-    pool = frames_pool(context.workspace, recipe).storage
-    manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
+    manifest, stored = context.inputs["manifest"].storage, stored_videos(recipe, context)
     vocabulary = Vocabulary.read(context.inputs["answers"].storage)
-    view = QuestionView(manifest, frames, pool, recipe.qa_evaluation.split)
+    view = QuestionView(manifest, **stored, split=recipe.qa_evaluation.split)
     say_what_is_left_out("qa_evaluation", view)
-    trained = QuestionView(manifest, frames, pool, "train")
+    trained = QuestionView(manifest, **stored, split="train")
     metrics = evaluate_video_qa(
         context.output,
         context.tracker,

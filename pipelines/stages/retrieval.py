@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.models.clip_weights import weights_folders
 from pipelines.recipe.recipe import Recipe
+from pipelines.stages.features import videos_from
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.stages.training import progress_of_training, teacher_inputs, train_on_pairs, training_data
@@ -37,7 +38,7 @@ def retrieval_stage(recipe: Recipe) -> Stage:
         name="retrieval",
         version=1,
         settings={**counting(training), "model": counting(recipe.model, "training"), "seed": recipe.seed},
-        inputs=("manifest", "frames", *teacher_inputs(recipe)),
+        inputs=("manifest", videos_from(recipe, training.init_checkpoint), *teacher_inputs(recipe)),
         run=run,
         partial=progress_of_training,
         metrics=RETRIEVAL_METRICS,

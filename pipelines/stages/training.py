@@ -11,7 +11,7 @@ from pipelines.models.folder import FRAMES_JSON, MODEL, SELECTION
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TrainResources
 from pipelines.recipe.training import CheckpointConfig, Precision
-from pipelines.stages.frames import frames_pool
+from pipelines.stages.features import stored_videos
 from pipelines.stages.stage import StageContext
 from pipelines.train.files import RAY_SNAPSHOT
 from pipelines.train.history import History
@@ -43,14 +43,15 @@ def teacher_inputs(recipe: Recipe) -> tuple[str, ...]:
 
 
 def training_data(recipe: Recipe, context: StageContext) -> TrainingData:
-    """What a training on frames reads."""
+    """What a training on frames, or on features of them, reads."""
     from pipelines.train.pairs import TrainingData
 
-    estimator = context.inputs.get("estimator")
+    estimator, stored = context.inputs.get("estimator"), stored_videos(recipe, context)
     return TrainingData(
         manifest=context.inputs["manifest"].storage,
-        frames=context.inputs["frames"].storage,
-        frames_pool=frames_pool(context.workspace, recipe).storage,
+        frames=stored["frames"],
+        frames_pool=stored["pool"],
+        store=stored["store"],
         estimator=None if estimator is None else estimator.storage.folder(MODEL),
     )
 
@@ -150,9 +151,11 @@ def train_on_pairs(
     )
     model = context.output.folder(MODEL)
     complete(model)
-    model.write_json(FRAMES_JSON, plain(recipe.frames))
     model.write_json(SELECTION, _selection(recipe, training, chosen_by, validated, metrics["best/score"]))
-    context.tracker.log_model(model)
+    # A model that reads another model's features cannot search by itself.
+    if recipe.data.features is None:
+        model.write_json(FRAMES_JSON, plain(recipe.frames))
+        context.tracker.log_model(model)
     return metrics
 
 

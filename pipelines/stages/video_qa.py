@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from pipelines.models.clip_weights import weights_folders
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
+from pipelines.stages.features import answering_checkpoint, videos_from
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.stages.training import progress_of_training, teacher_inputs, train_on_pairs, training_data
@@ -64,7 +65,7 @@ def video_qa_stage(recipe: Recipe) -> Stage:
             "seed": recipe.seed,
         },
         inputs=(
-            *("manifest", "frames", "answers"),
+            *("manifest", videos_from(recipe, answering_checkpoint(recipe)), "answers"),
             *teacher_inputs(recipe),
             *(("retrieval",) if training.from_retrieval else ()),
         ),

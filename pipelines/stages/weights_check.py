@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from hbi_models.configs import LossConfig
 from pipelines.models.clip_weights import hand_out
 from pipelines.recipe.recipe import Recipe
+from pipelines.stages.features import encoder_checkpoint
 from pipelines.stages.plan import Step
 from pipelines.stages.stage import Stage
 from pipelines.workspace.artifact import digest
@@ -62,11 +63,12 @@ class WeightsChecks:
 
 def _starts_from_clip(pending: Mapping[str, Stage], recipe: Recipe) -> bool:
     """Whether a model is built with CLIP's pretrained weights."""
-    if recipe.model.clip.pretrained is None:
+    if recipe.model.clip.pretrained is None or recipe.model.tokens is not None:
         return False
     answering = recipe.video_qa.init_checkpoint is None and not recipe.video_qa.from_retrieval
     return (
-        ("labels" in pending and recipe.labels.checkpoint is None)
+        ("features" in pending and encoder_checkpoint(recipe) is None)
+        or ("labels" in pending and recipe.labels.checkpoint is None)
         or ("retrieval" in pending and recipe.retrieval.init_checkpoint is None)
         or ("video_qa" in pending and answering)
     )

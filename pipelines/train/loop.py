@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hbi_models.configs import OptimizerConfig, require
+from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import leave_out_if, make_optimizer
 from hbi_models.transfer import fetched
-from pipelines.models.weights import load_weights, save_model
+from pipelines.models.weights import fixed_weights, load_weights, save_model
 from pipelines.recipe.training import Precision
 from pipelines.resources.device import arithmetic, describe_device, require_precision
 from pipelines.train.checkpoints import UNSCORED, Position, load_curve, load_training, save_curve, save_training
@@ -164,11 +164,11 @@ class TrainingLoop(Generic[Batch]):
         if resume is not None:
             together(lambda: self._resume(resume))
         if settings.pairs_at_once is not None:
-            require(
-                isinstance(task, PartedTask),
-                f"pairs_at_once is {settings.pairs_at_once}, and the loss of a training of kind {task.kind!r} has no "
-                "pairs to take apart; unset it",
-            )
+            if not isinstance(task, PartedTask):
+                raise ValueError(
+                    f"pairs_at_once is {settings.pairs_at_once}, and the loss of a training of kind {task.kind!r} has "
+                    "no pairs to take apart; unset it"
+                )
             require_separable(task, self.core)
         if settings.compiled:
             compile_parts(self.core)
@@ -180,7 +180,7 @@ class TrainingLoop(Generic[Batch]):
             self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True)
 
     def _resume(self, folder: Path) -> None:
-        load_weights(folder, self.core)
+        load_weights(folder, self.core, left_out=fixed_weights(self.core))
         schedule, self.position = load_training(folder, optimizer=self.optimizer, scaler=self.scaler)
         self.curve = load_curve(folder)
         self.schedule.load_state_dict(dict(schedule))
@@ -322,7 +322,9 @@ class TrainingLoop(Generic[Batch]):
     def _written(self, scratch: ExitStack) -> Path:
         """A folder with a checkpoint, which lasts as long as ``scratch``."""
         folder = Path(scratch.enter_context(TemporaryDirectory()))
-        save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config)
+        # A frozen encoder is most of a model, and the same in every checkpoint: the chosen one gets it at the end.
+        fixed = fixed_weights(self.core)
+        save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config, leave_out=fixed)
         save_training(
             folder,
             optimizer=self.optimizer,

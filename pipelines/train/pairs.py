@@ -20,22 +20,24 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from hbi_models.axes import TextBatch, VideoBatch
+from hbi_models.axes import TextBatch, TokenFeatures, VideoBatch
 from hbi_models.clip.backbone import square_size
 from hbi_models.clip.loading import read_architecture
 from hbi_models.clip.tokenizer import CaptionTokenizer
-from hbi_models.configs import OptimizerConfig, RetrievalConfig
+from hbi_models.configs import OptimizerConfig, Quirks, RetrievalConfig
 from hbi_models.draws import BatchDraws
 from hbi_models.losses import TrainingLoss
 from hbi_models.optimizer import clamp_logit_scale_
 from hbi_models.retrieval import RetrievalModel
+from hbi_models.token_merging import count_clusters
 from hbi_models.transfer import sent
 from pipelines.datasets.answers import Vocabulary
+from pipelines.models.encoding import tokens_on_device
 from pipelines.models.estimator import load_estimator
 from pipelines.recipe.data import Split
 from pipelines.recipe.training import AugmentationConfig
 from pipelines.resources.device import CPU
-from pipelines.splits import QuestionView, SplitView
+from pipelines.splits import MakeStore, QuestionView, SplitView, Store
 from pipelines.train.batches import BatchAddress, BatchSource, load_ahead
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import gather_pairs, rank, world_size
@@ -43,9 +45,11 @@ from pipelines.train.sampling import Pair, epoch_batches, rank_slice
 from pipelines.video.augmentation import Frames, augmentation_rng, draw_operations, rand_augment
 from pipelines.video.device_augmentation import as_table, augment_clips
 from pipelines.video.frame_store import FrameBatch, FrameStore
+from pipelines.video.token_store import TokenStore
 from pipelines.workspace.storage import Storage
 
 Batch = TypeVar("Batch")
+Batch_co = TypeVar("Batch_co", covariant=True)
 
 ALL = slice(None)
 
@@ -71,10 +75,35 @@ class PairBatch(NamedTuple):
         return texts, model.video_batch(frames, self.frame_mask[rows])
 
 
+class TokenPairBatch(NamedTuple):
+    """Features of matching texts and clips on their way into the model, as they are stored until the device."""
+
+    words: Float[Tensor, "pairs words dim"]
+    word_mask: Bool[Tensor, "pairs words"]
+    frames: Float[Tensor, "pairs frames dim"]
+    frame_mask: Bool[Tensor, "pairs frames"]
+    video_ids: list[str]
+
+    def model_input(self, model: RetrievalModel, rows: slice = ALL) -> tuple[TokenFeatures, TokenFeatures]:
+        """The words and the frames at ``rows`` as ``model`` takes them, on its device."""
+        words = TokenFeatures(self.words[rows], self.word_mask[rows])
+        frames = TokenFeatures(self.frames[rows], self.frame_mask[rows])
+        return tokens_on_device(words, model.device), tokens_on_device(frames, model.device)
+
+
+class MemorySource(BatchSource[Batch_co], Protocol[Batch_co]):
+    """A source that knows where its data lie."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether making a batch is a matter of copying: loading it ahead would cost more."""
+        ...
+
+
 class TextView(Protocol):
     """Videos with frames and texts; a video is addressed by its position."""
 
-    store: FrameStore
+    store: Store
     texts_per_video: list[int]
 
     def texts(self, video: int) -> list[str]:
@@ -97,6 +126,9 @@ class PairTraining(Protocol):
     @property
     def augmentation(self) -> AugmentationConfig: ...
 
+    @property
+    def compiled(self) -> bool: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
@@ -105,19 +137,23 @@ class TrainingData:
     manifest: Storage
     """Folder of the manifest artifact."""
     frames: Storage
-    """Folder of the frames artifact, whose index names the shards."""
+    """Folder of the frames artifact, or of the features artifact: its index names the shards."""
     frames_pool: Storage
-    """Folder of the frame shards."""
+    """Folder of these shards."""
+    store: MakeStore = FrameStore
+    """Reads them."""
     estimator: Storage | None = None
     """Checkpoint folder of the teacher, if that is the estimator."""
 
     def captions(self, split: Split) -> SplitView:
         """The videos of a split with their captions."""
-        return SplitView(self.manifest, self.frames, self.frames_pool, split)
+        return SplitView(self.manifest, self.frames, self.frames_pool, split, store=self.store)
 
     def questions(self, split: Split, *, answerable_by: Vocabulary | None = None) -> QuestionView:
         """The videos with questions of a split; see ``QuestionView``."""
-        return QuestionView(self.manifest, self.frames, self.frames_pool, split, answerable_by=answerable_by)
+        return QuestionView(
+            self.manifest, self.frames, self.frames_pool, split, store=self.store, answerable_by=answerable_by
+        )
 
 
 class PairSource:
@@ -155,6 +191,11 @@ class PairSource:
         self._tokenizer = CaptionTokenizer(model.max_words)
         self._epochs: dict[int, list[list[Pair]]] = {}
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the source reads features that fit into memory."""
+        return isinstance(self._view.store, TokenStore) and self._view.store.fits_memory
+
     def pairs(self, address: BatchAddress) -> Sequence[Pair]:
         """The pairs of this rank's part of a batch."""
         epoch, step = address
@@ -171,17 +212,24 @@ class PairSource:
         return rank_slice(self._epochs[epoch][step], rank=self._rank, world_size=self._world_size)
 
     def read_ahead(self, address: BatchAddress) -> None:
-        """Begins to read the frames of a later batch."""
+        """Begins to read the frames, or the features, of a later batch."""
         self._view.store.read_ahead([pair.video for pair in self.pairs(address)])
 
-    def __getitem__(self, address: BatchAddress) -> PairBatch:
-        pairs = self.pairs(address)
-        token_ids, word_mask = self._tokenizer([self._view.texts(pair.video)[pair.text] for pair in pairs])
-        ids = [self._view.store.video_ids[pair.video] for pair in pairs]
-        frames = self._frames(address[0], pairs)
+    def __getitem__(self, address: BatchAddress) -> PairBatch | TokenPairBatch:
+        pairs, store = self.pairs(address), self._view.store
+        ids = [store.video_ids[pair.video] for pair in pairs]
+        texts = [self._view.texts(pair.video)[pair.text] for pair in pairs]
+        if isinstance(store, TokenStore):
+            videos = [pair.video for pair in pairs]
+            words = store.words(list(zip(videos, texts, strict=True)), max_words=self._model.max_words)
+            views = self._views(store, address[0], pairs)
+            frames = store.frames(videos, max_frames=self._model.max_frames, views=views)
+            width = self._width(words)
+            return TokenPairBatch(words.features[:, :width], words.mask[:, :width], frames.features, frames.mask, ids)
+        token_ids, word_mask = (torch.from_numpy(array) for array in self._tokenizer(texts))
+        pictures = self._frames(store, address[0], pairs)
         operations, arguments = self._drawn_for_device(address[0], pairs)
-        texts = torch.from_numpy(token_ids), torch.from_numpy(word_mask)
-        return PairBatch(*texts, frames.frames, frames.mask, operations, arguments, ids)
+        return PairBatch(token_ids, word_mask, pictures.frames, pictures.mask, operations, arguments, ids)
 
     def _drawn_for_device(self, epoch: int, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         config = self._training.augmentation
@@ -192,8 +240,30 @@ class PairSource:
     def _generator(self, epoch: int, pair: Pair) -> np.random.Generator:
         return augmentation_rng(self._seed, epoch, pair.pass_index, self._view.store.video_ids[pair.video])
 
-    def _frames(self, epoch: int, pairs: Sequence[Pair]) -> FrameBatch:
-        store, config = self._view.store, self._training.augmentation
+    def _width(self, words: TokenFeatures) -> int:
+        """How many words a batch needs: what is padding in all of its texts costs time, and changes nothing.
+
+        But parts of several ranks must be alike, noise is drawn for all words, the published slips see padding, and
+        networks are compiled for one width.
+        """
+        model = self._model
+        alike = self._world_size > 1 or self._training.compiled
+        if alike or model.merging.tie_break_noise or model.quirks != Quirks():
+            return model.max_words
+        # No fewer than there are clusters at the next level, whose number must not change.
+        clusters = count_clusters(model.max_words, model.merging.text_rates[0])
+        return max(clusters, int(words.mask.sum(dim=1).max()))
+
+    def _views(self, store: TokenStore, epoch: int, pairs: Sequence[Pair]) -> list[int] | None:
+        """Which augmented copy of each clip is shown; None = the clips as they are."""
+        if not self._training.augmentation.enabled:
+            return None
+        counts = store.views([pair.video for pair in pairs])
+        drawn = (self._generator(epoch, pair) for pair in pairs)
+        return [int(rng.integers(count)) + 1 if count else 0 for rng, count in zip(drawn, counts, strict=True)]
+
+    def _frames(self, store: FrameStore, epoch: int, pairs: Sequence[Pair]) -> FrameBatch:
+        config = self._training.augmentation
 
         def augment(row: int, frames: Frames) -> Frames:
             return rand_augment(frames, config, self._generator(epoch, pairs[row]))
@@ -232,11 +302,11 @@ class PairTask(ABC, Generic[Batch]):
         """The part of ``model`` that encodes texts and videos, without DistributedDataParallel around it."""
 
     @abstractmethod
-    def source(self, *, rank: int, world_size: int, device: torch.device = CPU) -> BatchSource[Batch]:
+    def source(self, *, rank: int, world_size: int, device: torch.device = CPU) -> MemorySource[Batch]:
         """Makes the part of ``rank`` of the batch of any step, for a model on ``device``."""
 
     @abstractmethod
-    def pair_batch(self, batch: Batch) -> PairBatch:
+    def pair_batch(self, batch: Batch) -> PairBatch | TokenPairBatch:
         """The texts and clips of a batch."""
 
     @property
@@ -268,7 +338,7 @@ class PairTask(ABC, Generic[Batch]):
     ) -> Mapping[str, Tensor]:
         own = self.features(model, batch, ALL, device, self.draws())
         features = gather_pairs(own)
-        loss = self.loss_of(model, features, self.encoder(model).clip.logit_scale)
+        loss = self.loss_of(model, features, self.encoder(model).logit_scale)
         figures = self.figures(own, features, loss.parts) if watch else {}
         return {"loss": loss.total, **loss.parts, **figures}
 
@@ -278,15 +348,13 @@ class PairTask(ABC, Generic[Batch]):
             for epoch in range(position.epoch, self.epochs)
             for step in range(position.step_in_epoch if epoch == position.epoch else 0, self.steps(epoch))
         ]
-        return load_ahead(
-            self.source(rank=rank(), world_size=world_size(), device=device),
-            addresses,
-            processes=self.loader_processes,
-            pin_memory=device.type != "cpu",
-        )
+        source = self.source(rank=rank(), world_size=world_size(), device=device)
+        if source.is_in_memory:
+            return (source[address] for address in addresses)
+        return load_ahead(source, addresses, processes=self.loader_processes, pin_memory=device.type != "cpu")
 
     def after_step(self, model: nn.Module) -> None:
-        clamp_logit_scale_(self.encoder(model).clip.logit_scale)
+        clamp_logit_scale_(self.encoder(model).logit_scale)
 
     def row_names(self, batch: Batch) -> list[str]:
         return self.pair_batch(batch).video_ids

@@ -116,7 +116,7 @@ def backward_in_parts(
     leaves: list[Tensor] = []
     columns = zip(*(_tensors(part) for part in parts), strict=True)
     whole = parts[0].map(lambda _: _leaf(torch.cat(next(columns)), leaves))
-    scale = task.encoder(model).clip.logit_scale
+    scale = task.encoder(model).logit_scale
     own_scale = scale.detach().requires_grad_(scale.requires_grad)
     with autocast():
         gathered = gather_pairs(whole)

@@ -10,6 +10,7 @@ recipe asks for none, the same loop runs in the calling process and no group is 
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from pipelines.models.folder import DESCRIPTION, MODEL, WEIGHTS
+from pipelines.models.weights import LEFT_OUT, fixed_weights, load_weights, save_model
 from pipelines.progress import Progress
 from pipelines.recipe.resources import TrainResources
 from pipelines.resources.device import CPU, compute_device
@@ -220,7 +222,7 @@ def _train_here(
         raise NonFiniteLossError({**error.report, "last_checkpoint": output.place(CHECKPOINTS)}) from error
     with TemporaryDirectory() as scratch:
         folder, score = place.best(Path(scratch))
-        _keep_model(folder, output)
+        _keep_model(task, folder, output)
     return curve, score
 
 
@@ -271,7 +273,7 @@ def _train_on_workers(
     kept |= {checkpoint.name: checkpoint.score for checkpoint in unlisted_checkpoints(output, kept)}
     best = max(kept, key=lambda name: kept[name])
     with TemporaryDirectory() as scratch:
-        _keep_model(output.folder(RAY_TRAIN).download(best, Path(scratch)), output)
+        _keep_model(task, output.folder(RAY_TRAIN).download(best, Path(scratch)), output)
     return done.curve, kept[best]
 
 
@@ -311,10 +313,24 @@ def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Resu
     return done.result()
 
 
-def _keep_model(folder: Path, output: Storage) -> None:
-    """Copies weights and description of the chosen checkpoint to their place."""
-    for name in (WEIGHTS, DESCRIPTION):
-        output.write_bytes(f"{MODEL}/{name}", (folder / name).read_bytes())
+def _keep_model(task: Task[Any], folder: Path, output: Storage) -> None:
+    """Puts weights and description of the chosen checkpoint in their place, with what checkpoints leave out."""
+    with TemporaryDirectory() as scratch:
+        complete = _completed(task, folder, Path(scratch))
+        for name in (WEIGHTS, DESCRIPTION):
+            output.write_bytes(f"{MODEL}/{name}", (complete / name).read_bytes())
+
+
+def _completed(task: Task[Any], folder: Path, scratch: Path) -> Path:
+    """The checkpoint in ``folder`` with all weights: itself, or a copy with the frozen encoder in ``scratch``."""
+    if not json.loads((folder / DESCRIPTION).read_bytes()).get(LEFT_OUT):
+        return folder
+    # As the training began: the same seed draws the same weights.
+    torch.manual_seed(task.seed)
+    model = task.make_model()
+    load_weights(folder, model, left_out=fixed_weights(model))
+    save_model(scratch, model, kind=task.kind, config=task.model_config)
+    return scratch
 
 
 def _note(metrics: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ from hbi_models.losses import TrainingLoss, retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.retrieval import RetrievalModel, counted_levels
 from pipelines.models.clip_weights import local_weights
-from pipelines.models.encoding import Levels, concatenate, encode_texts, encode_videos, on_device
+from pipelines.models.encoding import Levels, concatenate, encode_texts_of, encode_videos, on_device
 from pipelines.models.initial_weights import initialise_from
 from pipelines.models.weights import without_pretraining
 from pipelines.recipe.training import RetrievalTrainingConfig
@@ -28,11 +28,11 @@ from pipelines.splits import SplitView, positions_of_half
 from pipelines.train.collapse import game_figures
 from pipelines.train.collectives import gather_objects, rank, together, world_size
 from pipelines.train.loop import SCORE
-from pipelines.train.pairs import PairBatch, PairSource, PairTask
+from pipelines.train.pairs import PairBatch, PairSource, PairTask, TokenPairBatch
 
 
 @dataclass(kw_only=True)
-class RetrievalTask(PairTask[PairBatch]):
+class RetrievalTask(PairTask[PairBatch | TokenPairBatch]):
     """The training of the retrieval model, for the training loop."""
 
     kind = "retrieval"
@@ -72,7 +72,7 @@ class RetrievalTask(PairTask[PairBatch]):
             device=device,
         )
 
-    def pair_batch(self, batch: PairBatch) -> PairBatch:
+    def pair_batch(self, batch: PairBatch | TokenPairBatch) -> PairBatch | TokenPairBatch:
         return batch
 
     @cached_property
@@ -80,7 +80,12 @@ class RetrievalTask(PairTask[PairBatch]):
         return self.data.captions("val")
 
     def features(
-        self, model: nn.Module, batch: PairBatch, rows: slice, device: torch.device, draws: BatchDraws
+        self,
+        model: nn.Module,
+        batch: PairBatch | TokenPairBatch,
+        rows: slice,
+        device: torch.device,
+        draws: BatchDraws,
     ) -> PairFeatures:
         features: PairFeatures = model(*batch.model_input(self.encoder(model), rows), draws)
         return features
@@ -112,7 +117,7 @@ class RetrievalTask(PairTask[PairBatch]):
         texts, video_of_text, _ = view.texts_of(own)
 
         def ranked() -> tuple[Tensor, list[int]] | None:
-            words = encode_texts(core, texts, **encode)
+            words = encode_texts_of(core, view.store, list(zip(video_of_text, texts, strict=True)), **encode)
             return (self._similarity(core, words, videos, device), video_of_text) if texts else None
 
         own_rows = together(ranked)

@@ -33,13 +33,13 @@ from pipelines.train.batches import BatchAddress
 from pipelines.train.collapse import game_figures
 from pipelines.train.collectives import gather_objects, rank, together, world_size
 from pipelines.train.loop import SCORE
-from pipelines.train.pairs import PairBatch, PairSource, PairTask
+from pipelines.train.pairs import PairBatch, PairSource, PairTask, TokenPairBatch
 
 
 class QuestionBatch(NamedTuple):
     """Questions with their clips, and the class ids of their answers."""
 
-    pairs: PairBatch
+    pairs: PairBatch | TokenPairBatch
     labels: Int[Tensor, " pairs"]
 
 
@@ -48,6 +48,11 @@ class QuestionSource:
 
     def __init__(self, view: QuestionView, vocabulary: Vocabulary, source: PairSource) -> None:
         self._view, self._vocabulary, self._source = view, vocabulary, source
+
+    @property
+    def is_in_memory(self) -> bool:
+        """As that of the pairs."""
+        return self._source.is_in_memory
 
     def __getitem__(self, address: BatchAddress) -> QuestionBatch:
         answers = [self._view.questions(pair.video)[pair.text].answer for pair in self._source.pairs(address)]
@@ -108,7 +113,7 @@ class VideoQATask(PairTask[QuestionBatch]):
         )
         return QuestionSource(view, self.vocabulary, pairs)
 
-    def pair_batch(self, batch: QuestionBatch) -> PairBatch:
+    def pair_batch(self, batch: QuestionBatch) -> PairBatch | TokenPairBatch:
         return batch.pairs
 
     @cached_property

@@ -47,6 +47,12 @@ def augmentation_rng(seed: int, epoch: int, pass_index: int, video_id: str) -> n
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
+def view_rng(seed: int, view: int, video_id: str) -> np.random.Generator:
+    """The generator of one augmented copy of a clip, whose features are stored."""
+    digest = hashlib.sha256(f"view\n{seed}\n{view}\n{video_id}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
 def rand_augment(frames: Frames, config: AugmentationConfig, rng: np.random.Generator) -> Frames:
     """``frames`` after randomly drawn operations; the input is not modified."""
     for operation in draw_operations(config, rng):

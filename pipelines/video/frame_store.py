@@ -1,18 +1,14 @@
 """Random access to stored frames: any video's images from its shard, decoded to uint8.
 
 Every row of a shard is a row group of its own, so reading a video touches its bytes alone, on a
-disk or in an object store. A small number of open files is kept. A row is found by its video's key, so
-a shard that was made again never gives another video's frames. Bytes that have changed since
-they were written are noticed by their checksum, and never become pixels.
+disk or in an object store.
 """
 
 from __future__ import annotations
 
 import io
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,30 +23,19 @@ from PIL import Image
 from torch import Tensor
 
 from hbi_models.clip.preprocessing import centre_crop
-from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError
 from pipelines.workspace.records import FRAMES
-from pipelines.workspace.shard_files import OpenShard
+from pipelines.workspace.shard_rows import ReadAhead, ShardRows
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
 MAX_STORED_PIXELS = 1 << 25
 """Larger images were not written by the frames stage, and would take 100 MB each as pixels."""
 
-_STORED = pa.schema([FRAMES.field("frames")])
-_OPEN_SHARDS = 512
-"""Few data sets have more; opening one again costs requests to the storage."""
-_READERS = 32
-"""Reads at once: a reader waits for the storage, and takes no processor meanwhile."""
 _JPEG_START = b"\xff\xd8"
-_MEND = "Run the same command again: the frames of its videos, and of no others, are made anew"
 
 
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Pixels = UInt8[np.ndarray, "height width 3"]
-
-
-class LostFramesError(ValueError):
-    """Stored frames are missing or damaged; the message names the shard and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,34 +72,15 @@ class FrameStore:
     """
 
     def __init__(self, pool: Storage, index: pa.Table, *, threads: int = 4) -> None:
-        self._pool = ShardPool(pool, FRAMES)
-        self._shards: list[str] = index.column("shard").to_pylist()
-        self._rows: list[int] = index.column("row").to_pylist()
-        self._keys: list[str] = index.column("key").to_pylist()
+        self._stored = ShardRows(ShardPool(pool, FRAMES), index, stage="frames")
         self.video_ids: list[str] = index.column("video_id").to_pylist()
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
-        self._readers: ThreadPoolExecutor | None = None
-        self._files: OrderedDict[str, OpenShard] = OrderedDict()
-        self._ahead: dict[int, Future[list[bytes]]] = {}
-        self._lock = threading.Lock()
-        self._locks: dict[str, threading.Lock] = {}
-        self._lost: dict[str, str] = {}
-        """What is known about shards that are missing or damaged."""
+        self._ahead: ReadAhead[list[bytes]] = ReadAhead()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads and open files stay behind when the store travels to another process.
-        gone: dict[str, Any] = {
-            "_executor": None,
-            "_readers": None,
-            "_files": OrderedDict(),
-            "_ahead": {},
-            "_locks": {},
-        }
-        return {name: value for name, value in (self.__dict__ | gone).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        # Threads stay behind when the store travels to another process.
+        return {**self.__dict__, "_executor": None}
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -123,81 +89,20 @@ class FrameStore:
         """The compressed images of a video, in temporal order.
 
         Raises:
-            LostFramesError: its shard is missing or damaged; a damaged one is set aside.
+            LostRowsError: its shard is missing or damaged; a damaged one is set aside.
             StorageError: the storage cannot be read.
         """
-        shard = self._shards[video]
-        try:
-            table = self._open(shard).read([self._keys[video]], [self._rows[video]], _STORED.names)
-            (row,) = table.cast(_STORED).to_pylist()
-            images: list[bytes] = row["frames"]
-            return images
-        except FileNotFoundError:
-            raise LostFramesError(self._lost.get(shard) or str(self._missing(shard))) from None
-        except (*UNREADABLE, LookupError) as error:
-            raise self._explained(shard, error) from error
+        with self._stored.explaining():
+            return self._read(video)
 
-    def _open(self, shard: str) -> OpenShard:
-        # Others may read meanwhile, and open other shards.
-        with self._lock_of(shard):
-            file = self._files.get(shard)
-            if file is None:
-                file = OpenShard(self._pool.storage, shard)
-                with self._lock:
-                    self._files[shard] = file
-                    if len(self._files) > _OPEN_SHARDS:
-                        self._files.popitem(last=False)
-        return file
-
-    def _lock_of(self, shard: str) -> threading.Lock:
-        with self._lock:
-            return self._locks.setdefault(shard, threading.Lock())
+    def _read(self, video: int) -> list[bytes]:
+        (row,) = self._stored.read([video], ["frames"]).to_pylist()
+        images: list[bytes] = row["frames"]
+        return images
 
     def read_ahead(self, videos: Sequence[int]) -> None:
         """Begins to read ``videos``, which one of the next batches holds."""
-        for video in videos:
-            if video not in self._ahead:
-                self._ahead[video] = self._reading().submit(self.encoded, video)
-
-    def _reading(self) -> ThreadPoolExecutor:
-        if self._readers is None:
-            self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="frame-reader")
-        return self._readers
-
-    def _explained(self, shard: str, error: Exception) -> Exception:
-        """What to raise where reading a shard failed, in every thread the same; one that is damaged is set aside."""
-        with self._lock_of(shard):
-            if shard not in self._lost:
-                found = self._looked_at(shard, error)
-                if not isinstance(found, LostFramesError):
-                    return found
-                self._lost[shard] = str(found)
-            return LostFramesError(self._lost[shard])
-
-    def _looked_at(self, shard: str, error: Exception) -> Exception:
-        self._files.pop(shard, None)
-        try:
-            self._pool.storage.require_whole_table(shard)
-        except FileNotFoundError:
-            return self._missing(shard)
-        except DamagedFileError as damage:
-            self._pool.set_aside(shard, damage)
-            return LostFramesError(f"{damage}. It is set aside. {_MEND}")
-        if isinstance(error, OSError):
-            return StorageError(f"cannot read {self._pool.storage.place(shard)}: {error}")
-        return self._foreign(shard, str(error) if isinstance(error, DamagedFileError) else "it has other rows")
-
-    def _missing(self, shard: str) -> LostFramesError:
-        storage = self._pool.storage
-        # If several readers meet a damaged shard, only one of them sets it aside.
-        fate = "was damaged, and is set aside" if storage.was_set_aside(shard) else "is missing"
-        return LostFramesError(f"{storage.place(shard)} {fate}. {_MEND}")
-
-    def _foreign(self, shard: str, reason: str) -> LostFramesError:
-        """What to raise about a whole file that the frames stage did not write; it is set aside."""
-        message = f"{self._pool.storage.place(shard)} is not what the frames stage wrote: {reason}"
-        self._pool.set_aside(shard, LostFramesError(message))
-        return LostFramesError(f"{message}. It is set aside. {_MEND}")
+        self._ahead.begin(videos, self._read)
 
     def decoded(self, video: int) -> list[UInt8[Tensor, "3 height width"]]:
         """The images of a video as uint8, in temporal order; raises as :meth:`encoded`."""
@@ -207,11 +112,11 @@ class FrameStore:
 
     @contextmanager
     def _decoding(self, video: int) -> Iterator[None]:
-        """Turns the ``ValueError`` of a stored image that cannot be used into a ``LostFramesError``."""
+        """Turns the ``ValueError`` of a stored image that cannot be used into a ``LostRowsError``."""
         try:
             yield
         except ValueError as error:
-            raise self._foreign(self._shards[video], f"{self.video_ids[video]}: {error}") from error
+            raise self._stored.foreign(video, f"{self.video_ids[video]}: {error}") from error
 
     def batch(
         self,
@@ -242,9 +147,13 @@ class FrameStore:
             batch.put(row, images)
 
         # A video is decoded while others are read.
-        self.read_ahead(videos)
-        reads = {video: self._ahead.pop(video) for video in set(videos)}
-        encoded = (reads[video].result()[:max_frames] for video in videos)
+        reads = self._ahead.take(videos, self._read)
+
+        def result(video: int) -> list[bytes]:
+            with self._stored.explaining():
+                return reads[video].result()[:max_frames]
+
+        encoded = map(result, videos)
         for _ in self._executor.map(put, range(len(videos)), encoded):
             pass
         return batch

@@ -123,6 +123,32 @@ FEATURES = pa.schema(
 similarity needs: ``tokens`` real tokens at each level, their features (levels, tokens, channels; row-major)
 and importance logits. ``time_s`` are the times of the frames, ``end_s`` where the last one ends."""
 
+
+def tokens_schema(dtype: str) -> pa.Schema:
+    """Rows of features of words and frames, whose numbers are ``float16`` or ``float32``.
+
+    One row per video. ``frames`` holds ``views`` copies (the clip as it is, then augmented ones) of ``num_frames``
+    frames each, and ``words`` the real words of ``texts`` one after the other, ``num_words`` of each; both with all
+    channels of a token side by side. ``max_words`` is the length at which a text was cut, 0 where it was not.
+    ``bytes`` is the size of both.
+    """
+    numbers = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
+    return pa.schema(
+        [
+            pa.field("video_id", pa.string(), nullable=False),
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("frames", pa.list_(numbers), nullable=False, metadata=_BULK),
+            pa.field("num_frames", pa.int32(), nullable=False),
+            pa.field("views", pa.int32(), nullable=False),
+            pa.field("words", pa.list_(numbers), nullable=False, metadata=_BULK),
+            pa.field("texts", pa.list_(pa.string()), nullable=False, metadata=_BULK),
+            pa.field("max_words", pa.list_(pa.int32()), nullable=False, metadata=_BULK),
+            pa.field("num_words", pa.list_(pa.int32()), nullable=False, metadata=_BULK),
+            pa.field("bytes", pa.int64(), nullable=False),
+        ]
+    )
+
+
 RANKS = pa.schema(
     [
         pa.field("direction", pa.string(), nullable=False),

@@ -145,7 +145,7 @@ def test_numbers_that_are_none_in_the_game_of_one_worker_end_the_training_of_bot
     ("what", "failing", "step", "checkpoints", "words"),
     [
         ("batch", 1, 1, 0, "ValueError: an image cannot be used"),
-        ("validation", 1, 2, 0, "LostFramesError: "),
+        ("validation", 1, 2, 0, "LostRowsError: "),
         ("checkpoint", 0, 2, 0, "FileNotFoundError: "),
     ],
 )

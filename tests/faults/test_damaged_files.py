@@ -21,10 +21,11 @@ from pipelines.stages.plan import Graph
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
 from pipelines.train.batches import load_ahead
-from pipelines.video.frame_store import FrameStore, LostFramesError, decode_images
+from pipelines.video.frame_store import FrameStore, decode_images
 from pipelines.workspace.artifact import ARTIFACT
 from pipelines.workspace.errors import DamagedFileError, StorageError
 from pipelines.workspace.records import FEATURES, FRAMES, INDEX_FILE, LABELS
+from pipelines.workspace.shard_rows import LostRowsError
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 from tests.faults.flaky_s3 import FlakyS3
@@ -152,11 +153,11 @@ def test_damage_that_training_finds_names_the_shard_and_how_it_is_mended(pool: S
     index = pool.index(["video_id"]).sort_by("video_id")
     store, path = FrameStore(pool.storage, index), shard_of(pool, "a")
     damage(path)
-    with pytest.raises(LostFramesError, match=rf"{path}.*set aside\. Run the same command again"):
+    with pytest.raises(LostRowsError, match=rf"{path}.*set aside\. Run the same command again"):
         store.batch([0, 3], image_size_px=32, max_frames=1)
     assert pool.lost(index) == [path.name], "so that the plan of the next run sees it"
     assert store.decoded(3)[0].shape == (3, 64, 64), "the others can be read"
-    with pytest.raises(LostFramesError, match=rf"{path} was damaged, and is set aside\. Run the same command again"):
+    with pytest.raises(LostRowsError, match=rf"{path} was damaged, and is set aside\. Run the same command again"):
         store.encoded(1)
 
 
@@ -184,7 +185,7 @@ def test_frames_of_another_video_are_refused_where_a_shard_has_no_directory(pool
     path = shard_of(pool, "a")
     written_before_directories(pool, path.name, "c", "b", "a")
     store = FrameStore(pool.storage, index)
-    with pytest.raises(LostFramesError, match=r"its row 0 has the key c, and its index says a.*set aside\. Run the"):
+    with pytest.raises(LostRowsError, match=r"its row 0 has the key c, and its index says a.*set aside\. Run the"):
         store.encoded(0)
     assert pool.lost(index) == [path.name], "so that the plan of the next run sees it"
     pool.commit(rows("a", "b", "c"))
@@ -252,7 +253,7 @@ def test_an_open_shard_that_is_replaced_by_a_shorter_one_is_noticed(pool: ShardP
     assert store.encoded(0)
     path = shard_of(pool, "a")
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(LostFramesError, match="set aside"):
+    with pytest.raises(LostRowsError, match="set aside"):
         store.encoded(2)
 
 
@@ -263,7 +264,7 @@ def test_the_message_comes_through_the_loader(pool: ShardPool, processes: int) -
     cut_off(path)
     batches = load_ahead(Source(store), [(0, 3), (0, 0)], processes=processes, pin_memory=False)
     assert len(next(batches)) == 1
-    with pytest.raises(LostFramesError, match=rf"{path}(.|\n)*Run the same command again"):
+    with pytest.raises(LostRowsError, match=rf"{path}(.|\n)*Run the same command again"):
         next(batches)
 
 

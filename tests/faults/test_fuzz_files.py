@@ -34,10 +34,11 @@ from pipelines.train.checkpoints import (
 )
 from pipelines.video.decode_process import DecodeProcess, Reason
 from pipelines.video.extraction import make_extract_frames
-from pipelines.video.frame_store import FrameStore, LostFramesError, decode_images
+from pipelines.video.frame_store import FrameStore, decode_images
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import FRAMES
+from pipelines.workspace.shard_rows import LostRowsError
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 from tests.faults.mutations import damaged, damaged_json, fuzz, refuses_clearly
@@ -72,7 +73,7 @@ def test_shards(tmp_path: Path) -> None:
         for video, key in enumerate("abc"):
             try:
                 stored = store.encoded(video)
-            except LostFramesError as error:
+            except LostRowsError as error:
                 assert name in str(error)
             else:
                 assert stored == images[key] or new != whole
@@ -98,7 +99,7 @@ def test_frames_of_a_shard_are_never_changed_unnoticed(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
         (tmp_path / name).write_bytes(whole[:start] + new + whole[start + len(new) :])
-        with pytest.raises(LostFramesError, match=name):
+        with pytest.raises(LostRowsError, match=name):
             FrameStore(pool.storage, index).encoded(0)
 
     logging.disable(logging.WARNING)

@@ -26,6 +26,21 @@ def test_equals_convolution_unscaled_attention_over_all_cells_and_convolution() 
     torch.testing.assert_close(estimator(similarity), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("absent", [1, 2, 7])
+def test_words_that_are_padding_everywhere_may_be_left_out(absent: int) -> None:
+    torch.manual_seed(0)
+    estimator = InteractionEstimator(channels=8).double()
+    similarity = torch.randn(3, 5, 4, dtype=torch.float64)
+    weights = torch.randn(3, 5, 4, dtype=torch.float64)
+    results = []
+    for estimate in (estimator(F.pad(similarity, (0, 0, 0, absent)))[:, :5], estimator(similarity, absent)):
+        gradients = torch.autograd.grad((estimate * weights).sum(), list(estimator.parameters()))
+        results.append([estimate, *gradients])
+    for found, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(estimator(similarity, absent), estimator(similarity)), "padding takes part"
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     estimator = InteractionEstimator(channels=4)
     estimator(torch.randn(2, 3, 3)).square().sum().backward()

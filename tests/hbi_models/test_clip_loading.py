@@ -64,6 +64,14 @@ def test_a_state_dict_is_read_from_every_kind_of_file(tmp_path: Path, weights: d
         torch.testing.assert_close(dict(loaded.state_dict()), weights, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("prefix", ["clip.", "encoder.clip."])
+def test_the_encoder_of_a_whole_model_of_ours_is_taken(tmp_path: Path, weights: dict[str, Tensor], prefix: str) -> None:
+    others = {f"{prefix.removesuffix('clip.')}temporal.positions.weight": torch.zeros(3)}
+    save_file({**{f"{prefix}{name}": tensor for name, tensor in weights.items()}, **others}, tmp_path / "m.safetensors")
+    loaded = load_clip(config(tmp_path, tmp_path / "m.safetensors"))
+    torch.testing.assert_close(dict(loaded.state_dict()), weights, rtol=0, atol=0)
+
+
 def test_weights_of_a_separate_text_tower_fit_the_same_names(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     text = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
     torch.save({f"text.{n}" if n.startswith(text) else n: t for n, t in weights.items()}, tmp_path / "custom.pt")

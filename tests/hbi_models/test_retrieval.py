@@ -15,6 +15,7 @@ from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.configs import (
     LEVELS,
     ClipConfig,
+    EncoderConfig,
     GameConfig,
     LossConfig,
     MergingConfig,
@@ -25,7 +26,7 @@ from hbi_models.configs import (
 from hbi_models.losses import contrastive_loss, retrieval_loss
 from hbi_models.retrieval import RetrievalModel, counted_levels
 from hbi_models.similarity import level_similarity, token_cosines
-from tests.hbi_models.tiny_model import DIM, MAX_WORDS, random_batches, tiny_config
+from tests.hbi_models.tiny_model import DIM, MAX_WORDS, TINY_CLIP, random_batches, tiny_config, write_architecture
 
 # Other sums of matrix products in other batches.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
@@ -316,3 +317,23 @@ def test_a_pair_whose_logits_are_no_numbers_has_no_target_and_leaves_the_others_
     found = model.relate((broken, *levels[0][1:]), levels[1]).interactions[0].target
     assert found[1].isnan().all()
     torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=0, atol=0)
+
+
+def test_a_frozen_encoder_stays_as_it_is_in_training(tmp_path: Path) -> None:
+    tower = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
+    (tmp_path / "convolutional").mkdir()
+    clip = ClipConfig(
+        architecture=write_architecture(tmp_path / "convolutional", {**TINY_CLIP, "vision_cfg": tower}),
+        pretrained=None,
+        freeze_patch_embedding=False,
+    )
+    model = make_model(tmp_path, clip=clip, encoder=EncoderConfig(train="none")).train()
+    assert {name for name, value in model.clip.named_parameters() if value.requires_grad} == {"logit_scale"}
+    before = {name: value.clone() for name, value in model.clip.state_dict().items()}
+    texts, videos = random_batches([5, 3], [2, 4])
+    videos = VideoBatch(torch.randn(*videos.mask.shape, 3, 32, 32), videos.mask)
+    loss_of(model, model(texts, videos)).backward()
+    # A convolutional tower in training mode would move its running statistics, and use the batch's.
+    for name, value in model.clip.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert model.temporal.positions.weight.grad is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 import pipelines.evaluate.similarities
 import pipelines.evaluate.video_qa
 import pipelines.labels
+import pipelines.models.features
 import pipelines.search.features
-from hbi_models.configs import GameConfig, MergingConfig, OptimizerConfig
+from hbi_models.configs import EncoderConfig, GameConfig, MergingConfig, OptimizerConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.evaluate.similarities import RetrievalScorerActor
 from pipelines.evaluate.video_qa import AnswererActor
@@ -26,21 +28,36 @@ from pipelines.figures.reading import PairReader
 from pipelines.labels import LabelSettings, LabelShard
 from pipelines.models.encoding import on_device, on_host
 from pipelines.models.estimator import EstimatorConfig
+from pipelines.models.features import EncodeFeatures
 from pipelines.models.weights import save_model
 from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
+from pipelines.recipe.features import FeaturesConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.labels import LabelsConfig
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
 from pipelines.search.features import EncodeShard
 from pipelines.search.searcher import Searcher
 from pipelines.splits import SplitView
+from pipelines.stages.features import encoder_settings, wanted_features
 from pipelines.train.checkpoints import Position
 from pipelines.train.loop import LoopSettings, Task, TrainingLoop
-from pipelines.workspace.records import FEATURES, FRAMES, INDEX_FILE, LABELS
+from pipelines.workspace.artifact import Artifact
+from pipelines.workspace.records import FEATURES, FRAMES, INDEX_FILE, LABELS, tokens_schema
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 from tests.absent_device import ABSENT, CPU, Journal, absent_device, values
 from tests.tiny_estimator import estimator_task, write_labels
-from tests.tiny_retrieval import IMAGE_PX, retrieval_config, retrieval_task, training_data, write_split_data
+from tests.tiny_retrieval import (
+    IMAGE_PX,
+    MAX_FRAMES,
+    feature_data,
+    retrieval_config,
+    retrieval_task,
+    training_data,
+    write_features,
+    write_split_data,
+)
 from tests.tiny_video_qa import VOCABULARY, video_qa_config, video_qa_task, write_question_data
 
 CAPTIONS = (3, 1, 2, 2, 3, 1, 2, 1, 2)
@@ -146,6 +163,52 @@ def test_a_step_of_question_answering_waits_for_nothing(questions: Storage, tmp_
     require_equal(one, other)
 
 
+def frozen_recipe(folder: Path) -> Recipe:
+    return Recipe(
+        workspace=str(folder / "workspace"),
+        model=retrieval_config(folder, encoder=EncoderConfig(train="none")),
+        frames=FramesConfig(max_frames=MAX_FRAMES),
+        features=FeaturesConfig(dtype="float32", batch_size=3),
+        retrieval=RetrievalTrainingConfig(augmentation=AugmentationConfig(enabled=False)),
+    )
+
+
+def test_a_step_on_stored_features_waits_for_nothing(tmp_path: Path) -> None:
+    data = write_split_data(tmp_path / "data", {"train": CAPTIONS, "val": VALIDATION})
+    recipe = frozen_recipe(tmp_path)
+    write_features(data, recipe)
+    plain = recipe.retrieval.augmentation
+    tasks = (retrieval_task(data, recipe.model, CAPTIONS, augmentation=plain) for _ in range(2))
+    one, other = (replace(task, data=feature_data(data, recipe)) for task in tasks)
+    require_equal(one, other)
+
+
+def test_features_come_in_one_transfer_per_batch(
+    data: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = frozen_recipe(tmp_path)
+    inputs = {name: Artifact(name, "", data.folder(name), {}) for name in ("manifest", "frames")}
+    videos = wanted_features(inputs, recipe)
+
+    def encode(folder: Path) -> dict[str, list[Any]]:
+        pool = ShardPool(Storage(str(folder)), tokens_schema(recipe.features.dtype))
+        EncodeFeatures(encoder_settings(recipe), data.folder("pool"), pool)(videos)
+        (name,) = pool.storage.files(suffix=".parquet")
+        return pool.storage.read_table(name).to_pydict()
+
+    expected = encode(tmp_path / "cpu")
+    monkeypatch.setattr(pipelines.models.features, "compute_device", lambda: ABSENT)
+    with absent_device() as journal:
+        found = encode(tmp_path / "device")
+    # Videos in batches of three, texts in batches of 24.
+    assert journal.reads() == -(-len(videos) // 3) + -(-sum((*CAPTIONS, *VALIDATION)) // 24)
+    assert not journal.others(but="copy"), "the towers themselves are copied once"
+    assert found["num_frames"] == expected["num_frames"] and found["num_words"] == expected["num_words"]
+    for name in ("frames", "words"):
+        for one, two in zip(expected[name], found[name], strict=True):
+            np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
 def test_a_step_of_the_estimator_waits_for_nothing(tmp_path: Path) -> None:
     write_labels(tmp_path)
     require_equal(estimator_task(tmp_path), estimator_task(tmp_path))
@@ -219,12 +282,13 @@ def test_scores_come_in_one_transfer_per_batch_and_tile(
     save_model(tmp_path / "model", RetrievalModel(config), kind="retrieval", config=config)
     places = training_data(data)
     view = SplitView(places.manifest, places.frames, places.frames_pool, "train")
-    captions, _, _ = view.texts_of(range(len(view)))
+    captions, owners, _ = view.texts_of(range(len(view)))
+    said = list(zip(owners, captions, strict=True))
     settings = EvaluationConfig(batch_size=5)
 
     def score() -> Any:
         actor = RetrievalScorerActor(str(tmp_path / "model"), config, view, settings)
-        return actor.tile(actor.texts(captions), actor.videos(range(len(view))))
+        return actor.tile(actor.texts(said), actor.videos(range(len(view))))
 
     expected = score()
     monkeypatch.setattr(pipelines.evaluate.similarities, "compute_device", lambda: ABSENT)

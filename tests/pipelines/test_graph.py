@@ -54,17 +54,103 @@ def test_stages_that_nobody_needs_are_left_out(tmp_path: Path) -> None:
     assert [stage.name for stage in evaluated.stages] == ["shapes", "manifest", "frames", "evaluation"]
 
 
+BOTH = ["--tasks", '["retrieval", "video_qa"]']
+ALONE = ["--tasks", '["video_qa"]']
+ANSWERING = ["video_qa", "qa_evaluation"]
+FROZEN = ["--model.encoder.train", "none", "--retrieval.augmentation.enabled", "false"]
+
+
+def test_a_frozen_encoder_puts_features_between_frames_and_all_that_comes_after(tmp_path: Path) -> None:
+    trained, frozen = make_graph(recipe(tmp_path, *BOTH)), make_graph(recipe(tmp_path, *BOTH, *FROZEN))
+    names = [stage.name for stage in frozen.stages]
+    assert names == [*STAGES[:2], "answers", "frames", "features", *STAGES[3:], *ANSWERING]
+    readers = {stage.name for stage in frozen.stages if "features" in stage.inputs}
+    assert readers == {"labels", "retrieval", "evaluation", "video_qa", "qa_evaluation"}
+    assert [stage.name for stage in frozen.stages if "frames" in stage.inputs] == ["features"]
+    # Everything before is shared with trainings of the encoder.
+    assert {name for name in trained.fingerprints if trained.fingerprints[name] == frozen.fingerprints[name]} == {
+        *STAGES[:3],
+        "answers",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        (["--model.loss.kl", "1"], False),
+        (["--model.merging.neighbours", "2"], False),
+        (["--model.temporal.layers", "2"], False),
+        (["--features.batch_size", "2"], False),
+        (["--features.max_memory_gb", "1"], False),
+        (["--labels.batch_size", "2"], False),
+        (["--features.dtype", "float32"], True),
+        (["--features.precision", "bfloat16"], True),
+        (["--model.max_words", "12"], True),
+        (["--features.views", "2", "--retrieval.augmentation.enabled", "true"], True),
+        (["--frames.fps", "2"], True),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+def test_features_are_made_again_for_what_changes_them_alone(tmp_path: Path, options: list[str], changes: bool) -> None:
+    before, after = make_graph(recipe(tmp_path, *FROZEN)), make_graph(recipe(tmp_path, *FROZEN, *options))
+    assert (before.fingerprints["features"] != after.fingerprints["features"]) == changes
+    pools = [{stage.name: stage.writes for stage in graph.stages}["features"] for graph in (before, after)]
+    assert (pools[0] != pools[1]) == changes
+
+
+def test_another_encoder_makes_all_features_anew(tmp_path: Path) -> None:
+    weights = tmp_path / "clip.pt"
+    weights.write_bytes(b"one")
+    options = [*FROZEN, "--model.clip.pretrained", str(weights)]
+    before = make_graph(recipe(tmp_path, *options))
+    assert (
+        make_graph(recipe(tmp_path, *options, "--seed", "1")).fingerprints["features"]
+        == (before.fingerprints["features"])
+    ), "the seed draws nothing of it"
+    weights.write_bytes(b"other")
+    after = make_graph(recipe(tmp_path, *options))
+    changed = [name for name in after.fingerprints if before.fingerprints[name] != after.fingerprints[name]]
+    assert changed == ["features", *STAGES[3:]]
+    drawn = [make_graph(recipe(tmp_path, *FROZEN, "--model.clip.pretrained", "null", "--seed", seed)) for seed in "12"]
+    assert drawn[0].fingerprints["features"] != drawn[1].fingerprints["features"]
+
+
+def test_what_starts_from_another_encoder_reads_frames(tmp_path: Path) -> None:
+    folder = Storage(str(tmp_path / "model"))
+    folder.write_json("model.json", {"kind": "retrieval", "config": {}})
+    folder.write_bytes("model.safetensors", b"weights")
+    graph = make_graph(recipe(tmp_path, *FROZEN, "--labels.checkpoint", folder.uri))
+    inputs = {stage.name: stage.inputs for stage in graph.stages}
+    assert "frames" in inputs["labels"] and "features" in inputs["retrieval"]
+    graph = make_graph(recipe(tmp_path, *FROZEN, "--retrieval.init_checkpoint", folder.uri))
+    inputs = {stage.name: stage.inputs for stage in graph.stages}
+    assert "frames" in inputs["labels"] and "features" in inputs["retrieval"] and "features" in inputs["evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (FROZEN[:2], "retrieval.augmentation is enabled, and a frozen encoder sees each clip once"),
+        ([*FROZEN, "--features.views", "2"], "features.views is 2, and no training uses them"),
+        (["--features.views", "2"], "no features are stored, because the encoder is trained"),
+        ([*FROZEN, "--model.quirks.encode_padding", "true"], "model.quirks.encode_padding reads those of padding"),
+    ],
+    ids=["augmentation", "unused views", "no features", "padding"],
+)
+def test_settings_that_contradict_a_frozen_encoder_are_refused(
+    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((ValueError, SystemExit)) as raised:
+        recipe(tmp_path, *options)
+    assert message in f"{raised.value} {capsys.readouterr().err}"
+
+
 def test_the_report_comes_after_all_and_depends_on_all(tmp_path: Path) -> None:
     graph = make_graph(recipe(tmp_path, "--report.enabled", "true"))
     assert [stage.name for stage in graph.stages] == [*STAGES, "report"]
     assert graph.stages[-1].inputs == tuple(STAGES)
     again = make_graph(recipe(tmp_path, "--report.enabled", "true", "--report.queries", "3"))
     assert {name for name, value in again.fingerprints.items() if graph.fingerprints[name] != value} == {"report"}
-
-
-BOTH = ["--tasks", '["retrieval", "video_qa"]']
-ALONE = ["--tasks", '["video_qa"]']
-ANSWERING = ["video_qa", "qa_evaluation"]
 
 
 def test_the_tasks_say_what_is_trained(tmp_path: Path) -> None:

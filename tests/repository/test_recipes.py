@@ -33,7 +33,7 @@ def test_a_recipe_parses_and_says_how_it_is_run(path: Path) -> None:
     text = "\n".join(header)
     for word in ("command", "hardware", f"jobs/recipes/{path.name}"):
         assert word in text, f"the header of {path.name} does not say its {word}"
-    if path.stem != "demo":
+    if not path.stem.startswith("demo"):
         assert "not run here" in text
 
 
@@ -120,7 +120,36 @@ def test_recipes_have_the_published_values(name: str, published: Published) -> N
 
 
 def test_each_retrieval_recipe_of_a_published_data_set_is_compared_with_the_published_values() -> None:
-    assert {path.stem for path in RECIPES if path.stem.partition("_")[2].startswith("retrieval")} == set(PUBLISHED)
+    retrieval = {path.stem for path in RECIPES if path.stem.partition("_")[2].startswith("retrieval")}
+    assert {name for name in retrieval if not name.endswith("_frozen")} == set(PUBLISHED)
+
+
+FROZEN = sorted(path.stem for path in RECIPES if path.stem.endswith("_frozen") and path.stem != "demo_frozen")
+
+
+def test_there_are_recipes_with_a_frozen_encoder() -> None:
+    data_sets = ("activitynet_retrieval", "didemo_retrieval", "msrvtt_qa", "msrvtt_retrieval", "msvd_retrieval")
+    assert [f"{name}_frozen" for name in data_sets] == FROZEN
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_frozen_encoder_is_all_that_such_a_recipe_changes(name: str) -> None:
+    path = ROOT / f"jobs/recipes/{name}.yaml"
+    frozen, base = recipe_of(path), recipe_of(path.with_stem(name.removesuffix("_frozen")))
+    assert frozen.model.encoder.train == "none" and frozen.features.precision == "bfloat16"
+    trained = replace(frozen.model, encoder=base.model.encoder)
+    apart = {"workspace": base.workspace, "resources": base.resources, "features": base.features, "model": trained}
+    assert replace(frozen, **apart) == base
+    # Storage and time are computed in the header.
+    header = path.read_text().partition("workspace:")[0]
+    assert "storage    computed: " in header and "time       computed: " in header
+    for clips, frames, stated in re.findall(
+        r"([\d,]+) (?:clips|videos) × (\d+) frames × 512 × 2 bytes\s+= (\d+) MB", header
+    ):
+        assert round(int(clips.replace(",", "")) * int(frames) * 512 * 2 / 1e6) == int(stated)
+        break
+    else:
+        pytest.fail(f"the header of {name} does not compute the storage of its frames")
 
 
 NUMBERS = {

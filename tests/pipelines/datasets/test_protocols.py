@@ -135,6 +135,7 @@ def test_sentences_of_a_paragraph_may_be_queries_of_their_own(tmp_path: Path) ->
         {"dataset": "msrvtt", "activitynet_test": "val_2"},
         {"dataset": "msrvtt", "text_queries": "sentence"},
         {"dataset": "msrvtt", "msrvtt_protocol": "full", "shapes": ShapesConfig()},
+        {"dataset": "msrvtt", "msrvtt_protocol": "full", "features": "features.parquet"},
     ],
 )
 def test_options_of_another_data_set_are_refused(options: dict[str, Any]) -> None:
@@ -177,3 +178,5 @@ def test_validation_and_own_data_have_no_name() -> None:
     assert named_protocol(DataConfig(), "val") is None
     assert named_protocol(DataConfig(shapes=ShapesConfig()), "test") is None
     assert named_protocol(DataConfig(dataset="captions_file"), "test") is None
+    given = DataConfig(features="features.parquet")
+    assert named_protocol(given, "test") is None and given.name == "given features"

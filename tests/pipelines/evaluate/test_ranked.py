@@ -13,6 +13,7 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.retrieval import RetrievalModel
 from pipelines.evaluate.documents import METRICS_FILE, RANKS_FILE, VARIANTS_FILE
 from pipelines.evaluate.retrieval import evaluate_retrieval
+from pipelines.evaluate.variants import Bank
 from pipelines.models.weights import save_model
 from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.recipe.resources import ActorResources
@@ -52,7 +53,7 @@ def test_a_query_without_a_rank_is_named_and_nothing_is_written(tmp_path: Path, 
             dataset="random videos",
             missing_videos=4,
             validation=validation,
-            bank=BANK,
+            bank=Bank(view.store, [(0, text) for text in BANK]),
         )
 
     (tmp_path / "model").mkdir()

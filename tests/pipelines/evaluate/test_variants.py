@@ -96,6 +96,8 @@ def test_the_bank_is_drawn_by_video_and_number_whatever_else_is_there(tmp_path: 
 
     whole = view(tmp_path / "whole", [3, 2, 4, 1])
     captions, _, _ = whole.texts_of(range(4))
-    assert sorted(training_bank(whole, 99)) == sorted(captions)
-    few = training_bank(whole, 4)
-    assert len(few) == 4 and few == training_bank(whole, 99)[:4]
+    everything = training_bank(whole, 99)
+    assert sorted(everything.captions) == sorted(captions)
+    assert all(text in whole.texts(video) for video, text in everything.texts)
+    few = training_bank(whole, 4).texts
+    assert len(few) == 4 and few == everything.texts[:4]

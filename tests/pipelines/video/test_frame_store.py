@@ -107,14 +107,14 @@ def test_a_store_travels_to_another_process_after_use(store: FrameStore) -> None
 
 
 def test_many_shards_do_not_keep_many_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.video.frame_store._OPEN_SHARDS", 2)
+    monkeypatch.setattr("pipelines.workspace.shard_rows._OPEN_SHARDS", 2)
     pool = ShardPool(Storage(str(tmp_path)), FRAMES)
     for video in range(5):
         pool.commit([frames_row(video)])
     store = FrameStore(pool.storage, pool.index(["video_id"]).sort_by("video_id"))
     for video in (0, 1, 2, 3, 4, 0):
         assert len(store.encoded(video)) == len(images(video))
-        assert len(store._files) <= 2
+        assert len(store._stored._files) <= 2
 
 
 def test_an_empty_split_is_an_empty_store(tmp_path: Path) -> None:
@@ -141,21 +141,21 @@ def test_no_videos_make_an_empty_batch() -> None:
 
 def test_the_videos_of_a_batch_are_read_beside_each_other(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(4)
-    encoded = store.encoded
+    encoded = store._read
 
     def meeting(video: int) -> list[bytes]:
         together.wait(timeout=60)  # raises where the others only come after this one
         return encoded(video)
 
-    monkeypatch.setattr(store, "encoded", meeting)
+    monkeypatch.setattr(store, "_read", meeting)
     batch = store.batch([3, 4, 5, 2], image_size_px=8, max_frames=3)
     assert torch.equal(batch.frames[0, 0], images(3)[0][:, :, 2:10])
 
 
 def test_what_is_read_ahead_is_read_once(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    encoded = store.encoded
-    monkeypatch.setattr(store, "encoded", lambda video: read.append(video) or encoded(video))
+    encoded = store._read
+    monkeypatch.setattr(store, "_read", lambda video: read.append(video) or encoded(video))
     expected = store.batch([1, 5, 1], image_size_px=8, max_frames=3)
     assert sorted(read) == [1, 5]
     read.clear()
@@ -179,14 +179,14 @@ def test_while_one_batch_is_used_the_next_is_made_and_the_one_after_it_is_read(
     blocks = [[1, 5], [2], [3, 0]]
     expected = [store.batch(block, image_size_px=8, max_frames=3) for block in blocks]
     read = {video: threading.Event() for block in blocks for video in block}
-    encoded = store.encoded
+    encoded = store._read
 
     def noted(video: int) -> list[bytes]:
         found = encoded(video)
         read[video].set()
         return found
 
-    monkeypatch.setattr(store, "encoded", noted)
+    monkeypatch.setattr(store, "_read", noted)
     for number, batch in enumerate(store.batches(blocks, image_size_px=8, max_frames=3)):
         assert torch.equal(batch.frames, expected[number].frames)
         if number == 0:
