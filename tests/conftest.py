@@ -14,9 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import pytest
 
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 # Every call of a public function of the models checks the shapes in its signature.
 jaxtyping.install_import_hook(["hbi_models"], "beartype.beartype")
 

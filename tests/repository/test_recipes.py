@@ -45,6 +45,8 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         # Published data cannot be had here: the recipe plans over a small copy in the published layout.
         write_copy(data, tmp_path)
         overrides += ["--data.annotations", str(tmp_path / "annotations"), "--data.videos", str(tmp_path / "videos")]
+        for training in ("estimator", "retrieval", "video_qa"):
+            overrides += [f"--{training}.batch_size", "1", f"--resources.{training}.workers", "1"]
     assert main(["--config", str(path), *overrides, "--plan"]) == 0
     printed = capsys.readouterr().out
     assert "manifest" in printed and "evaluation" in printed and "never run" in printed
@@ -59,15 +61,22 @@ def write_copy(data: DataConfig, folder: Path) -> None:
         write_msrvtt(annotations, train={"video0": ["one"]}, test={"video1": "two"}, train_list=train_list)
     elif data.dataset == "msrvtt_qa":
         questions = {"train": "video0", "val": "video1", "test": "video2"}
-        write_msrvtt_qa(annotations, {split: [(video, "who is it", "a dog")] for split, video in questions.items()})
+        asked = [("who is it", "a dog"), ("what is it", "a cat")]
+        write_msrvtt_qa(annotations, {split: [(video, *one) for one in asked] for split, video in questions.items()})
     elif data.dataset == "msvd":
-        write_msvd(annotations, {"train": ["video0"], "val": ["video1"], "test": ["video2"]}, {})
+        lists = {"train": ["video0"], "val": ["video1"], "test": ["video2"]}
+        write_msvd(annotations, lists, {f"video{number}": ["one"] for number in range(3)})
     elif data.dataset == "activitynet":
         write_activitynet(annotations, {"train": {"v_0": described}, "val_1": {"v_1": described}})
     else:
         assert data.dataset == "didemo"
-        write_didemo(annotations, {"train": {"video0": ["one"]}, "val": {"video1": ["two"]}, "test": {}})
+        write_didemo(
+            annotations, {"train": {"video0": ["one"]}, "val": {"video1": ["two"]}, "test": {"video2": ["three"]}}
+        )
     (folder / "videos").mkdir()
+    for number in range(3):
+        for name in (f"video{number}", f"v_{number}"):
+            (folder / "videos" / f"{name}.mp4").touch()
 
 
 @dataclass(frozen=True, kw_only=True)
