@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hbi_models.configs import OptimizerConfig, require
+from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import leave_out_if, make_optimizer
 from hbi_models.transfer import fetched
 from pipelines.models.weights import load_weights, save_model
@@ -164,11 +164,11 @@ class TrainingLoop(Generic[Batch]):
         if resume is not None:
             together(lambda: self._resume(resume))
         if settings.pairs_at_once is not None:
-            require(
-                isinstance(task, PartedTask),
-                f"pairs_at_once is {settings.pairs_at_once}, and the loss of a training of kind {task.kind!r} has no "
-                "pairs to take apart; unset it",
-            )
+            if not isinstance(task, PartedTask):
+                raise ValueError(
+                    f"pairs_at_once is {settings.pairs_at_once}, and the loss of a training of kind {task.kind!r} has "
+                    "no pairs to take apart; unset it"
+                )
             require_separable(task, self.core)
         if settings.compiled:
             compile_parts(self.core)

@@ -99,8 +99,8 @@ class FrameStore:
         self._ahead: dict[int, Future[list[bytes]]] = {}
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
-        self._lost: dict[str, str] = {}
-        """What is known about shards that are missing or damaged."""
+        self._reasons: dict[str, str] = {}
+        """Why shards were set aside, until it is said."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and open files stay behind when the store travels to another process.
@@ -126,6 +126,18 @@ class FrameStore:
             LostFramesError: its shard is missing or damaged; a damaged one is set aside.
             StorageError: the storage cannot be read.
         """
+        with self._explaining(video):
+            return self._read(video)
+
+    @contextmanager
+    def _explaining(self, video: int) -> Iterator[None]:
+        """Gives the error of a lost shard the reason, which only one of the threads that read it has found out."""
+        try:
+            yield
+        except LostFramesError as error:
+            raise LostFramesError(self._reasons.pop(self._shards[video], str(error))) from error
+
+    def _read(self, video: int) -> list[bytes]:
         shard = self._shards[video]
         try:
             table = self._open(shard).read([self._keys[video]], [self._rows[video]], _STORED.names)
@@ -133,7 +145,7 @@ class FrameStore:
             images: list[bytes] = row["frames"]
             return images
         except FileNotFoundError:
-            raise LostFramesError(self._lost.get(shard) or str(self._missing(shard))) from None
+            raise self._missing(shard) from None
         except (*UNREADABLE, LookupError) as error:
             raise self._explained(shard, error) from error
 
@@ -157,7 +169,7 @@ class FrameStore:
         """Begins to read ``videos``, which one of the next batches holds."""
         for video in videos:
             if video not in self._ahead:
-                self._ahead[video] = self._reading().submit(self.encoded, video)
+                self._ahead[video] = self._reading().submit(self._read, video)
 
     def _reading(self) -> ThreadPoolExecutor:
         if self._readers is None:
@@ -165,14 +177,9 @@ class FrameStore:
         return self._readers
 
     def _explained(self, shard: str, error: Exception) -> Exception:
-        """What to raise where reading a shard failed, in every thread the same; one that is damaged is set aside."""
+        """What to raise where reading a shard failed; one that is damaged is set aside, by one of the threads."""
         with self._lock_of(shard):
-            if shard not in self._lost:
-                found = self._looked_at(shard, error)
-                if not isinstance(found, LostFramesError):
-                    return found
-                self._lost[shard] = str(found)
-            return LostFramesError(self._lost[shard])
+            return self._looked_at(shard, error)
 
     def _looked_at(self, shard: str, error: Exception) -> Exception:
         self._files.pop(shard, None)
@@ -182,10 +189,15 @@ class FrameStore:
             return self._missing(shard)
         except DamagedFileError as damage:
             self._pool.set_aside(shard, damage)
-            return LostFramesError(f"{damage}. It is set aside. {_MEND}")
+            return self._reasoned(shard, LostFramesError(f"{damage}. It is set aside. {_MEND}"))
         if isinstance(error, OSError):
             return StorageError(f"cannot read {self._pool.storage.place(shard)}: {error}")
-        return self._foreign(shard, str(error) if isinstance(error, DamagedFileError) else "it has other rows")
+        reason = str(error) if isinstance(error, DamagedFileError) else "it has other rows"
+        return self._reasoned(shard, self._foreign(shard, reason))
+
+    def _reasoned(self, shard: str, error: LostFramesError) -> LostFramesError:
+        self._reasons[shard] = str(error)
+        return error
 
     def _missing(self, shard: str) -> LostFramesError:
         storage = self._pool.storage
@@ -244,7 +256,12 @@ class FrameStore:
         # A video is decoded while others are read.
         self.read_ahead(videos)
         reads = {video: self._ahead.pop(video) for video in set(videos)}
-        encoded = (reads[video].result()[:max_frames] for video in videos)
+
+        def result(video: int) -> list[bytes]:
+            with self._explaining(video):
+                return reads[video].result()[:max_frames]
+
+        encoded = map(result, videos)
         for _ in self._executor.map(put, range(len(videos)), encoded):
             pass
         return batch

@@ -132,11 +132,9 @@ def test_so_do_steps_with_other_teachers(data: Storage, tmp_path: Path, teacher:
     require_equal(*tasks)
 
 
-@pytest.mark.parametrize("presence", [0.5, 0.2])
-def test_so_does_a_step_whose_similarity_is_that_of_random_coalitions(
-    data: Storage, tmp_path: Path, presence: float
-) -> None:
-    game = GameConfig(teacher="exact", estimator_channels=8, coalitions=presence)
+@pytest.mark.parametrize("game", [{"coalitions": 0.5}, {"coalitions": 0.2}, {"similarity_scale": "auto"}])
+def test_so_does_a_step_with_random_coalitions_or_scaled_targets(data: Storage, tmp_path: Path, game: Any) -> None:
+    game = GameConfig(teacher="exact", estimator_channels=8, **game)
     one, other = (retrieval_task(data, retrieval_config(tmp_path, game=game), CAPTIONS) for _ in range(2))
     require_equal(one, other)
 

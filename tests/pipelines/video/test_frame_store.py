@@ -141,21 +141,21 @@ def test_no_videos_make_an_empty_batch() -> None:
 
 def test_the_videos_of_a_batch_are_read_beside_each_other(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(4)
-    encoded = store.encoded
+    encoded = store._read
 
     def meeting(video: int) -> list[bytes]:
         together.wait(timeout=60)  # raises where the others only come after this one
         return encoded(video)
 
-    monkeypatch.setattr(store, "encoded", meeting)
+    monkeypatch.setattr(store, "_read", meeting)
     batch = store.batch([3, 4, 5, 2], image_size_px=8, max_frames=3)
     assert torch.equal(batch.frames[0, 0], images(3)[0][:, :, 2:10])
 
 
 def test_what_is_read_ahead_is_read_once(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    encoded = store.encoded
-    monkeypatch.setattr(store, "encoded", lambda video: read.append(video) or encoded(video))
+    encoded = store._read
+    monkeypatch.setattr(store, "_read", lambda video: read.append(video) or encoded(video))
     expected = store.batch([1, 5, 1], image_size_px=8, max_frames=3)
     assert sorted(read) == [1, 5]
     read.clear()
@@ -179,14 +179,14 @@ def test_while_one_batch_is_used_the_next_is_made_and_the_one_after_it_is_read(
     blocks = [[1, 5], [2], [3, 0]]
     expected = [store.batch(block, image_size_px=8, max_frames=3) for block in blocks]
     read = {video: threading.Event() for block in blocks for video in block}
-    encoded = store.encoded
+    encoded = store._read
 
     def noted(video: int) -> list[bytes]:
         found = encoded(video)
         read[video].set()
         return found
 
-    monkeypatch.setattr(store, "encoded", noted)
+    monkeypatch.setattr(store, "_read", noted)
     for number, batch in enumerate(store.batches(blocks, image_size_px=8, max_frames=3)):
         assert torch.equal(batch.frames, expected[number].frames)
         if number == 0:
