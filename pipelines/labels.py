@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +53,16 @@ def make_label_model(settings: LabelSettings) -> RetrievalModel:
         if settings.labels.checkpoint is not None:
             return load_checkpoint(settings.labels.checkpoint, settings.model, Path(scratch))
         torch.manual_seed(settings.seed)
-        return RetrievalModel(settings.model, local_weights(settings.clip_weights, Path(scratch))).eval()
+        weights = local_weights(settings.clip_weights, Path(scratch))
+        return RetrievalModel(as_initialised(settings.model), weights).eval()
+
+
+def as_initialised(config: RetrievalConfig) -> RetrievalConfig:
+    """The settings without what of CLIP is trained, which no label depends on.
+
+    Products take another path, with another rounding, where a weight needs no gradient.
+    """
+    return replace(config, clip=replace(config.clip, train="all"))
 
 
 class LabelShard:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,19 @@ class ClipBackbone(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    @property
+    def image_blocks(self) -> nn.ModuleList | nn.Sequential | None:
+        """The transformer blocks of the image tower; None where it is made of something else."""
+        blocks = getattr(getattr(self.visual, "trunk", None), "blocks", None)
+        found: nn.ModuleList | nn.Sequential | None = blocks or getattr(
+            getattr(self.visual, "transformer", None), "resblocks", None
+        )
+        return found
+
+    def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields all parameters but the temperature of the loss, which belongs to neither tower."""
+        return ((name, value) for name, value in self.named_parameters() if name != "logit_scale")
 
     @property
     def uses_quick_gelu(self) -> bool:

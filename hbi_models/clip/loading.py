@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hbi_models.clip.adaptation import choose_trained
 from hbi_models.clip.backbone import ClipBackbone
 from hbi_models.clip.pixels import (
     ARCHITECTURES,
@@ -82,10 +83,7 @@ def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
     resolved = with_pixel_statistics(config)
     backbone.pixel_mean, backbone.pixel_std = resolved.pixel_mean or CLIP_MEAN, resolved.pixel_std or CLIP_STD
     _draw_nothing(backbone)
-    if config.freeze_patch_embedding:
-        backbone.freeze_patch_embedding()
-    if config.freeze_embeddings:
-        backbone.freeze_embeddings()
+    choose_trained(backbone, config)
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients()
     return backbone

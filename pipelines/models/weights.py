@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hbi_models.clip.adaptation import merged_state_dict
 from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.configs import RetrievalConfig, VideoQAConfig
 from hbi_models.retrieval import RetrievalModel
@@ -30,12 +31,12 @@ torch.backends.cudnn.allow_tf32 = False
 
 
 def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any) -> None:
-    """Writes weights and configuration of ``model`` to ``folder``.
+    """Writes weights and configuration of ``model`` to ``folder``; low-rank updates are added to what they change.
 
     Raises:
         StorageError: they could not be written.
     """
-    weights = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().contiguous().cpu() for name, value in merged_state_dict(model).items()}
     with writing(folder):
         save_file(weights, folder / WEIGHTS)
         (folder / DESCRIPTION).write_text(json.dumps({"kind": kind, "config": plain(config)}, indent=2) + "\n")

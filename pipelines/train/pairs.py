@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from hbi_models.axes import TextBatch, VideoBatch
+from hbi_models.clip.adaptation import add_lora
 from hbi_models.clip.backbone import square_size
 from hbi_models.clip.loading import read_architecture
 from hbi_models.clip.tokenizer import CaptionTokenizer
@@ -305,6 +306,11 @@ class PairTask(ABC, Generic[Batch]):
         size = int(self.training.batch_size)
         # The loop seeds torch anew in every step, on all ranks alike.
         return BatchDraws(torch.initial_seed(), batch_size=size, first=rank() * (size // world_size()) + first)
+
+    def adapt_encoder(self, encoder: RetrievalModel) -> None:
+        """Adds what is trained of CLIP beside its own weights, once these have their initial values."""
+        if encoder.config.clip.train == "lora":
+            add_lora(encoder.clip, encoder.config.clip.lora)
 
     def install_teacher(self, encoder: RetrievalModel) -> None:
         """Puts the trained estimator into ``encoder`` if that has an estimator as its teacher.
