@@ -9,7 +9,7 @@ configurations can be parsed and printed without loading PyTorch.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, replace
 from typing import Any, Literal
 
 LEVELS = ("entity", "action", "event")
@@ -152,6 +152,11 @@ class ClipConfig:
 
     lora: LoraConfig = added_later("training", "answering", default_factory=LoraConfig)
     """With ``train: lora``. Checkpoints hold the weights with the updates added to them."""
+
+    tokenizer: str | None = added_later(default=None, names="file or name")
+    """A local ``tokenizer.json`` for an architecture that does not read CLIP's own tokens (SigLIP, MetaCLIP 2), with
+    its ``tokenizer_config.json`` beside it. Null = the one that the architecture names, from the model hub or its
+    cache; CLIP's where it names none."""
 
     pixel_mean: tuple[float, float, float] | None = added_later(default=None)
     """Mean of red, green and blue, on a scale of 0 to 1, by which the input is normalised. Null = the
@@ -351,6 +356,51 @@ class RetrievalConfig:
             f"game.coalitions is {self.game.coalitions} and quirks.zero_floor is true; padding joins no coalition: set "
             "one of them",
         )
+
+
+ZeroShotPooling = Literal["mean", "softmax"]
+
+ZERO_SHOT_POOLINGS: tuple[ZeroShotPooling, ...] = ("mean", "softmax")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """Retrieval by a pretrained encoder alone."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+
+    max_frames: int = 12
+    """Frames of a video."""
+
+    pooling: ZeroShotPooling = "mean"
+    """How frames become the score of their video: by the ``mean`` of their embeddings (published zero-shot protocol),
+    or by their cosines with the text, weighted by a ``softmax`` over the frames."""
+
+    temperature: float = 0.1
+    """Of that softmax (Bain et al., 2022, arXiv 2205.08508: 0.1)."""
+
+    def __post_init__(self) -> None:
+        require(self.max_frames >= 1, f"max_frames is {self.max_frames}; it must be 1 or more")
+        require(self.temperature > 0, f"temperature is {self.temperature}; it must be positive")
+
+    @property
+    def level_rates(self) -> tuple[float, ...]:
+        """There is one level."""
+        return (1.0,)
+
+    @property
+    def game(self) -> GameConfig:
+        """What weighs tokens: there is one of a text, and frames are equally important."""
+        return GameConfig()
+
+    @property
+    def quirks(self) -> Quirks:
+        """None of those of the published model."""
+        return Quirks()
+
+    def with_clip(self, clip: ClipConfig) -> ZeroShotConfig:
+        """Returns these settings with another encoder."""
+        return replace(self, clip=clip)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,6 @@ from torch import Tensor
 from hbi_models.axes import TextBatch, TokenLevel
 from hbi_models.banzhaf.exact import require_finite
 from hbi_models.banzhaf.published import published_labels
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import token_cosines, token_weights
@@ -81,7 +80,7 @@ class LabelShard:
         self._device = compute_device()
         require_precision(settings.labels.precision, self._device)
         self._model = make_label_model(settings).to(self._device)
-        self._tokenizer = CaptionTokenizer(settings.model.max_words)
+        self._tokenizer = self._model.tokenizer
 
     def __call__(self, videos: pa.Table) -> pa.Table:
         """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,8 @@ class LowRankUpdate(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Returns the weight with its update, in the weight's own precision."""
         # In bfloat16 the sum would lose most of a small update, and differ from what a checkpoint holds.
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             return weight + self.scale * (self.up @ self.down).flatten(0, 1)
 
 
