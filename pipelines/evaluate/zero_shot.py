@@ -19,10 +19,10 @@ from hbi_models.configs import ZERO_SHOT_POOLINGS, ZeroShotConfig, require
 from hbi_models.metric_names import DIRECTIONS
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
 from hbi_models.zero_shot import ZeroShotModel, zero_shot_similarity
-from pipelines.evaluate.actors import as_finished, blocks, start_actors
+from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
 from pipelines.evaluate.documents import METRICS_FILE
 from pipelines.models.clip_weights import local_weights
-from pipelines.models.encoding import Levels, encode_texts, encode_videos
+from pipelines.models.encoding import Levels, encode_texts, encode_videos, on_device
 from pipelines.progress import Progress
 from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.recipe.resources import ActorResources
@@ -56,9 +56,7 @@ class ZeroShotActor:
     @torch.inference_mode()
     def tile(self, texts: Levels, videos: Levels) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Similarities of a block of texts with a block of videos, [poolings, texts, videos]."""
-        (text,), (video,) = (
-            tuple(level.map(lambda tensor: tensor.to(self._device)) for level in levels) for levels in (texts, videos)
-        )
+        (text,), (video,) = on_device(texts, self._device), on_device(videos, self._device)
         temperature = self._model.config.temperature
         scores = [zero_shot_similarity(text, video, kind, temperature=temperature) for kind in ZERO_SHOT_POOLINGS]
         return torch.stack(scores).float().cpu().numpy()
@@ -95,8 +93,7 @@ def zero_shot_matrices(
         expected = (len(ZERO_SHOT_POOLINGS), len(rows), len(columns))
         require(found.shape == expected, f"a tile of {expected} similarities came back with the shape {found.shape}")
         matrices[:, rows.start : rows.stop, columns.start : columns.stop] = found
-    for member in actors:
-        ray.kill(member)
+    stop_actors(actors)
     return matrices
 
 

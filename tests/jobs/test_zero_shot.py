@@ -32,7 +32,7 @@ from pipelines.tracker import StageTracker
 from pipelines.video.frame_store import FrameStore
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.storage import Storage
-from tests.search_index import OPTIONS, RESOURCES, write_videos
+from tests.search_index import IN_PLACE, OPTIONS, write_videos
 from tests.tiny_retrieval import MAX_FRAMES, write_architecture, write_split_data
 
 VIDEOS, CPU = 6, torch.device("cpu")
@@ -52,7 +52,6 @@ def model(clip: ClipConfig, pooling: Any = "mean") -> ZeroShotModel:
     return ZeroShotModel(ZeroShotConfig(clip=clip, max_frames=MAX_FRAMES, pooling=pooling)).eval()
 
 
-@pytest.mark.ray
 def test_an_index_without_training_ranks_as_the_encoder_does_and_has_no_map(
     clip: ClipConfig, tmp_path: Path, ray_local: Any
 ) -> None:
@@ -60,7 +59,7 @@ def test_an_index_without_training_ranks_as_the_encoder_does_and_has_no_map(
     encoder = ["--encoder", clip.architecture, "--pretrained", str(clip.pretrained), "--pooling", "softmax"]
     places = ["--videos", str(videos), "--index", str(folder), "--frames.fps", "4"]
     sizes = ["--frames.max_frames", str(MAX_FRAMES), "--model.max_frames", str(MAX_FRAMES)]
-    assert index([*encoder, *places, *sizes, *OPTIONS, *RESOURCES]) == 0
+    assert index([*encoder, *places, *sizes, *OPTIONS, *IN_PLACE]) == 0
     searcher = Searcher(str(folder))
     assert len(searcher) == VIDEOS
     # The index brings the encoder along: its file may be gone.
@@ -104,7 +103,6 @@ def test_one_of_checkpoint_and_encoder_is_needed(clip: ClipConfig, tmp_path: Pat
     assert not (tmp_path / "made").exists() or not list((tmp_path / "made").glob("frames*"))
 
 
-@pytest.mark.ray
 def test_the_evaluation_is_that_of_the_encoder(clip: ClipConfig, tmp_path: Path, ray_local: Any) -> None:
     captions = (2, 1, 3, 1, 2)
     data = write_split_data(tmp_path, {"test": captions})
@@ -113,7 +111,7 @@ def test_the_evaluation_is_that_of_the_encoder(clip: ClipConfig, tmp_path: Path,
     # Tiles smaller than the split.
     settings = EvaluationConfig(tile=2, batch_size=2, bootstrap_samples=20)
     config = ZeroShotConfig(clip=clip, max_frames=MAX_FRAMES)
-    resources = ActorResources(max_actors=1)
+    resources = ActorResources(max_actors=0)
     found = evaluate_zero_shot(
         output, StageTracker(), view, config=config, settings=settings, resources=resources, seed=1
     )

@@ -43,16 +43,16 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     data = recipe_of(path).data
     if data.shapes is None:
         # Published data cannot be had here: the recipe plans over a small copy in the published layout.
-        write_copy(data, tmp_path)
-        overrides += ["--data.annotations", str(tmp_path / "annotations"), "--data.videos", str(tmp_path / "videos")]
+        annotations = write_copy(data, tmp_path)
+        overrides += ["--data.annotations", str(annotations), "--data.videos", str(tmp_path / "videos")]
     assert main(["--config", str(path), *overrides, "--plan"]) == 0
     printed = capsys.readouterr().out
     assert "manifest" in printed and "evaluation" in printed and "never run" in printed
 
 
-def write_copy(data: DataConfig, folder: Path) -> None:
-    """Annotations and (empty) videos of the recipe's data set."""
-    annotations = folder / "annotations"
+def write_copy(data: DataConfig, folder: Path) -> Path:
+    """Annotations and (empty) videos of the recipe's data set; returns where the annotations are."""
+    annotations = folder / ("captions.csv" if data.dataset == "captions_file" else "annotations")
     described = {"duration": 3, "timestamps": [[0, 3]], "sentences": ["one"]}
     if data.dataset == "msrvtt":
         train_list = data.msrvtt_train_list
@@ -60,6 +60,9 @@ def write_copy(data: DataConfig, folder: Path) -> None:
     elif data.dataset == "msrvtt_qa":
         questions = {"train": "video0", "val": "video1", "test": "video2"}
         write_msrvtt_qa(annotations, {split: [(video, "who is it", "a dog")] for split, video in questions.items()})
+    elif data.dataset == "captions_file":
+        rows = [f"video{number}.mp4,a dog runs,{split}" for number, split in enumerate(("train", "val", "test"))]
+        annotations.write_text("\n".join(["path,caption,split", *rows]))
     elif data.dataset == "msvd":
         write_msvd(annotations, {"train": ["video0"], "val": ["video1"], "test": ["video2"]}, {})
     elif data.dataset == "activitynet":
@@ -68,6 +71,7 @@ def write_copy(data: DataConfig, folder: Path) -> None:
         assert data.dataset == "didemo"
         write_didemo(annotations, {"train": {"video0": ["one"]}, "val": {"video1": ["two"]}, "test": {}})
     (folder / "videos").mkdir()
+    return annotations
 
 
 @dataclass(frozen=True, kw_only=True)
