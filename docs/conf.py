@@ -31,6 +31,7 @@ searching
 tuning
 evaluation
 datasets
+encoders
 decoding
 results
 closed_form

@@ -94,9 +94,14 @@ class RetrievalModel(nn.Module):
         """Where the model is."""
         return self.clip.logit_scale.device
 
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """What turns captions into the tokens that this model reads, ``max_words`` of them at most."""
+        return CaptionTokenizer(self.config.max_words, self.clip.codec)
+
     def text_batch(self, captions: Sequence[str]) -> TextBatch:
         """Returns captions as the model reads them, on its device: cut and padded to ``max_words`` tokens."""
-        token_ids, mask = CaptionTokenizer(self.config.max_words)(captions)
+        token_ids, mask = self.tokenizer(captions)
         return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask)).to(self.device)
 
     def video_batch(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,6 @@ from torch import Tensor
 from hbi_models.axes import TextBatch, TokenLevel
 from hbi_models.banzhaf.exact import require_finite
 from hbi_models.banzhaf.published import published_labels
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import token_cosines, token_weights
@@ -53,7 +52,16 @@ def make_label_model(settings: LabelSettings) -> RetrievalModel:
         if settings.labels.checkpoint is not None:
             return load_checkpoint(settings.labels.checkpoint, settings.model, Path(scratch))
         torch.manual_seed(settings.seed)
-        return RetrievalModel(settings.model, local_weights(settings.clip_weights, Path(scratch))).eval()
+        weights = local_weights(settings.clip_weights, Path(scratch))
+        return RetrievalModel(as_initialised(settings.model), weights).eval()
+
+
+def as_initialised(config: RetrievalConfig) -> RetrievalConfig:
+    """The settings without what of CLIP is trained, which no label depends on.
+
+    Products take another path, with another rounding, where a weight needs no gradient.
+    """
+    return replace(config, clip=replace(config.clip, train="all"))
 
 
 class LabelShard:
@@ -72,7 +80,7 @@ class LabelShard:
         self._device = compute_device()
         require_precision(settings.labels.precision, self._device)
         self._model = make_label_model(settings).to(self._device)
-        self._tokenizer = CaptionTokenizer(settings.model.max_words)
+        self._tokenizer = self._model.tokenizer
 
     def __call__(self, videos: pa.Table) -> pa.Table:
         """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""

@@ -10,17 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hbi_models.axes import TextBatch, TokenLevel
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.transfer import fetched, sent
+from hbi_models.zero_shot import ZeroShotModel
 from pipelines.video.frame_store import Frames, FrameStore
 
 Levels = tuple[TokenLevel, ...]
 
+Encoder = RetrievalModel | ZeroShotModel
+"""What turns texts and videos into levels and compares them; of a pretrained encoder alone there is one level."""
+
 
 def encode_texts(
-    model: RetrievalModel,
+    model: Encoder,
     captions: Sequence[str],
     *,
     device: torch.device,
@@ -28,7 +31,7 @@ def encode_texts(
     num_levels: int = len(LEVELS),
 ) -> Levels:
     """The first ``num_levels`` levels of ``captions``, in their order, on the CPU."""
-    tokenizer = CaptionTokenizer(model.config.max_words)
+    tokenizer = model.tokenizer
     parts = []
     for start in range(0, len(captions), batch_size):
         token_ids, mask = tokenizer(captions[start : start + batch_size])
@@ -41,7 +44,7 @@ def encode_texts(
 
 
 def encode_videos(
-    model: RetrievalModel,
+    model: Encoder,
     store: FrameStore,
     videos: Sequence[int],
     *,

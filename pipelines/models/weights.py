@@ -14,11 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hbi_models.clip.adaptation import merged_state_dict
+from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.clip.codecs import FileCodec
 from hbi_models.clip.pixels import with_pixel_statistics
-from hbi_models.configs import RetrievalConfig, VideoQAConfig
+from hbi_models.configs import ClipConfig, RetrievalConfig, VideoQAConfig, ZeroShotConfig
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
-from pipelines.models.folder import DESCRIPTION, WEIGHTS
+from hbi_models.zero_shot import ZeroShotModel
+from pipelines.models.folder import DESCRIPTION, TOKENIZER, WEIGHTS, ZERO_SHOT
 from pipelines.recipe.reading import config_from_plain
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.errors import DamagedFileError, StorageError
@@ -30,15 +34,18 @@ torch.backends.cudnn.allow_tf32 = False
 
 
 def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any) -> None:
-    """Writes weights and configuration of ``model`` to ``folder``.
+    """Writes weights and configuration of ``model`` to ``folder``; low-rank updates are added to what they change.
 
     Raises:
         StorageError: they could not be written.
     """
-    weights = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().contiguous().cpu() for name, value in merged_state_dict(model).items()}
     with writing(folder):
         save_file(weights, folder / WEIGHTS)
         (folder / DESCRIPTION).write_text(json.dumps({"kind": kind, "config": plain(config)}, indent=2) + "\n")
+        for module in model.modules():
+            if isinstance(module, ClipBackbone) and isinstance(module.codec, FileCodec):
+                (folder / TOKENIZER).write_text(module.codec.document, encoding="utf-8")
 
 
 @contextmanager
@@ -129,7 +136,23 @@ def load_model(storage: Storage, scratch: Path) -> RetrievalModel:
     """
     folder, document = _described(storage, scratch, "retrieval")
     config: RetrievalConfig = config_from_plain(RetrievalConfig, document, place=storage.place(DESCRIPTION))
-    model = RetrievalModel(without_pretraining(config))
+    model = RetrievalModel(stored(config, folder))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def load_encoder(storage: Storage, scratch: Path) -> RetrievalModel | ZeroShotModel:
+    """What searches with the model folder ``storage``: a trained retrieval model, or a pretrained encoder alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_model`.
+    """
+    folder = storage.download("", scratch)
+    kind, document = read_description(folder)
+    if kind != ZERO_SHOT:
+        return load_model(storage, scratch)
+    config: ZeroShotConfig = config_from_plain(ZeroShotConfig, document, place=storage.place(DESCRIPTION))
+    model = ZeroShotModel(config.with_clip(stored_clip(config.clip, folder)))
     load_weights(folder, model)
     return model.eval()
 
@@ -142,7 +165,7 @@ def load_video_qa(storage: Storage, scratch: Path) -> VideoQAModel:
     """
     folder, document = _described(storage, scratch, "video_qa")
     config: VideoQAConfig = config_from_plain(VideoQAConfig, document, place=storage.place(DESCRIPTION))
-    model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
+    model = VideoQAModel(replace(config, encoder=stored(config.encoder, folder)))
     load_weights(folder, model)
     return model.eval()
 
@@ -159,3 +182,16 @@ def without_pretraining(config: RetrievalConfig) -> RetrievalConfig:
     """``config`` for a model whose weights come from a checkpoint: CLIP's own are not loaded."""
     # The pixel statistics of CLIP's weights hold for the checkpoint, too.
     return replace(config, clip=replace(with_pixel_statistics(config.clip), pretrained=None))
+
+
+def stored(config: RetrievalConfig, folder: Path) -> RetrievalConfig:
+    """``config`` for the model in ``folder``, which brings its weights and, where it is not CLIP's, its tokenizer."""
+    return replace(config, clip=stored_clip(config.clip, folder))
+
+
+def stored_clip(clip: ClipConfig, folder: Path) -> ClipConfig:
+    """``clip`` for the model in ``folder``, likewise."""
+    tokenizer = folder / TOKENIZER
+    found = replace(clip, tokenizer=str(tokenizer)) if tokenizer.is_file() else clip
+    # What CLIP's tag says about pixels holds for the checkpoint, too.
+    return replace(with_pixel_statistics(found), pretrained=None)

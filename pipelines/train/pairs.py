@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from hbi_models.axes import TextBatch, VideoBatch
+from hbi_models.clip.adaptation import add_lora
 from hbi_models.clip.backbone import square_size
-from hbi_models.clip.loading import read_architecture
-from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.clip.loading import caption_tokenizer, read_architecture
 from hbi_models.configs import OptimizerConfig, RetrievalConfig
 from hbi_models.draws import BatchDraws
 from hbi_models.losses import TrainingLoss
@@ -152,7 +152,7 @@ class PairSource:
         self._view, self._training, self._model = view, training, model
         self._max_texts, self._image_size_px, self._seed = max_texts, image_size_px, seed
         self._rank, self._world_size = rank, world_size
-        self._tokenizer = CaptionTokenizer(model.max_words)
+        self._tokenizer = caption_tokenizer(model)
         self._epochs: dict[int, list[list[Pair]]] = {}
 
     def pairs(self, address: BatchAddress) -> Sequence[Pair]:
@@ -305,6 +305,11 @@ class PairTask(ABC, Generic[Batch]):
         size = int(self.training.batch_size)
         # The loop seeds torch anew in every step, on all ranks alike.
         return BatchDraws(torch.initial_seed(), batch_size=size, first=rank() * (size // world_size()) + first)
+
+    def adapt_encoder(self, encoder: RetrievalModel) -> None:
+        """Adds what is trained of CLIP beside its own weights, once these have their initial values."""
+        if encoder.config.clip.train == "lora":
+            add_lora(encoder.clip, encoder.config.clip.lora)
 
     def install_teacher(self, encoder: RetrievalModel) -> None:
         """Puts the trained estimator into ``encoder`` if that has an estimator as its teacher.

@@ -35,7 +35,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from pipelines.models.folder import DESCRIPTION, MODEL, WEIGHTS
+from pipelines.models.folder import DESCRIPTION, MODEL, TOKENIZER, WEIGHTS
 from pipelines.progress import Progress
 from pipelines.recipe.resources import TrainResources
 from pipelines.resources.device import CPU, compute_device
@@ -312,8 +312,8 @@ def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Resu
 
 
 def _keep_model(folder: Path, output: Storage) -> None:
-    """Copies weights and description of the chosen checkpoint to their place."""
-    for name in (WEIGHTS, DESCRIPTION):
+    """Copies weights, description and, where it has one, tokenizer of the chosen checkpoint to their place."""
+    for name in (WEIGHTS, DESCRIPTION, *((TOKENIZER,) if (folder / TOKENIZER).is_file() else ())):
         output.write_bytes(f"{MODEL}/{name}", (folder / name).read_bytes())
 
 

@@ -43,8 +43,8 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     data = recipe_of(path).data
     if data.shapes is None:
         # Published data cannot be had here: the recipe plans over a small copy in the published layout.
-        write_copy(data, tmp_path)
-        overrides += ["--data.annotations", str(tmp_path / "annotations"), "--data.videos", str(tmp_path / "videos")]
+        annotations = write_copy(data, tmp_path)
+        overrides += ["--data.annotations", str(annotations), "--data.videos", str(tmp_path / "videos")]
         for training in ("estimator", "retrieval", "video_qa"):
             overrides += [f"--{training}.batch_size", "1", f"--resources.{training}.workers", "1"]
     assert main(["--config", str(path), *overrides, "--plan"]) == 0
@@ -52,9 +52,9 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "manifest" in printed and "evaluation" in printed and "never run" in printed
 
 
-def write_copy(data: DataConfig, folder: Path) -> None:
-    """Annotations and (empty) videos of the recipe's data set."""
-    annotations = folder / "annotations"
+def write_copy(data: DataConfig, folder: Path) -> Path:
+    """Annotations and (empty) videos of the recipe's data set; returns where the annotations are."""
+    annotations = folder / ("captions.csv" if data.dataset == "captions_file" else "annotations")
     described = {"duration": 3, "timestamps": [[0, 3]], "sentences": ["one"]}
     if data.dataset == "msrvtt":
         train_list = data.msrvtt_train_list
@@ -63,6 +63,9 @@ def write_copy(data: DataConfig, folder: Path) -> None:
         questions = {"train": "video0", "val": "video1", "test": "video2"}
         asked = [("who is it", "a dog"), ("what is it", "a cat")]
         write_msrvtt_qa(annotations, {split: [(video, *one) for one in asked] for split, video in questions.items()})
+    elif data.dataset == "captions_file":
+        rows = [f"video{number}.mp4,a dog runs,{split}" for number, split in enumerate(("train", "val", "test"))]
+        annotations.write_text("\n".join(["path,caption,split", *rows]))
     elif data.dataset == "msvd":
         lists = {"train": ["video0"], "val": ["video1"], "test": ["video2"]}
         write_msvd(annotations, lists, {f"video{number}": ["one"] for number in range(3)})
@@ -77,6 +80,7 @@ def write_copy(data: DataConfig, folder: Path) -> None:
     for number in range(3):
         for name in (f"video{number}", f"v_{number}"):
             (folder / "videos" / f"{name}.mp4").touch()
+    return annotations
 
 
 @dataclass(frozen=True, kw_only=True)

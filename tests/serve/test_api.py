@@ -37,7 +37,7 @@ def clip(server: Server) -> Path:
 
 def test_health_says_what_is_served(server: Server) -> None:
     found = requests.get(f"{server.address}/api/health", timeout=60).json()
-    assert found["status"] == "ok" and found["videos"] == VIDEOS and found["answers"] is True
+    assert found["status"] == "ok" and found["videos"] == VIDEOS and found["answers"] is True and found["maps"] is True
 
 
 def test_search_and_map_are_those_of_the_index(server: Server) -> None:
