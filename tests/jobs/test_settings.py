@@ -16,7 +16,6 @@ from hbi_models.configs import require
 from jobs.settings import run_job, set_up_logging
 from pipelines.recipe.data import ShapesConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.workspace.artifact import plain
 from tests.recipe_options import parsed_recipe
 
 
