@@ -51,7 +51,7 @@ class Task:
 TASKS = (Task(Shape(1000, 1000, 24, 12), 250, 5), Task(Shape(4917, 4917, 24, 12), 154, 3))
 BARE_ONLY = Task(Shape(256, 256, 64, 64), 256, 3)
 """ActivityNet's tokens."""
-COALITIONS = Target("≤", 10)
+COALITIONS = Target("≤", 3)
 """Two sorts of all cosines, where the plain similarity needs two maxima."""
 
 

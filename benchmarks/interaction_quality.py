@@ -36,7 +36,6 @@ from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
 from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.banzhaf.published import published_labels
 from hbi_models.clip.preprocessing import normalize_pixels
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel, hierarchy_members
 from hbi_models.similarity import token_cosines, token_weights
@@ -138,9 +137,7 @@ def auc(values: np.ndarray, shown: np.ndarray) -> float:
 def score_clip(model: RetrievalModel, clip: Clip) -> dict[tuple[str, str, str], list[float]]:
     """The AUCs of all captions of a clip by level, map and attribute."""
     stacked = stack_frames([clip.images], image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames)
-    token_ids, mask = map(
-        torch.from_numpy, CaptionTokenizer(model.config.max_words)([caption["caption"] for caption in clip.captions])
-    )
+    token_ids, mask = map(torch.from_numpy, model.tokenizer([caption["caption"] for caption in clip.captions]))
     words = model.encode_text(TextBatch(token_ids, mask))
     one = model.encode_video(VideoBatch(normalize_pixels(stacked.frames), stacked.mask))
     frames = tuple(level.map(lambda tensor: tensor.expand(len(token_ids), *tensor.shape[1:])) for level in one)

@@ -32,6 +32,7 @@ features
 tuning
 evaluation
 datasets
+encoders
 decoding
 results
 closed_form

@@ -9,7 +9,7 @@ configurations can be parsed and printed without loading PyTorch.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, replace
 from typing import Any, Literal
 
 LEVELS = ("entity", "action", "event")
@@ -89,6 +89,36 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+TrainedPart = Literal["all", "last_layers", "lora", "none"]
+
+LoraProjection = Literal["attention_in", "attention_out", "mlp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of the weights in the blocks of both towers (Hu et al., 2021, arXiv 2106.09685).
+
+    A weight W becomes W + alpha / rank · B A with trained A (rank × inputs) and B (outputs × rank, 0 at first).
+    """
+
+    rank: int = 8
+    """Rank of each update; queries, keys and values have one each."""
+
+    alpha: float = 16.0
+    """Scale of the update, divided by the rank."""
+
+    projections: tuple[LoraProjection, ...] = ("attention_in", "attention_out")
+    """Which weights: ``attention_in`` (queries, keys, values), ``attention_out``, ``mlp`` (its linear layers)."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"clip.lora.rank is {self.rank}; it must be 1 or more")
+        require(self.alpha > 0, f"clip.lora.alpha is {self.alpha}; it must be positive")
+        require(
+            bool(self.projections),
+            "clip.lora.projections is empty; name attention_in, attention_out or mlp, or set clip.train to none",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     """The CLIP backbone: an open_clip architecture and, optionally, its weights."""
@@ -112,6 +142,23 @@ class ClipConfig:
     gradient_checkpointing: bool = only_for(default=False)
     """Recompute the towers' activations in the backward pass: less memory, about 30% more time."""
 
+    train: TrainedPart = added_later("training", "answering", default="all")
+    """How much of the two towers is trained: ``all`` but what the two settings above freeze (published),
+    the ``last_layers``, low-rank updates (``lora``), or ``none``: words and frames are then encoded once (the stage
+    ``features``). Rates: ``optimizer.clip_lr_factor``. The loss's temperature is trained in any case."""
+
+    last_layers: int = added_later("training", "answering", default=2)
+    """With ``train: last_layers``: so many blocks of each tower, counted from the top, with the norm and the
+    projection above them."""
+
+    lora: LoraConfig = added_later("training", "answering", default_factory=LoraConfig)
+    """With ``train: lora``. Checkpoints hold the weights with the updates added to them."""
+
+    tokenizer: str | None = added_later(default=None, names="file or name")
+    """A local ``tokenizer.json`` for an architecture that does not read CLIP's own tokens (SigLIP, MetaCLIP 2), with
+    its ``tokenizer_config.json`` beside it. Null = the one that the architecture names, from the model hub or its
+    cache; CLIP's where it names none."""
+
     pixel_mean: tuple[float, float, float] | None = added_later(default=None)
     """Mean of red, green and blue, on a scale of 0 to 1, by which the input is normalised. Null = the
     model's: what open_clip says about architecture and tag, or ``preprocess_cfg`` in the architecture's
@@ -126,15 +173,7 @@ class ClipConfig:
             self.pixel_std is None or all(value > 0 for value in self.pixel_std),
             f"clip.pixel_std is {self.pixel_std}; every deviation must be positive",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """How much of the encoder, CLIP's two towers, is trained."""
-
-    train: Literal["all", "none"] = "all"
-    """``all``: both towers, but for what ``clip.freeze_…`` names (published). ``none``: they stay as they are, so that
-    words and frames are encoded once (the stage ``features``); the logit scale is trained all the same."""
+        require(self.last_layers >= 1, f"clip.last_layers is {self.last_layers}; it must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,10 +351,9 @@ class RetrievalConfig:
     """The text-video retrieval model."""
 
     clip: ClipConfig = field(default_factory=ClipConfig)
-    encoder: EncoderConfig = added_later("training", "answering", default_factory=EncoderConfig)
     tokens: TokensConfig | None = added_later(default=None)
     """Null = CLIP encodes words and frames. Otherwise they come encoded by another model (``data.features``), and
-    ``clip``, ``encoder`` and ``temporal.init_from_clip_text`` have no effect."""
+    ``clip`` and ``temporal.init_from_clip_text`` have no effect."""
 
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
     merging: MergingConfig = only_for("training", "evaluation", default_factory=MergingConfig)
@@ -341,6 +379,51 @@ class RetrievalConfig:
             f"game.coalitions is {self.game.coalitions} and quirks.zero_floor is true; padding joins no coalition: set "
             "one of them",
         )
+
+
+ZeroShotPooling = Literal["mean", "softmax"]
+
+ZERO_SHOT_POOLINGS: tuple[ZeroShotPooling, ...] = ("mean", "softmax")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """Retrieval by a pretrained encoder alone."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+
+    max_frames: int = 12
+    """Frames of a video."""
+
+    pooling: ZeroShotPooling = "mean"
+    """How frames become the score of their video: by the ``mean`` of their embeddings (published zero-shot protocol),
+    or by their cosines with the text, weighted by a ``softmax`` over the frames."""
+
+    temperature: float = 0.1
+    """Of that softmax (Bain et al., 2022, arXiv 2205.08508: 0.1)."""
+
+    def __post_init__(self) -> None:
+        require(self.max_frames >= 1, f"max_frames is {self.max_frames}; it must be 1 or more")
+        require(self.temperature > 0, f"temperature is {self.temperature}; it must be positive")
+
+    @property
+    def level_rates(self) -> tuple[float, ...]:
+        """There is one level."""
+        return (1.0,)
+
+    @property
+    def game(self) -> GameConfig:
+        """What weighs tokens: there is one of a text, and frames are equally important."""
+        return GameConfig()
+
+    @property
+    def quirks(self) -> Quirks:
+        """None of those of the published model."""
+        return Quirks()
+
+    def with_clip(self, clip: ClipConfig) -> ZeroShotConfig:
+        """Returns these settings with another encoder."""
+        return replace(self, clip=clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,6 +501,11 @@ class OptimizerConfig:
     clip_lr_factor: float = 1e-3
     """CLIP's learning rate as a multiple of ``lr`` (published ``coef_lr``: 1e-3)."""
 
+    clip_layer_decay: float = added_later(default=1.0)
+    """Factor of the learning rate from each block of CLIP's towers to the one below it (Clark et al., 2020; Bao et
+    al., 2022): the layers above the blocks have CLIP's rate, the last block that times this factor, and so on
+    down to the embeddings. 1 = one rate for all (published)."""
+
     weight_decay: float = 0.2
     """Decay of weights; biases are exempt (published: 0.2)."""
 
@@ -430,12 +518,25 @@ class OptimizerConfig:
     eps: float = 1e-6
     """Added to the root of the second moment (published: 1e-6)."""
 
+    ema_decay: float | None = added_later(default=None)
+    """Decay, per step, of the exponential moving average of the weights, which starts after the warm-up. Validation
+    and the checkpoints that are kept then have the average. Null = none (published). 0.999 is an average
+    over the last 1,000 steps; take no more than the training has."""
+
     max_grad_norm: float = 1.0
     """Norm to which the whole gradient is clipped (published: 1)."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr is {self.lr}; it must be positive")
         require(self.clip_lr_factor >= 0, f"optimizer.clip_lr_factor is {self.clip_lr_factor}; it must not be negative")
+        require(
+            0 < self.clip_layer_decay <= 1,
+            f"optimizer.clip_layer_decay is {self.clip_layer_decay}; it must lie in (0, 1]",
+        )
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"optimizer.ema_decay is {self.ema_decay}; it must lie between 0 and 1",
+        )
         require(
             0 <= self.warmup_fraction < 1,
             f"optimizer.warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)",

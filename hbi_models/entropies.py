@@ -46,7 +46,7 @@ def entropy_scale(
     cells = word_mask[:, :, None] & frame_mask[:, None, :]
     target = target.masked_fill(~cells, 0)
     size = (target.square().sum() / cells.sum().clamp(min=1)).sqrt().clamp(min=1e-12)
-    low, high = target.new_tensor(_LOWEST), target.new_tensor(_HIGHEST)
+    low, high = target.new_full((), _LOWEST), target.new_full((), _HIGHEST)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         scaled = target * (middle.exp() / size)

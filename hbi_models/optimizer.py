@@ -8,6 +8,7 @@ loop steps once per optimizer step.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -21,6 +22,17 @@ from hbi_models.configs import OptimizerConfig, require
 
 CLIP_MODULE = "clip"
 
+LAYERS_BELOW_BLOCKS = frozenset(
+    {
+        # open_clip's transformers of both sides, then timm's image towers.
+        *("token_embedding", "positional_embedding", "class_embedding", "conv1", "ln_pre"),
+        *("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "stem"),
+    }
+)
+"""Names of the layers of CLIP's towers that lie between the input and the blocks."""
+
+_BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks|stages)\.(\d+)\.")
+
 LARGEST_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on the log of its inverse temperature (Radford et al., 2021, section 2.5)."""
 
@@ -30,28 +42,64 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Returns the optimizer's groups: CLIP or not, decayed or not; empty groups are left out.
 
+    With ``config.clip_layer_decay`` below 1 CLIP's are split by their depth.
+
     Parameters of a module called ``clip``, wherever it is, get ``config.lr * config.clip_lr_factor``.
     Parameters with ``bias`` in their name are not decayed; everything else is, the gains of layer
     norms and the logit scale included (published). Frozen parameters are in no group.
 
     Raises:
-        ValueError: no parameter requires a gradient.
+        ValueError: no parameter requires a gradient, or CLIP's towers have no blocks to tell depths by.
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-    for is_clip in (True, False):
-        for decays in (True, False):
-            groups[is_clip, decays] = {
-                "name": f"{'clip' if is_clip else 'head'}_{'decay' if decays else 'no_decay'}",
+    named = dict(named_parameters)
+    below_top = _layers_below_top(named) if config.clip_layer_decay < 1 else {}
+    groups: dict[tuple[bool, int, bool], dict[str, Any]] = {}
+    for name, parameter in named.items():
+        if not parameter.requires_grad:
+            continue
+        is_clip, decays, depth = _is_clip(name), "bias" not in name, below_top.get(name, 0)
+        rate = config.lr * config.clip_lr_factor * config.clip_layer_decay**depth if is_clip else config.lr
+        group = groups.setdefault(
+            (not is_clip, depth, not decays),
+            {
+                "name": f"{'clip' if is_clip else 'head'}_{'decay' if decays else 'no_decay'}"
+                + (f"_{depth}_below_top" if depth else ""),
                 "params": [],
-                "lr": config.lr * config.clip_lr_factor if is_clip else config.lr,
+                "lr": rate,
                 "weight_decay": config.weight_decay if decays else 0.0,
-            }
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            groups[CLIP_MODULE in name.split("."), "bias" not in name]["params"].append(parameter)
-    filled = [group for group in groups.values() if group["params"]]
-    require(bool(filled), "the model has no parameter that requires a gradient; there is nothing to optimise")
-    return filled
+            },
+        )
+        group["params"].append(parameter)
+    require(bool(groups), "the model has no parameter that requires a gradient; there is nothing to optimise")
+    return [groups[key] for key in sorted(groups)]
+
+
+def _is_clip(name: str) -> bool:
+    return CLIP_MODULE in name.split(".")
+
+
+def _layers_below_top(names: Iterable[str]) -> dict[str, int]:
+    """How far below the top of its tower each of CLIP's parameters lies: 0 above the blocks, 1 the last block."""
+    places: dict[str, tuple[str, int | None]] = {}
+    for name in filter(_is_clip, names):
+        path = name.split(f"{CLIP_MODULE}.", 1)[1]
+        tower = "image" if path.startswith("visual.") else "text"
+        block = _BLOCK.search(path)
+        if block is not None:
+            places[name] = tower, int(block[1])
+        elif any(part in LAYERS_BELOW_BLOCKS for part in path.split(".")):
+            places[name] = tower, -1
+        else:
+            places[name] = tower, None
+    sizes = {
+        tower: 1 + max((block for other, block in places.values() if other == tower and block is not None), default=-1)
+        for tower in ("image", "text")
+    }
+    require(
+        not places or all(sizes.values()),
+        "optimizer.clip_layer_decay is below 1, but a tower of this CLIP has no numbered blocks; set it to 1",
+    )
+    return {name: 0 if block is None else sizes[tower] - block for name, (tower, block) in places.items()}
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int) -> tuple[Optimizer, LambdaLR]:
@@ -83,18 +131,23 @@ def leave_out_if(optimizer: Optimizer, is_bad: Bool[Tensor, ""]) -> None:
         optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
 
 
+def warmup_steps(total_steps: int, warmup_fraction: float) -> int:
+    """Returns the number of steps over which the rate rises."""
+    return round(warmup_fraction * total_steps)
+
+
 def warmup_cosine_schedule(total_steps: int, warmup_fraction: float) -> Callable[[int], float]:
     """Returns the factor of the learning rate at step 0, 1, ...: a linear rise, then half a cosine to 0.
 
     The first step already moves, the peak is reached at the end of the warm-up, and from
     ``total_steps`` on the factor is 0.
     """
-    warmup_steps = round(warmup_fraction * total_steps)
+    rising = warmup_steps(total_steps, warmup_fraction)
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        if step < rising:
+            return (step + 1) / rising
+        progress = (step - rising) / max(1, total_steps - rising)
         return (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
     return factor

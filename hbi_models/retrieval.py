@@ -67,8 +67,6 @@ class RetrievalModel(nn.Module):
             self.temporal = TemporalEncoder(dim, config.temporal, num_positions=config.max_frames, quick_gelu=False)
         else:
             self.clip = load_clip(config.clip, clip_weights)
-            if self.has_frozen_encoder:
-                self.clip.freeze_towers()
             dim = self.clip.embedding_dim
             require(
                 config.max_words <= self.clip.context_length,
@@ -108,10 +106,15 @@ class RetrievalModel(nn.Module):
         """The log of the inverse temperature of the contrastive loss."""
         return self.clip.logit_scale if self.config.tokens is None else self.tokens.logit_scale
 
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """What turns captions into the tokens that this model reads, ``max_words`` of them at most."""
+        self.require_encoder("captions")
+        return CaptionTokenizer(self.config.max_words, self.clip.codec)
+
     def text_batch(self, captions: Sequence[str]) -> TextBatch:
         """Returns captions as the model reads them, on its device: cut and padded to ``max_words`` tokens."""
-        self.require_encoder("captions")
-        token_ids, mask = CaptionTokenizer(self.config.max_words)(captions)
+        token_ids, mask = self.tokenizer(captions)
         return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask)).to(self.device)
 
     def video_batch(
@@ -143,7 +146,7 @@ class RetrievalModel(nn.Module):
     @property
     def has_frozen_encoder(self) -> bool:
         """Whether there are towers of CLIP that stay as they are."""
-        return self.config.tokens is None and self.config.encoder.train == "none"
+        return self.config.tokens is None and self.config.clip.train == "none"
 
     @property
     def fixed_weights(self) -> frozenset[str]:

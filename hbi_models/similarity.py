@@ -198,7 +198,7 @@ def sinking_padding(texts: TokenLevel, videos: TokenLevel) -> tuple[Tensor, Tens
     """
     words, frames = unit_tokens(texts), unit_tokens(videos)
     (one_word, sunk_word), (one_frame, sunk_frame) = (
-        (torch.ones_like(tokens[..., :1]), level.mask.logical_not()[..., None] * tokens.new_tensor(-4.0))
+        (torch.ones_like(tokens[..., :1]), -4.0 * level.mask.logical_not()[..., None].to(tokens.dtype))
         for tokens, level in ((words, texts), (frames, videos))
     )
     return torch.cat([words, one_word, sunk_word], dim=-1), torch.cat([frames, sunk_frame, one_frame], dim=-1)

@@ -41,7 +41,7 @@ class TemporalEncoder(nn.Module):
         """Copies the first blocks and the positions of CLIP's text tower.
 
         Raises:
-            ValueError: The text tower is too narrow, too wide or too shallow.
+            ValueError: The text tower is too narrow, too wide or too shallow, or has other blocks (SigLIP SO400M).
         """
         num_layers, dim = len(self.transformer.resblocks), self.positions.embedding_dim
         require(
@@ -51,7 +51,14 @@ class TemporalEncoder(nn.Module):
             "lower temporal.layers",
         )
         for block, text_block in zip(self.transformer.resblocks, clip.text_blocks, strict=False):
-            block.load_state_dict(text_block.state_dict())
+            weights = text_block.state_dict()
+            require(
+                {name: value.shape for name, value in weights.items()}
+                == {name: value.shape for name, value in block.state_dict().items()},
+                "temporal.init_from_clip_text needs a text tower with CLIP's blocks, whose inner layers are four times "
+                "as wide; set it to false for this one",
+            )
+            block.load_state_dict(weights)
         num_rows = min(clip.context_length, self.positions.num_embeddings)
         self.positions.weight[:num_rows] = clip.positional_embedding[:num_rows]
 

@@ -31,6 +31,7 @@ def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
     as_bytes = [tensors[number].contiguous().reshape(-1).view(torch.uint8) for number in order]
     message = torch.cat(as_bytes).cpu()
     found = list(tensors)
-    for number, part in zip(order, message.split([len(part) for part in as_bytes]), strict=True):
+    parts = torch.split(message, [len(part) for part in as_bytes])
+    for number, part in zip(order, parts, strict=True):
         found[number] = part.view(tensors[number].dtype).reshape(tensors[number].shape)
     return found

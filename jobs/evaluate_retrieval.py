@@ -2,7 +2,8 @@
 
 Without ``--checkpoint`` the model that the recipe trained is evaluated. With it nothing is
 trained: the checkpoint is a folder that this project wrote, or a file that the published code
-wrote (``pytorch_model.bin.3``), and the recipe says which data and which split.
+wrote (``pytorch_model.bin.3``), and the recipe says which data and which split. With ``--zero_shot`` the
+recipe's pretrained encoder is evaluated as it is: a check of the data and the set-up in minutes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from jobs.pipeline import evaluate
 from jobs.settings import run_job
-from pipelines.graph import make_evaluation_graph
+from pipelines.graph import make_evaluation_graph, make_zero_shot_graph
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job="evaluate_retrieval",
         stage="evaluation",
         make_checkpoint_graph=make_evaluation_graph,
+        make_zero_shot_graph=make_zero_shot_graph,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from hbi_models.configs import ZERO_SHOT_POOLINGS, require
 from jobs.next_steps import next_steps
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
 from pipelines.evaluate.documents import describe_protocol
@@ -18,6 +19,7 @@ from pipelines.run import results, run_plan
 from pipelines.stages.data_check import foreseen_data, pending
 from pipelines.stages.plan import CODE_CHANGED, Graph
 from pipelines.stages.report import PAGE, REPORT
+from pipelines.stages.zero_shot import ZERO_SHOT
 from pipelines.tables import answers_table, metrics_table, outcome_table, plan_table
 from pipelines.tracking.address import ui_command
 from pipelines.workspace.storage import Storage
@@ -67,22 +69,34 @@ def evaluate(
     job: str,
     stage: str,
     make_checkpoint_graph: Callable[[Recipe, str], Graph],
+    make_zero_shot_graph: Callable[[Recipe], Graph] | None = None,
 ) -> int:
-    """Parses the command line and runs ``stage`` on the recipe's model, or on the checkpoint that is given."""
+    """Parses the command line and runs ``stage`` on the recipe's model, or on the checkpoint that is given.
+
+    With ``make_zero_shot_graph`` there is the option to evaluate the pretrained encoder alone.
+    """
     parser = recipe_parser(description)
     parser.add_argument("--checkpoint", type=str | None, help="Folder of ours or file of the published code.")
+    if make_zero_shot_graph is not None:
+        parser.add_argument("--zero_shot", action="store_true", help="Evaluate the pretrained encoder alone.")
     parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
     parser.add_argument("--force", action="store_true", help="Evaluate again although it is done.")
     add_rerun_changed(parser)
     recipe, options = read_recipe(parser, arguments)
     checkpoint = options["checkpoint"]
+    alone = make_zero_shot_graph is not None and options["zero_shot"]
+    require(not (alone and checkpoint), "--zero_shot evaluates the recipe's encoder alone; leave out --checkpoint")
     if not options["plan"]:
         start_log(recipe, job)
+    if alone and make_zero_shot_graph is not None:
+        graph, stage = make_zero_shot_graph(recipe), ZERO_SHOT
+    else:
+        graph = make_graph(recipe) if checkpoint is None else make_checkpoint_graph(recipe, checkpoint)
     return execute(
-        make_graph(recipe) if checkpoint is None else make_checkpoint_graph(recipe, checkpoint),
+        graph,
         recipe,
         plan_only=options["plan"],
-        from_stage=stage if checkpoint is None else None,
+        from_stage=stage if checkpoint is None and not alone else None,
         until_stage=stage,
         force=[stage] if options["force"] else [],
         rerun_changed=options["rerun_changed"],
@@ -120,6 +134,8 @@ def execute(
         artifact = outcome.artifact
         if outcome.step.stage.name == "evaluation":
             _print_retrieval(artifact.storage.read_json("metrics.json"))
+        if outcome.step.stage.name == ZERO_SHOT:
+            _print_zero_shot(artifact.storage.read_json("metrics.json"))
         if outcome.step.stage.name == "qa_evaluation":
             _print_answers(artifact.storage.read_json("metrics.json"))
         if outcome.step.stage.name == REPORT:
@@ -139,6 +155,17 @@ def execute(
 def _print_retrieval(document: Mapping[str, Any]) -> None:
     print(f"{describe_protocol(document['protocol'])}; 95% bootstrap intervals over videos")
     print(f"{metrics_table(document)}\n")
+
+
+def _print_zero_shot(document: Mapping[str, Any]) -> None:
+    print(
+        f"{document['architecture']}, pretrained {document['pretrained']}, without training: {document['texts']:,} "
+        f"texts, {document['videos']:,} videos, split {document['split']}, seed {document['seed']}; 95% bootstrap "
+        "intervals over videos"
+    )
+    for pooling in ZERO_SHOT_POOLINGS:
+        print(f"\n{pooling} over frames\n{metrics_table(document[pooling])}")
+    print()
 
 
 def _print_answers(document: Mapping[str, Any]) -> None:

@@ -26,7 +26,14 @@ logger = logging.getLogger("jobs")
 
 _DEBUG = "--debug"
 
-_EXTRAS = {"faiss": "serve", "fastapi": "serve", "starlette": "serve", "optuna": "tune", "boto3": "cloud"}
+_EXTRAS = {
+    "faiss": "serve",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "optuna": "tune",
+    "boto3": "cloud",
+    "tokenizers": "siglip",
+}
 """Packages that only some jobs import, and the extra of the project that installs them."""
 
 _traceback = logging.getLogger("jobs.traceback")

@@ -2,6 +2,7 @@
 
     shapes ─► manifest ─┬─► answers ────────────────────────────────────────┐
     (generated only)    └─► frames ─┬─► labels ─► estimator ─┐              │
+                                    ├─► zero_shot            │              │
                                     └────────────────────────┼─► retrieval ─┼─► evaluation
                                                              │      ┆       │
                                                              └──────┴───────┴─► video_qa ─► qa_evaluation
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hbi_models.configs import ZeroShotConfig, require
 from pipelines.datasets.answers import ANSWERS_JSON
 from pipelines.datasets.collection import folder_of_collection
 from pipelines.models.folder import MODEL, is_published_file, vocabulary_of
@@ -43,6 +45,7 @@ from pipelines.stages.retrieval import retrieval_stage
 from pipelines.stages.shapes import shapes_stage
 from pipelines.stages.stage import Stage
 from pipelines.stages.video_qa import video_qa_stage
+from pipelines.stages.zero_shot import zero_shot_stage
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri
 
@@ -61,6 +64,7 @@ def make_graph(recipe: Recipe) -> Graph:
     if recipe.has_estimator:
         stages += [*([labels_stage(recipe)] if recipe.estimator.epochs else []), estimator_stage(recipe)]
     if "retrieval" in recipe.tasks:
+        stages += [zero_shot_stage(recipe)] if recipe.evaluation.zero_shot else []
         stages += [retrieval_stage(recipe), evaluation_stage(recipe)]
     if answering:
         stages += [video_qa_stage(recipe), qa_evaluation_stage(recipe)]
@@ -85,6 +89,11 @@ def make_probe_graph(recipe: Recipe, checkpoint: str | None = None) -> Graph:
     Raises:
         FileNotFoundError, ValueError: as :func:`make_graph`, or the recipe's model is not trained yet.
     """
+    require(
+        recipe.data.features is None,
+        f"data.features is {recipe.data.features}; a probe looks at videos and words, which such features do "
+        "not show; probe a model that was trained with CLIP",
+    )
     if checkpoint is None:
         trained = make_graph(recipe)
         artifact = trained.artifact("retrieval") if "retrieval" in recipe.tasks else None
@@ -95,6 +104,15 @@ def make_probe_graph(recipe: Recipe, checkpoint: str | None = None) -> Graph:
             )
         checkpoint = artifact.storage.folder(MODEL).uri
     return Graph(Storage(recipe.workspace), [*_data_stages(recipe), probe_stage(recipe, checkpoint)])
+
+
+def make_zero_shot_graph(recipe: Recipe) -> Graph:
+    """The stages that evaluate the recipe's pretrained encoder alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`make_graph`, or there are no pretrained weights.
+    """
+    return Graph(Storage(recipe.workspace), [*_data_stages(recipe), zero_shot_stage(recipe)])
 
 
 def make_qa_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
@@ -129,7 +147,10 @@ def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[G
         FileNotFoundError, ValueError: ``videos`` cannot be used.
     """
     # Settings that determine the frames come from the model; limits and sizes of the work from the recipe.
-    trained = replace(recipe, model=model.config, frames=model.frames)
+    config = model.config
+    if isinstance(config, ZeroShotConfig):
+        config = replace(recipe.model, clip=config.clip, max_frames=config.max_frames)
+    trained = replace(recipe, model=config, frames=model.frames)
     deciding = {name: getattr(model.frames, name) for name in frames_settings(trained)}
     recipe = replace(
         trained,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,7 +54,16 @@ def make_label_model(settings: LabelSettings) -> RetrievalModel:
         if settings.labels.checkpoint is not None:
             return load_checkpoint(settings.labels.checkpoint, settings.model, Path(scratch))
         torch.manual_seed(settings.seed)
-        return RetrievalModel(settings.model, local_weights(settings.clip_weights, Path(scratch))).eval()
+        weights = local_weights(settings.clip_weights, Path(scratch))
+        return RetrievalModel(as_initialised(settings.model), weights).eval()
+
+
+def as_initialised(config: RetrievalConfig) -> RetrievalConfig:
+    """The settings without what of CLIP is trained, which no label depends on.
+
+    Products take another path, with another rounding, where a weight needs no gradient.
+    """
+    return replace(config, clip=replace(config.clip, train="all"))
 
 
 class LabelShard:
@@ -144,7 +153,7 @@ class LabelShard:
     def _encode_texts(self, store: Store, texts: Texts) -> tuple[TokenLevel, list[int]]:
         """The finest level of each text, and its number of words."""
         # As many words as the recipe says, which the model of a checkpoint may not.
-        words = read_texts(store, texts, max_words=self._settings.model.max_words)
+        words = read_texts(self._model, store, texts, max_words=self._settings.model.max_words)
         with arithmetic(self._settings.labels.precision, self._device):
             levels = self._model.encode_text(text_input(self._model, words), levels=1)
         return levels[0], words.mask.sum(dim=1).tolist()

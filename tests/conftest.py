@@ -14,9 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import pytest
 
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 # Every call of a public function of the models checks the shapes in its signature.
 jaxtyping.install_import_hook(["hbi_models"], "beartype.beartype")
 
@@ -57,9 +61,16 @@ LONGEST_FIRST = (
 """So that two processes end at about the same time."""
 
 
+ONE_PROCESS = "tests/serve/"
+"""Tests that share a server, which takes ten processes of its own."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what starts Ray, and puts the longest files first."""
+    """Marks what starts Ray, keeps each file in one process, and puts the longest files first."""
     for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(ONE_PROCESS if file.startswith(ONE_PROCESS) else file))
         if item.nodeid.startswith(STARTS_RAY) or "ray_local" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
     items.sort(key=lambda item: next(n for n, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)))

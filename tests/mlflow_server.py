@@ -41,7 +41,12 @@ class MlflowServer:
         with (self._folder / "server.log").open("ab") as log:
             # A group of its own, because it ends by a signal to all of its processes.
             self._process = subprocess.Popen(
-                [*line, f"--artifacts-destination={self._artifacts}"], stdout=log, stderr=log, start_new_session=True
+                [*line, f"--artifacts-destination={self._artifacts}"],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # Without it, seven more processes look for jobs of MLflow's own.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         wait_for(self._answers, "the MLflow server", timeout_s=300)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser
@@ -40,4 +41,4 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        return yaml.safe_load(text) if text[:1] in ("[", "{") else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def retrieval_config(folder: Path, **settings: Any) -> RetrievalConfig:
         "max_frames": MAX_FRAMES,
     }
     return RetrievalConfig(**{**defaults, **settings})
+
+
+def frozen_config(folder: Path) -> RetrievalConfig:
+    """Returns settings of the tiny model with a frozen encoder."""
+    config = retrieval_config(folder)
+    return replace(config, clip=replace(config.clip, train="none"))
 
 
 def write_split_data(folder: Path, captions: dict[Split, Sequence[int]]) -> Storage:

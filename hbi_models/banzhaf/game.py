@@ -81,7 +81,7 @@ def brute_force_expectation(
     _require_few(num_words, num_frames, "level_similarity")
     members = every_subset(num_words + num_frames, similarity.device)
     values = coalition_values(similarity, word_logits, frame_logits, members[:, :num_words], members[:, num_words:])
-    joins, stays = values.new_tensor(presence), values.new_tensor(1 - presence)
+    joins, stays = values.new_full((), presence), values.new_full((), 1 - presence)
     joining = torch.where(members, joins, stays).prod(dim=1)
     both = members[:, :num_words].any(dim=1) & members[:, num_words:].any(dim=1)
     return (joining * values).sum() / joining[both].sum()

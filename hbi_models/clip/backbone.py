@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from einops import repeat
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from hbi_models.axes import at_least_float32
+from hbi_models.clip.codecs import Codec
 from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD, normalize_pixels
+from hbi_models.clip.tokenizer import BytePairCodec
 from hbi_models.configs import require
 
 IMAGE_EMBEDDINGS = ("class_embedding", "positional_embedding", "ln_pre", "cls_token", "pos_embed", "norm_pre")
 """What open_clip's and timm's image transformers call their layers between patches and blocks."""
+
+TEXT_POOLS = ("argmax", "eos", "last", "first")
+"""Where open_clip's text towers have the embedding of a whole text: at the end token, at the last or first position."""
 
 
 class ClipBackbone(nn.Module):
@@ -36,9 +42,10 @@ class ClipBackbone(nn.Module):
     text_projection: nn.Parameter | nn.Linear | None
     logit_scale: nn.Parameter
 
-    def __init__(self, model: Any, *, embedding_dim: int) -> None:
+    def __init__(self, model: Any, *, embedding_dim: int, codec: Codec | None = None) -> None:
         super().__init__()
         text = getattr(model, "text", model)
+        self.codec: Codec = BytePairCodec() if codec is None else codec
         self.visual = model.visual
         self.token_embedding = text.token_embedding
         self.positional_embedding = text.positional_embedding
@@ -51,9 +58,15 @@ class ClipBackbone(nn.Module):
         self.vocabulary_size: int = self.token_embedding.num_embeddings
         self.text_heads: int = self.transformer.resblocks[0].attn.num_heads
         self.is_causal = text.attn_mask is not None
+        self.text_pool: str = text.pool_type if hasattr(text, "pool_type") else text.text_pool_type
         self.image_size_px = square_size(self.visual.image_size)
         self.pixel_mean: Sequence[float] = CLIP_MEAN
         self.pixel_std: Sequence[float] = CLIP_STD
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether the text tower was trained with words that see the padding behind them (SigLIP, MobileCLIP-S)."""
+        return not self.is_causal
 
     @property
     def text_width(self) -> int:
@@ -76,6 +89,19 @@ class ClipBackbone(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    @property
+    def image_blocks(self) -> nn.ModuleList | nn.Sequential | None:
+        """The transformer blocks of the image tower; None where it is made of something else."""
+        blocks = getattr(getattr(self.visual, "trunk", None), "blocks", None)
+        found: nn.ModuleList | nn.Sequential | None = blocks or getattr(
+            getattr(self.visual, "transformer", None), "resblocks", None
+        )
+        return found
+
+    def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields all parameters but the temperature of the loss, which belongs to neither tower."""
+        return ((name, value) for name, value in self.named_parameters() if name != "logit_scale")
 
     @property
     def uses_quick_gelu(self) -> bool:
@@ -107,11 +133,46 @@ class ClipBackbone(nn.Module):
             f"the captions have {num_words} tokens, but this CLIP has {self.context_length} text positions; "
             f"lower max_words to {self.context_length} or choose another clip.architecture",
         )
-        allowed = repeat(mask, "texts keys -> texts queries keys", queries=num_words)
-        if self.is_causal:
-            allowed = allowed & torch.ones(num_words, num_words, dtype=torch.bool, device=mask.device).tril()
+        return self._read(token_ids, mask)[:, :num_words]
+
+    def embed_texts(
+        self, token_ids: Int[Tensor, "texts words"], mask: Bool[Tensor, "texts words"]
+    ) -> Float[Tensor, "texts dim"]:
+        """Returns the model's own embedding of whole texts, not normalised: what it was trained to compare with images.
+
+        Raises:
+            ValueError: As :meth:`encode_words`.
+        """
+        if self.text_pool == "last" and not self.reads_padding:
+            # The last position sees all real words, whatever stands between.
+            token_ids, mask = self._filled(token_ids, mask)
+        features = self._read(token_ids, mask)
+        if self.text_pool == "first":
+            return features[:, 0]
+        if self.text_pool == "last":
+            return features[:, -1]
+        # The end token has the largest id of its caption (argmax), or is told by its own (eos): it is the last one.
+        return features[torch.arange(len(features), device=mask.device), mask.sum(dim=1).clamp(min=1) - 1]
+
+    def _filled(self, token_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The texts with padding up to the last position, and a mask of every position."""
+        missing = self.context_length - token_ids.shape[1]
+        filled = F.pad(token_ids.where(mask, self.codec.pad_id), (0, missing), value=self.codec.pad_id)
+        return filled, torch.ones_like(filled, dtype=torch.bool)
+
+    def _read(self, token_ids: Tensor, mask: Tensor) -> Float[Tensor, "texts positions dim"]:
+        """Returns a projected feature for each given position, or for all that the tower has where it reads padding."""
+        if self.reads_padding:
+            token_ids, mask = self._filled(token_ids, mask)
+        num_words = token_ids.shape[1]
         hidden = self.token_embedding(token_ids) + self.positional_embedding[:num_words]
-        hidden = self.transformer(hidden, attn_mask=additive_attention_mask(allowed, heads=self.text_heads))
+        additive = None
+        if self.is_causal:
+            causal = torch.ones(num_words, num_words, dtype=torch.bool, device=mask.device).tril()
+            additive = additive_attention_mask(
+                causal & rearrange(mask, "texts keys -> texts 1 keys"), heads=self.text_heads
+            )
+        hidden = self.transformer(hidden, attn_mask=additive)
         return at_least_float32(self._project_words(self.ln_final(hidden)))
 
     def _project_words(self, hidden: Float[Tensor, "texts words width"]) -> Float[Tensor, "texts words dim"]:
@@ -147,11 +208,6 @@ class ClipBackbone(nn.Module):
         for layer in (self.token_embedding, self.positional_embedding, *image):
             if layer is not None:
                 layer.requires_grad_(False)
-
-    def freeze_towers(self) -> None:
-        """Stops training of both towers; the logit scale, which belongs to the loss, stays trained."""
-        self.requires_grad_(False)
-        self.logit_scale.requires_grad_(True)
 
     def checkpoint_gradients(self) -> None:
         """Makes both towers recompute their activations in the backward pass."""

@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.clip.adaptation import choose_trained
+from hbi_models.clip.backbone import TEXT_POOLS, ClipBackbone
+from hbi_models.clip.codecs import Codec, file_codec
 from hbi_models.clip.pixels import (
     ARCHITECTURES,
     CLIP_MEAN,
@@ -27,9 +29,10 @@ from hbi_models.clip.pixels import (
     architecture_file,
     with_pixel_statistics,
 )
+from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.clip.torchscript import read_torchscript
 from hbi_models.clip.transformers_names import from_transformers_clip, is_transformers_clip
-from hbi_models.configs import ClipConfig, require
+from hbi_models.configs import ClipConfig, RetrievalConfig, require
 from hbi_models.weight_names import listed, without_wrappers
 
 # Constants that OpenAI's archives store among the weights; no other release has them.
@@ -65,27 +68,25 @@ def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
             architecture is one whose words this project cannot read.
     """
     architecture = read_architecture(config.architecture)
+    codec = file_codec(config, architecture["text_cfg"])
     tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else None
     if tag:
         require_same_activation(architecture, quick_gelu=tag.get("quick_gelu", False), config=config)
     if weights is not None:
-        backbone = build_clip(architecture)
+        backbone = build_clip(architecture, codec)
         load_weights(backbone, load_file(weights), config)
     elif tag:
         model = open_clip.create_model(config.architecture, pretrained=config.pretrained, precision="fp32")
-        backbone = ClipBackbone(model, embedding_dim=architecture["embed_dim"])
+        backbone = ClipBackbone(model, embedding_dim=architecture["embed_dim"], codec=codec)
     else:
         state = None if config.pretrained is None else read_weights_file(architecture, config)
-        backbone = build_clip(architecture)
+        backbone = build_clip(architecture, codec)
         if state is not None:
             load_weights(backbone, state, config)
     resolved = with_pixel_statistics(config)
     backbone.pixel_mean, backbone.pixel_std = resolved.pixel_mean or CLIP_MEAN, resolved.pixel_std or CLIP_STD
     _draw_nothing(backbone)
-    if config.freeze_patch_embedding:
-        backbone.freeze_patch_embedding()
-    if config.freeze_embeddings:
-        backbone.freeze_embeddings()
+    choose_trained(backbone, config)
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients()
     return backbone
@@ -106,10 +107,11 @@ def fetch_weights(config: ClipConfig) -> Path | None:
     """Puts the weights that a tag of open_clip names into its cache; returns their file, None if no tag names them.
 
     Raises:
-        ValueError: They are not in the cache and cannot be downloaded.
+        ValueError: They are not in the cache and cannot be downloaded, or what is named is neither a tag nor a file.
     """
     tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else None
     if not tag:
+        require_weights_file(config)
         return None
     try:
         return Path(open_clip.download_pretrained(tag))
@@ -152,17 +154,30 @@ def read_architecture(name: str) -> dict[str, Any]:
         )
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - architecture.keys()
     require(not missing, f"clip.architecture {name!r} lacks {sorted(missing)}, which open_clip's format asks for")
-    foreign = {"hf_model_name", "hf_tokenizer_name", "embed_cls"} & architecture["text_cfg"].keys()
-    require(
-        not foreign and "multimodal_cfg" not in architecture,
-        f"clip.architecture {name!r} has a text tower with {sorted(foreign) or ['multimodal_cfg']}; one feature per "
-        "word is only defined for CLIP's own tokens and text tower: choose an architecture without it",
-    )
+    if (reason := refusal(architecture)) is not None:
+        raise ValueError(
+            f"clip.architecture {name!r} {reason}: one feature per word is needed from the text tower; choose another "
+            "one (docs/encoders.md)"
+        )
     return architecture
 
 
-def build_clip(architecture: Mapping[str, Any]) -> ClipBackbone:
-    """Returns a freshly initialised backbone for an architecture in open_clip's format.
+def refusal(architecture: Mapping[str, Any]) -> str | None:
+    """Returns why an architecture in open_clip's format cannot be used, None if it can."""
+    text = architecture["text_cfg"]
+    if "multimodal_cfg" in architecture or text.get("embed_cls"):
+        return "reads its texts with a class token and a captioner on top (CoCa)"
+    if "hf_model_name" in text:
+        return f"has {text['hf_model_name']} of the library transformers as its text tower"
+    if other := (text.get("tokenizer_kwargs") or {}).keys() - {"clean"} | text.keys() & {"tokenizer_mode"}:
+        return f"takes its tokens apart in a way of its own ({', '.join(sorted(other))})"
+    if (pool := text.get("pool_type", "argmax")) not in TEXT_POOLS:
+        return f"has no embedding of a whole text (pool_type {pool})"
+    return None
+
+
+def build_clip(architecture: Mapping[str, Any], codec: Codec | None = None) -> ClipBackbone:
+    """Returns a freshly initialised backbone for an architecture in open_clip's format; ``codec`` as its own.
 
     Raises:
         ValueError: open_clip does not know one of the settings.
@@ -173,7 +188,17 @@ def build_clip(architecture: Mapping[str, Any]) -> ClipBackbone:
         model = model_class(**settings)
     except TypeError as error:
         raise ValueError(f"open_clip cannot build the architecture {dict(architecture)}: {error}") from error
-    return ClipBackbone(model, embedding_dim=settings["embed_dim"])
+    return ClipBackbone(model, embedding_dim=settings["embed_dim"], codec=codec)
+
+
+def caption_tokenizer(config: RetrievalConfig) -> CaptionTokenizer:
+    """Returns what turns captions into the tokens of the model with these settings, without building the model.
+
+    Raises:
+        ValueError: The architecture or its tokenizer cannot be used.
+    """
+    codec = file_codec(config.clip, read_architecture(config.clip.architecture)["text_cfg"])
+    return CaptionTokenizer(config.max_words, codec)
 
 
 def require_same_activation(architecture: Mapping[str, Any], *, quick_gelu: bool, config: ClipConfig) -> None:
@@ -187,6 +212,15 @@ def require_same_activation(architecture: Mapping[str, Any], *, quick_gelu: bool
     )
 
 
+def require_weights_file(config: ClipConfig) -> None:
+    """Raises ``ValueError`` where ``config.pretrained``, which is no tag, is no file either."""
+    require(
+        config.pretrained is None or Path(config.pretrained).is_file(),
+        f"clip.pretrained is {config.pretrained!r}; for {config.architecture!r} it must be null, a checkpoint file or "
+        f"one of open_clip's tags {open_clip.list_pretrained_tags_by_model(config.architecture)}",
+    )
+
+
 def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> dict[str, Tensor]:
     """Returns the tensors of the checkpoint ``config.pretrained`` under the names of the backbone.
 
@@ -194,13 +228,8 @@ def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> di
         ValueError: There is no such file or tag, the file is no checkpoint, or it was trained with
             the other GELU.
     """
-    path = Path(str(config.pretrained))
-    require(
-        path.is_file(),
-        f"clip.pretrained is {config.pretrained!r}; for {config.architecture!r} it must be null, a checkpoint file or "
-        f"one of open_clip's tags {open_clip.list_pretrained_tags_by_model(config.architecture)}",
-    )
-    state = encoder_of_ours(read_checkpoint(path))
+    require_weights_file(config)
+    state = encoder_of_ours(read_checkpoint(Path(str(config.pretrained))))
     if is_transformers_clip(state):
         state = from_transformers_clip(state)
     if any(name in state for name in OPENAI_CONSTANTS):

@@ -27,7 +27,7 @@ from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import examples
 from pipelines.workspace.records import ERRORS, MANIFEST
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import absolute_uri
+from pipelines.workspace.uris import last_name, parent_uri
 
 STAGE = "manifest"
 """Name of the stage in the errors table."""
@@ -164,8 +164,7 @@ def _only_listed(annotated: Annotations, file: str) -> Annotations:
     Raises:
         ValueError: it lists a video that is no test video.
     """
-    folder, _, name = absolute_uri(file).rpartition("/")
-    listed = set(read_id_lines(Storage(folder), name))
+    listed = set(read_id_lines(Storage(parent_uri(file)), last_name(file)))
     unknown = sorted(listed.difference(entry.video_id for entry in annotated.videos if entry.split == "test"))
     if unknown:
         raise ValueError(

@@ -17,7 +17,7 @@ from pipelines.datasets.annotations import clean_caption
 from pipelines.datasets.record_files import Problems, parse_json
 from pipelines.workspace.errors import reason
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import absolute_uri
+from pipelines.workspace.uris import last_name, parent_uri
 
 MomentFormat = Literal["qvhighlights", "charades_sta"]
 
@@ -39,9 +39,8 @@ def read_moments(file: str, form: MomentFormat) -> tuple[list[MomentQuery], list
     Raises:
         ValueError: a line has another form, or there is no query.
     """
-    folder, _, name = absolute_uri(file).rpartition("/")
     try:
-        lines = Storage(folder).read_bytes(name).decode("utf-8-sig").splitlines()
+        lines = Storage(parent_uri(file)).read_bytes(last_name(file)).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text ({error.reason})") from error
     problems = Problems(file)

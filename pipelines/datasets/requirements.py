@@ -72,7 +72,7 @@ def _problems(recipe: Recipe, stages: Collection[str], table: pa.Table, vocabula
         yield from _too_few_pairs(recipe, captions if recipe.data.has_captions else questions)
     if "retrieval" in stages:
         yield from _too_few("retrieval.batch_size", recipe.retrieval.batch_size, captions)
-    if "evaluation" in stages:
+    if "evaluation" in stages or "zero_shot" in stages:
         yield from _empty("evaluation.split", recipe.evaluation.split, captions)
     if "video_qa" in stages:
         asked = questions if vocabulary is None else _questions(table, vocabulary)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from hbi_models.axes import at_least_float32
 from hbi_models.moments import frame_relevance
 from hbi_models.pair_scores import clip_cosines, pair_scores
+from hbi_models.transfer import fetched, sent
 from pipelines.evaluate.similarities import RetrievalScorerActor
-from pipelines.models.encoding import Levels, encode_texts, encode_videos
+from pipelines.models.encoding import Levels, encode_texts, encode_videos, on_device
 from pipelines.video.frame_store import Frames, FrameStore
 from pipelines.video.perturbations import perturb
 
@@ -37,17 +38,18 @@ class ProbeActor(RetrievalScorerActor):
             positions, image_size_px=self._model.clip.image_size_px, max_frames=self._model.config.max_frames
         )
         batch = self._model.video_batch(frames.frames, frames.mask)
-        videos, words = self._model.encode_video(batch), self._here(self._all_levels(texts))
+        videos, words = self._model.encode_video(batch), on_device(self._all_levels(texts), self._device)
         features = self._model.clip.encode_frames(batch.pixels[batch.mask])
         units = features.new_zeros((*batch.mask.shape, features.shape[-1]))
         units[batch.mask] = F.normalize(at_least_float32(features), dim=-1)
         images = units.sum(dim=1) / batch.mask.sum(dim=1, keepdim=True)
-        places = torch.tensor(owners, device=self._device)
+        places = sent(torch.tensor(owners), self._device)
         mine = tuple(level.map(lambda tensor: tensor[places]) for level in videos)
         floor, coalitions = self._model.config.quirks.zero_floor, self._model.config.game.coalitions
         found = {**pair_scores(words, mine, self._rates, zero_floor=floor, coalitions=coalitions)}
         found["CLIP cosine"] = clip_cosines(words[0], images[places])
-        return {name: values.double().cpu().numpy() for name, values in found.items()}
+        scores = fetched([values.double() for values in found.values()])
+        return {name: values.numpy() for name, values in zip(found, scores, strict=True)}
 
     @torch.inference_mode()
     def perturbed(self, positions: Sequence[int], name: str, strength: int) -> Levels:
@@ -64,8 +66,8 @@ class ProbeActor(RetrievalScorerActor):
         """How relevant each frame of a video is to each of its texts."""
         positions, texts, owners = _flat(asked)
         options: dict[str, Any] = {**self._encode, "num_levels": 1}
-        (videos,) = self._here(encode_videos(self._model, self._view.store, positions, **options))
-        (words,) = self._here(encode_texts(self._model, texts, **options))
+        (videos,) = encode_videos(self._model, self._view.store, positions, **options)
+        (words,) = encode_texts(self._model, texts, **options)
         found = []
         for number, owner in enumerate(owners):
             text = words.map(lambda tensor, row=number: tensor[row : row + 1])  # type: ignore[misc]

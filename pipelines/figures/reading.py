@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hbi_models.axes import TokenLevel
 from hbi_models.banzhaf.estimator import InteractionEstimator
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS, require
 from hbi_models.retrieval import RetrievalModel, hierarchy_members, level_interaction
 from hbi_models.similarity import level_similarity, token_cosines, token_weights
@@ -70,7 +69,7 @@ class PairReader:
     ) -> InteractionMaps:
         """The interactions of frames that are decoded already; raises as :meth:`read`."""
         model = self.model
-        tokenizer = CaptionTokenizer(model.config.max_words)
+        tokenizer = model.tokenizer
         clip = stack_frames([images], image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames)
         words = model.encode_text(model.text_batch([text]))
         frames = model.encode_video(model.video_batch(clip.frames, clip.mask))

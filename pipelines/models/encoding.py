@@ -14,25 +14,30 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.transfer import fetched, sent
+from hbi_models.zero_shot import ZeroShotModel
 from pipelines.splits import Store
 from pipelines.video.frame_store import FrameBatch, Frames
 from pipelines.video.token_store import TokenStore
 
 Levels = tuple[TokenLevel, ...]
 
+Encoder = RetrievalModel | ZeroShotModel
+"""What turns texts and videos into levels and compares them; of a pretrained encoder alone there is one level."""
+
 Texts = Sequence[tuple[int, str]]
 """Texts with the position of each one's video in a store."""
 
 
-def read_texts(store: Store, texts: Texts, *, max_words: int) -> TextBatch | TokenFeatures:
-    """What a model takes of ``texts``, on the host: their tokens, or the features that ``store`` has of them."""
+def read_texts(model: RetrievalModel, store: Store, texts: Texts, *, max_words: int) -> TextBatch | TokenFeatures:
+    """What ``model`` takes of ``texts``, on the host: their tokens, or the features that ``store`` has of them."""
     if isinstance(store, TokenStore):
         return store.words(texts, max_words=max_words)
-    return _tokenized([text for _, text in texts], max_words)
+    model.require_encoder("captions")
+    return _tokenized([text for _, text in texts], CaptionTokenizer(max_words, model.clip.codec))
 
 
-def _tokenized(texts: Sequence[str], max_words: int) -> TextBatch:
-    token_ids, mask = CaptionTokenizer(max_words)(texts)
+def _tokenized(texts: Sequence[str], tokenizer: CaptionTokenizer) -> TextBatch:
+    token_ids, mask = tokenizer(texts)
     return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
 
 
@@ -40,12 +45,11 @@ def text_input(model: RetrievalModel, texts: TextBatch | TokenFeatures) -> TextB
     """The texts as ``model`` takes them, on its device."""
     if isinstance(texts, TokenFeatures):
         return tokens_on_device(texts, model.device)
-    model.require_encoder("captions")
     return texts.to(model.device)
 
 
 def read_videos(
-    model: RetrievalModel,
+    model: Encoder,
     store: Store,
     blocks: Sequence[Sequence[int]],
     *,
@@ -58,7 +62,8 @@ def read_videos(
     """
     if isinstance(store, TokenStore):
         return store.batches(blocks, max_frames=max_frames)
-    model.require_encoder("frames")
+    if isinstance(model, RetrievalModel):
+        model.require_encoder("frames")
     changes = None
     if change is not None:
         changes = [_by_id(change, [store.video_ids[video] for video in block]) for block in blocks]
@@ -79,7 +84,7 @@ def tokens_on_device(tokens: TokenFeatures, device: torch.device) -> TokenFeatur
 
 
 def encode_texts(
-    model: RetrievalModel,
+    model: Encoder,
     captions: Sequence[str],
     *,
     device: torch.device,
@@ -88,8 +93,8 @@ def encode_texts(
 ) -> Levels:
     """The first ``num_levels`` levels of ``captions``, in their order, on the CPU."""
     blocks = (captions[start : start + batch_size] for start in range(0, len(captions), batch_size))
-    batches = (_tokenized(block, model.config.max_words) for block in blocks)
-    return concatenate([_encoded(model, batch, num_levels) for batch in batches])
+    tokenizer = model.tokenizer
+    return concatenate([_encoded(model, _tokenized(block, tokenizer), num_levels) for block in blocks])
 
 
 def encode_texts_of(
@@ -103,11 +108,11 @@ def encode_texts_of(
 ) -> Levels:
     """The same of texts of videos in ``store``, which may hold their features."""
     blocks = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
-    batches = (read_texts(store, block, max_words=model.config.max_words) for block in blocks)
+    batches = (read_texts(model, store, block, max_words=model.config.max_words) for block in blocks)
     return concatenate([_encoded(model, batch, num_levels) for batch in batches])
 
 
-def _encoded(model: RetrievalModel, texts: TextBatch | TokenFeatures, num_levels: int) -> Levels:
+def _encoded(model: Encoder, texts: TextBatch | TokenFeatures, num_levels: int) -> Levels:
     if not model.config.quirks.encode_padding:
         # Columns that hold only padding are dropped to save time. They matter only to a model that reads padding.
         words = int(texts.mask.sum(dim=1).max())
@@ -116,11 +121,14 @@ def _encoded(model: RetrievalModel, texts: TextBatch | TokenFeatures, num_levels
             texts = TokenFeatures(texts.features[:, :words], mask)
         else:
             texts = TextBatch(texts.token_ids[:, :words], mask)
+    if isinstance(model, ZeroShotModel):
+        assert isinstance(texts, TextBatch), "a pretrained encoder alone reads texts"
+        return on_host(model.encode_text(texts.to(model.device), levels=num_levels))
     return on_host(model.encode_text(text_input(model, texts), levels=num_levels))
 
 
 def encode_videos(
-    model: RetrievalModel,
+    model: Encoder,
     store: Store,
     videos: Sequence[int],
     *,
@@ -136,8 +144,15 @@ def encode_videos(
     blocks = [videos[start : start + batch_size] for start in range(0, len(videos), batch_size)]
     batches = read_videos(model, store, blocks, max_frames=model.config.max_frames, change=change)
     with closing(batches):
-        parts = [on_host(model.encode_video(video_input(model, batch), levels=num_levels)) for batch in batches]
+        parts = [_encoded_videos(model, batch, num_levels) for batch in batches]
     return concatenate(parts)
+
+
+def _encoded_videos(model: Encoder, videos: FrameBatch | TokenFeatures, num_levels: int) -> Levels:
+    if isinstance(model, ZeroShotModel):
+        assert isinstance(videos, FrameBatch), "a pretrained encoder alone reads frames"
+        return on_host(model.encode_video(model.video_batch(videos.frames, videos.mask), levels=num_levels))
+    return on_host(model.encode_video(video_input(model, videos), levels=num_levels))
 
 
 def _by_id(change: Callable[[str, Frames], Frames], video_ids: Sequence[str]) -> Callable[[int, Frames], Frames]:

@@ -55,7 +55,7 @@ class EncoderSettings:
     """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
 
 
-def load_encoder(settings: EncoderSettings) -> ClipBackbone:
+def load_towers(settings: EncoderSettings) -> ClipBackbone:
     """The towers that a training with these settings would freeze.
 
     Raises:
@@ -89,7 +89,7 @@ class EncodeFeatures:
         self._pool, self._generation = pool, generation
         self._device = compute_device()
         require_precision(settings.features.precision, self._device)
-        self._clip = load_encoder(settings).to(self._device)
+        self._clip = load_towers(settings).to(self._device)
 
     @torch.inference_mode()
     def __call__(self, videos: pa.Table) -> pa.Table:
@@ -119,7 +119,7 @@ class EncodeFeatures:
         found: list[dict[int, Tokens]] = [{} for _ in range(len(videos))]
         size = _TEXTS_PER_VIDEO * self._settings.features.batch_size
         for cut in sorted({cut for *_, cut in said}):
-            tokenizer, mine = CaptionTokenizer(cut), [item for item in said if item[3] == cut]
+            tokenizer, mine = CaptionTokenizer(cut, self._clip.codec), [item for item in said if item[3] == cut]
             for start in range(0, len(mine), size):
                 part = mine[start : start + size]
                 token_ids, mask = (torch.from_numpy(array) for array in tokenizer([text for _, _, text, _ in part]))

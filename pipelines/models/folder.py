@@ -59,6 +59,9 @@ MODEL = "model"
 DESCRIPTION = "model.json"
 """File of a checkpoint: kind of the model and its configuration."""
 
+ZERO_SHOT = "zero_shot"
+"""Kind of a pretrained encoder alone, as an index made without training keeps it."""
+
 WEIGHTS = "model.safetensors"
 """File of a checkpoint: its weights."""
 
@@ -67,3 +70,6 @@ FRAMES_JSON = "frames.json"
 
 SELECTION = "selection.json"
 """File of a model: how its checkpoint was chosen among those of its training."""
+
+TOKENIZER = "tokenizer.json"
+"""File of a model that does not read CLIP's own tokens: what turns captions into its tokens."""

@@ -14,11 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hbi_models.clip.adaptation import merged_state_dict
+from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.clip.codecs import FileCodec
 from hbi_models.clip.pixels import with_pixel_statistics
-from hbi_models.configs import RetrievalConfig, VideoQAConfig
+from hbi_models.configs import ClipConfig, RetrievalConfig, VideoQAConfig, ZeroShotConfig
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
-from pipelines.models.folder import DESCRIPTION, WEIGHTS
+from hbi_models.zero_shot import ZeroShotModel
+from pipelines.models.folder import DESCRIPTION, TOKENIZER, WEIGHTS, ZERO_SHOT
 from pipelines.recipe.reading import config_from_plain
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.errors import DamagedFileError, StorageError
@@ -33,17 +37,22 @@ torch.backends.cudnn.allow_tf32 = False
 
 
 def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any, leave_out: Collection[str] = ()) -> None:
-    """Writes weights and configuration of ``model`` to ``folder``, but for the weights that are to be left out.
+    """Writes weights and configuration of ``model`` to ``folder``; low-rank updates are added to what they change.
+
+    Weights that are to be left out are not written.
 
     Raises:
         StorageError: they could not be written.
     """
-    kept = {name: value for name, value in model.state_dict().items() if name not in leave_out}
+    kept = {name: value for name, value in merged_state_dict(model).items() if name not in leave_out}
     weights = {name: value.detach().contiguous().cpu() for name, value in kept.items()}
     description = {"kind": kind, "config": plain(config), **({LEFT_OUT: sorted(leave_out)} if leave_out else {})}
     with writing(folder):
         save_file(weights, folder / WEIGHTS)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        for module in model.modules():
+            if isinstance(module, ClipBackbone) and isinstance(module.codec, FileCodec):
+                (folder / TOKENIZER).write_text(module.codec.document, encoding="utf-8")
 
 
 @contextmanager
@@ -98,8 +107,7 @@ def load_weights(
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, ValueError, TypeError, LookupError) as error:
         raise DamagedFileError(f"{folder / WEIGHTS} cannot be read, it is damaged: {error}") from error
-    own = model.state_dict()
-    fill(model, {**{name: own[name] for name in left_out}, **weights}, source=str(folder), optional=optional)
+    fill(model, weights, source=str(folder), optional=optional, left_out=left_out)
 
 
 def fixed_weights(model: nn.Module) -> frozenset[str]:
@@ -111,8 +119,17 @@ def fixed_weights(model: nn.Module) -> frozenset[str]:
     return names
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, optional: str | None = None) -> None:
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    optional: str | None = None,
+    left_out: Collection[str] = (),
+) -> None:
     """Puts ``weights`` into ``model``, strictly except for names that start with ``optional``, if given.
+
+    Weights that were ``left_out`` stay as they are in ``model``.
 
     Raises:
         ValueError: names or shapes differ; the message lists them and names ``source``.
@@ -122,7 +139,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, option
     def required(name: str) -> bool:
         return optional is None or not name.startswith(optional)
 
-    problems = [f"missing {name}" for name in own if name not in weights and required(name)]
+    problems = [f"missing {name}" for name in own if name not in weights and name not in left_out and required(name)]
     problems += [f"left over {name}" for name in weights if name not in own and required(name)]
     shared = {name: weight for name, weight in weights.items() if name in own}
     problems += [
@@ -148,7 +165,23 @@ def load_model(storage: Storage, scratch: Path) -> RetrievalModel:
     """
     folder, document = _described(storage, scratch, "retrieval")
     config: RetrievalConfig = config_from_plain(RetrievalConfig, document, place=storage.place(DESCRIPTION))
-    model = RetrievalModel(without_pretraining(config))
+    model = RetrievalModel(stored(config, folder))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def load_encoder(storage: Storage, scratch: Path) -> RetrievalModel | ZeroShotModel:
+    """What searches with the model folder ``storage``: a trained retrieval model, or a pretrained encoder alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_model`.
+    """
+    folder = storage.download("", scratch)
+    kind, document = read_description(folder)
+    if kind != ZERO_SHOT:
+        return load_model(storage, scratch)
+    config: ZeroShotConfig = config_from_plain(ZeroShotConfig, document, place=storage.place(DESCRIPTION))
+    model = ZeroShotModel(config.with_clip(stored_clip(config.clip, folder)))
     load_weights(folder, model)
     return model.eval()
 
@@ -161,7 +194,7 @@ def load_video_qa(storage: Storage, scratch: Path) -> VideoQAModel:
     """
     folder, document = _described(storage, scratch, "video_qa")
     config: VideoQAConfig = config_from_plain(VideoQAConfig, document, place=storage.place(DESCRIPTION))
-    model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
+    model = VideoQAModel(replace(config, encoder=stored(config.encoder, folder)))
     load_weights(folder, model)
     return model.eval()
 
@@ -178,3 +211,16 @@ def without_pretraining(config: RetrievalConfig) -> RetrievalConfig:
     """``config`` for a model whose weights come from a checkpoint: CLIP's own are not loaded."""
     # The pixel statistics of CLIP's weights hold for the checkpoint, too.
     return replace(config, clip=replace(with_pixel_statistics(config.clip), pretrained=None))
+
+
+def stored(config: RetrievalConfig, folder: Path) -> RetrievalConfig:
+    """``config`` for the model in ``folder``, which brings its weights and, where it is not CLIP's, its tokenizer."""
+    return replace(config, clip=stored_clip(config.clip, folder))
+
+
+def stored_clip(clip: ClipConfig, folder: Path) -> ClipConfig:
+    """``clip`` for the model in ``folder``, likewise."""
+    tokenizer = folder / TOKENIZER
+    found = replace(clip, tokenizer=str(tokenizer)) if tokenizer.is_file() else clip
+    # What CLIP's tag says about pixels holds for the checkpoint, too.
+    return replace(with_pixel_statistics(found), pretrained=None)

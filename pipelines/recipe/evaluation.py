@@ -39,6 +39,9 @@ class EvaluationConfig:
     bank_captions: int = added_later(default=1000)
     """Training captions in the bank, drawn by a hash of video and number."""
 
+    zero_shot: bool = only_for(default=False)
+    """Also evaluate ``model.clip`` as it was pretrained, without any training: the stage ``zero_shot``."""
+
     def __post_init__(self) -> None:
         require_counts(self, "evaluation", "batch_size", "tile", "bootstrap_samples", "bank_captions")
         require(

@@ -14,7 +14,7 @@ FeatureType = Literal["float16", "float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """Features of words and frames by a frozen encoder (``model.encoder.train`` is none), or by another model
+    """Features of words and frames by a frozen encoder (``model.clip.train`` is none), or by another model
     (``data.features``): made once, and read by everything that comes after."""
 
     views: int = 0

@@ -127,12 +127,12 @@ class Recipe:
             require(
                 not self.features.views,
                 f"features.views is {self.features.views}, and no features are stored, because the encoder is trained; "
-                "set model.encoder.train to none, or features.views to 0",
+                "set model.clip.train to none, or features.views to 0",
             )
             return
         require(
             not self.model.quirks.encode_padding,
-            "model.encoder.train is none, so that features of real words and frames are stored, and "
+            "model.clip.train is none, so that features of real words and frames are stored, and "
             "model.quirks.encode_padding reads those of padding; set one of them to its default",
         )
         augmented = {name: found for name, found in self._augmentations.items() if found.enabled}
@@ -165,7 +165,7 @@ class Recipe:
     @property
     def stores_features(self) -> bool:
         """Whether the stage ``features`` takes part: the encoder is frozen, or another model's."""
-        return self.model.tokens is not None or self.model.encoder.train == "none"
+        return self.model.tokens is not None or self.model.clip.train == "none"
 
     @property
     def view_augmentation(self) -> AugmentationConfig:

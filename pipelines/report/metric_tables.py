@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hbi_models.configs import ZERO_SHOT_POOLINGS
 from hbi_models.metric_names import DIRECTIONS, RANK_METRICS
 from pipelines.evaluate.documents import by_questions, describe_protocol, with_interval
 from pipelines.report.content import MetricTable
@@ -13,13 +14,23 @@ DIRECTION_TITLES = {direction: direction.replace("_to_", " → ") for direction 
 _METRICS = {name: name.replace("recall_at_", "R@").replace("_", " ") for name in RANK_METRICS}
 
 
-def retrieval_table(metrics: Mapping[str, Any], published: Mapping[str, float]) -> MetricTable:
-    """Metrics of both directions, with the ``published`` ones and those of other conventions and processing below."""
+def retrieval_table(
+    metrics: Mapping[str, Any], published: Mapping[str, float], alone: Mapping[str, Any] | None = None
+) -> MetricTable:
+    """Metrics of both directions, with the ``published`` ones and those of other conventions and processing below.
+
+    ``alone`` are those of the pretrained encoder without training, if there are any.
+    """
     rows: list[tuple[str, Sequence[str]]] = []
     for direction, title in DIRECTION_TITLES.items():
         rows.append((title, [with_interval(metrics[direction][name]) for name in _METRICS]))
         if known := _published(published, [f"{direction}/{name}" for name in _METRICS]):
             rows.append((f"{title}, published", known))
+    if alone is not None:
+        for pooling in ZERO_SHOT_POOLINGS:
+            for direction, title in DIRECTION_TITLES.items():
+                shown = [with_interval(alone[pooling][direction][name]) for name in _METRICS]
+                rows.append((f"{title}, encoder without training, {pooling} over frames", shown))
     for values in metrics["variants"].values():
         for direction, title in DIRECTION_TITLES.items():
             if direction in values:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
@@ -78,7 +78,7 @@ class Reader:
             statistics=statistics(self._manifest, self._seen),
             words=most_frequent_words(self._manifest),
             trainings=[training for artifact in artifacts if (training := _training(artifact)) is not None],
-            retrieval=self._table("evaluation", retrieval_table),
+            retrieval=self._table("evaluation", partial(retrieval_table, alone=self._metrics("zero_shot"))),
             best=best,
             worst=worst,
             interactions=interactions,

@@ -18,7 +18,7 @@ import torch
 from hbi_models.configs import require
 from hbi_models.post_processing import Querybank, nearest_neighbour_norm, neighbour_bias, querybank_norm
 from hbi_models.retrieval import RetrievalModel
-from pipelines.models.encoding import Levels, encode_texts
+from pipelines.models.encoding import encode_texts, on_device
 from pipelines.progress import Progress
 from pipelines.recipe.indexing import IndexingConfig
 from pipelines.search.features import FeatureStore, together
@@ -76,7 +76,7 @@ def write_bank(
         for start in range(0, videos, _VIDEOS_AT_ONCE):
             places = range(start, min(start + _VIDEOS_AT_ONCE, videos))
             clips = together(features.clips(list(places)))
-            columns.append(model.similarity(_on(texts, device), _on(clips, device)).cpu())
+            columns.append(model.similarity(on_device(texts, device), on_device(clips, device)).cpu())
             progress.advance(len(places))
     bank = torch.cat(columns, dim=1)
     querybank = Querybank.of(bank, beta=config.bank_beta)
@@ -109,7 +109,3 @@ def read_captions(content: bytes, place: str) -> list[str]:
     captions = [line.strip() for line in lines if line.strip()]
     require(bool(captions), f"{place} holds no caption; write one training caption a line")
     return captions
-
-
-def _on(levels: Levels, device: torch.device) -> Levels:
-    return tuple(level.map(lambda tensor: tensor.to(device)) for level in levels)

@@ -18,10 +18,10 @@ import torch
 
 from hbi_models.axes import TokenLevel
 from hbi_models.configs import LEVELS
-from hbi_models.retrieval import RetrievalModel
 from hbi_models.token_merging import TokenMerge
-from pipelines.models.encoding import Levels, encode_videos
-from pipelines.models.weights import load_model
+from hbi_models.zero_shot import ZeroShotModel
+from pipelines.models.encoding import Encoder, Levels, encode_videos
+from pipelines.models.weights import load_encoder
 from pipelines.resources.device import compute_device
 from pipelines.resources.sharded_work import SUMMARY
 from pipelines.search.first_pass import video_vectors
@@ -89,8 +89,10 @@ def unpack(tokens: Sequence[int], features: Any, logits: Any, sizes: Sequence[in
     return tuple(levels)
 
 
-def level_sizes(model: RetrievalModel) -> list[int]:
+def level_sizes(model: Encoder) -> list[int]:
     """Tokens of the longest video at each level."""
+    if isinstance(model, ZeroShotModel):
+        return [model.config.max_frames]
     merges = cast(Mapping[str, TokenMerge], model.video_merges)
     return [model.config.max_frames, *(merges[level].num_clusters for level in LEVELS[1:])]
 
@@ -111,7 +113,7 @@ class EncodeShard:
     ) -> None:
         self._device = compute_device()
         with TemporaryDirectory() as scratch:
-            self._model = load_model(model, Path(scratch)).to(self._device)
+            self._model = load_encoder(model, Path(scratch)).to(self._device)
         self._frames_pool, self._pool = frames_pool, pool
         self._generation, self._batch_size = generation, batch_size
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from hbi_models.configs import require
-from pipelines.models.encoding import Levels, concatenate, encode_texts
+from pipelines.models.encoding import Levels, concatenate, encode_texts, on_device, on_host
 from pipelines.models.folder import DESCRIPTION, MODEL, model_folder
 from pipelines.models.one_video import frames_of, read_video
 from pipelines.models.weights import load_model
@@ -122,8 +122,7 @@ class MtebSearch:
 
     def _similarity(self, texts: Levels, videos: Levels) -> torch.Tensor:
         device = self._model.device
-        texts, videos = (tuple(level.map(lambda each: each.to(device)) for level in side) for side in (texts, videos))
-        return self._model.similarity(texts, videos).float().cpu()
+        return self._model.similarity(on_device(texts, device), on_device(videos, device)).float().cpu()
 
     @torch.inference_mode()
     def _encoded(self, dataset: Any, what: str) -> tuple[list[str], Levels, bool]:
@@ -153,7 +152,7 @@ class MtebSearch:
                 clips, image_size_px=self._model.clip.image_size_px, max_frames=self._model.config.max_frames
             )
             levels = self._model.encode_video(self._model.video_batch(batch.frames, batch.mask))
-            yield tuple(level.map(lambda tensor: tensor.cpu()) for level in levels)
+            yield on_host(levels)
 
     def _images(self, row: Mapping[str, Any]) -> list[bytes]:
         with TemporaryDirectory() as scratch:

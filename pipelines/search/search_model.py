@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from hbi_models.configs import RetrievalConfig, require
-from pipelines.models.folder import DESCRIPTION, WEIGHTS, is_published_file, kind_of_model, model_folder
+from hbi_models.configs import RetrievalConfig, ZeroShotConfig, require
+from pipelines.models.folder import DESCRIPTION, TOKENIZER, WEIGHTS, is_published_file, kind_of_model, model_folder
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.workspace.artifact import digest, plain
@@ -15,11 +16,11 @@ from pipelines.workspace.uris import join_uri
 
 @dataclass(frozen=True)
 class SearchModel:
-    """A retrieval model to make an index with."""
+    """A retrieval model to make an index with, or a pretrained encoder alone."""
 
-    checkpoint: str
-    """A folder of ours, or a file of the published code."""
-    config: RetrievalConfig
+    checkpoint: str | None
+    """A folder of ours, or a file of the published code; None = the pretrained encoder that ``config`` names."""
+    config: RetrievalConfig | ZeroShotConfig
     frames: FramesConfig
     """How the videos that it was trained on were sampled."""
     digest: str
@@ -51,5 +52,32 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
         "encode a query itself; give a model that was trained with CLIP",
     )
     frames = frames_of(checkpoint, None if recipe == Recipe(workspace=recipe.workspace) else recipe)
-    weights = content_digest(join_uri(checkpoint, WEIGHTS))
-    return SearchModel(checkpoint, config, frames, digest({"weights": weights, "config": plain(config)}))
+    contents = {"weights": content_digest(join_uri(checkpoint, WEIGHTS)), "config": plain(config)}
+    if folder.exists(TOKENIZER):
+        contents["tokenizer"] = content_digest(join_uri(checkpoint, TOKENIZER))
+    return SearchModel(checkpoint, config, frames, digest(contents))
+
+
+def pretrained_search_model(config: ZeroShotConfig, recipe: Recipe) -> SearchModel:
+    """The encoder of ``config`` without any training; videos are sampled as ``recipe`` says, at the encoder's size.
+
+    Raises:
+        ValueError: it cannot be used, or its weights or its tokenizer cannot be had.
+    """
+    from hbi_models.clip.backbone import square_size
+    from hbi_models.clip.codecs import file_codec
+    from hbi_models.clip.loading import fetch_weights, read_architecture
+    from hbi_models.clip.pixels import with_pixel_statistics
+
+    architecture = read_architecture(config.clip.architecture)
+    file_codec(config.clip, architecture["text_cfg"])
+    fetch_weights(config.clip)
+    size = square_size(architecture["vision_cfg"].get("image_size", 224))
+    frames = replace(recipe.frames, short_side_px=size, max_frames=config.max_frames)
+    config = config.with_clip(with_pixel_statistics(config.clip))
+    named = {name: getattr(config.clip, name) for name in ("architecture", "pretrained", "tokenizer")}
+    contents = {
+        name: content_digest(value) if value and Path(value).is_file() else value for name, value in named.items()
+    }
+    known_by_content = config.with_clip(replace(config.clip, architecture="", pretrained=None, tokenizer=None))
+    return SearchModel(None, config, frames, digest({"zero_shot": plain(known_by_content), **contents}))

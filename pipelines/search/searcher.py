@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import require
 from hbi_models.moments import Moment, best_moment, frame_relevance
 from hbi_models.retrieval import RetrievalModel, level_interaction
-from pipelines.models.encoding import Levels, encode_texts, on_host
+from pipelines.models.encoding import Encoder, Levels, encode_texts, on_host
 from pipelines.models.folder import MODEL
 from pipelines.models.one_video import frames_of
-from pipelines.models.weights import load_model
+from pipelines.models.weights import load_encoder
 from pipelines.resources.device import compute_device
 from pipelines.search.bank import Bank, Correction
 from pipelines.search.features import Clip, FeatureStore, level_sizes, together
@@ -35,8 +34,12 @@ from pipelines.workspace.storage import Storage
 CANDIDATES = 200
 """Videos that the model ranks for each query."""
 
+NO_MAP = (
+    "this index was made by a pretrained encoder alone, which compares whole texts with frames and not their words: "
+    "there is no interaction of words and frames; train a model, and make the index with it"
+)
+
 _TEXT_BATCH = 64
-_END_OF_WORD = "</w>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,11 @@ class Searcher:
         current = read_current(self._root)
         self.artifact = self._root.folder(current["artifact"])
         with TemporaryDirectory() as scratch:
-            loaded = load_model(self.artifact.folder(MODEL), Path(scratch))
+            loaded = load_encoder(self.artifact.folder(MODEL), Path(scratch))
         self._device = compute_device()
-        self.model: RetrievalModel = loaded.to(self._device)
+        self.model: Encoder = loaded.to(self._device)
         self.frames = frames_of(self.artifact.folder(MODEL).uri)
-        self._tokenizer = CaptionTokenizer(self.model.config.max_words)
+        self._tokenizer = self.model.tokenizer
         self._index = self.artifact.read_table(INDEX_FILE).combine_chunks()
         self.first_pass = FirstPass.from_bytes(self.artifact.read_bytes(VECTORS), self.artifact.place(VECTORS))
         pool = features_pool(self._root, current["features"]).storage
@@ -111,6 +114,11 @@ class Searcher:
         """The videos, in the order of their positions."""
         ids: list[str] = self._index.column("video_id").to_pylist()
         return ids
+
+    @property
+    def explains(self) -> bool:
+        """Whether there is a map of words and frames: a pretrained encoder alone compares whole texts with frames."""
+        return isinstance(self.model, RetrievalModel)
 
     @torch.inference_mode()
     def search(
@@ -198,19 +206,17 @@ class Searcher:
         """The interaction of the words of ``query`` and the frames of ``clip``, at the entity level.
 
         Raises:
-            ValueError: the query is empty or too long.
+            ValueError: the query is empty or too long, or the index is of a pretrained encoder alone.
         """
         check_query(query)
+        require(self.explains, NO_MAP)
         text = self.encode([query])
         words, frames = text[0], clip.levels[0]
         values = level_interaction(words, frames)[0, :, : len(clip.time_s)]
         relevance = frame_relevance(words, frames, self.model.config.game.coalitions)[0, : len(clip.time_s)]
-        pieces = self._tokenizer.pieces(query)
+        pieces = self._tokenizer.shown_pieces(query)
         return InteractionMap(
-            words=[
-                Word(piece.removesuffix(_END_OF_WORD), special=place in (0, len(pieces) - 1))
-                for place, piece in enumerate(pieces)
-            ],
+            words=[Word(text, special) for text, special in pieces],
             time_s=clip.time_s,
             values=values[: len(pieces)].tolist(),
             score=float(self._similarity(text, clip.levels)[0]),

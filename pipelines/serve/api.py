@@ -113,7 +113,9 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
         """The best videos for a query, with the moment that matches best."""
         return await answered(engine.search(request.query, request.top))
 
-    @app.post("/api/interaction", responses={**_PROBLEMS, **_NOT_FOUND})
+    @app.post(
+        "/api/interaction", responses={**_PROBLEMS, **_NOT_FOUND, 409: {"model": Problem, "description": "No map."}}
+    )
     async def interaction(request: InteractionRequest) -> InteractionResponse:
         """The interaction of the words of a query and the frames of a video."""
         return await answered(engine.interaction(request.query, request.video_id))

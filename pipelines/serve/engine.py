@@ -8,7 +8,7 @@ from typing import Any
 from hbi_models.moments import Moment as FoundMoment
 from pipelines.models.prediction import load_answerer
 from pipelines.search.features import Clip
-from pipelines.search.searcher import CANDIDATES, Searcher
+from pipelines.search.searcher import CANDIDATES, NO_MAP, Searcher
 from pipelines.serve.errors import UnknownVideoError, UnusableVideoError
 from pipelines.serve.schemas import (
     Answer,
@@ -46,10 +46,11 @@ class Engine:
         self._uploads = Uploads(kept_uploads)
 
     def status(self) -> dict[str, Any]:
-        """Fingerprint of the index, its number of videos, and whether questions are answered."""
+        """Fingerprint of the index, its number of videos, whether it has maps, and whether questions are answered."""
         return {
             "index": last_name(self._searcher.artifact.uri),
             "videos": len(self._searcher),
+            "maps": self._searcher.explains,
             "answers": self._answerer is not None,
         }
 
@@ -74,7 +75,12 @@ class Engine:
         ]
 
     def interaction(self, query: str, video_id: str) -> InteractionResponse:
-        """The interaction of a query and a video; raises ``UnknownVideoError``."""
+        """The interaction of a query and a video.
+
+        Raises ``UnknownVideoError``, or ``UnusableVideoError`` where the index has no maps.
+        """
+        if not self._searcher.explains:
+            raise UnusableVideoError(NO_MAP)
         found = self._searcher.interaction(query, self._clip(video_id))
         return InteractionResponse(
             video_id=video_id,

@@ -129,6 +129,7 @@ class Health(BaseModel):
     status: str
     index: Annotated[str, Field(description="Fingerprint of the index.")]
     videos: int
+    maps: Annotated[bool, Field(description="Whether there are maps of words and frames.")]
     answers: Annotated[bool, Field(description="Whether questions are answered.")]
     max_upload_bytes: int
 

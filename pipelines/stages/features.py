@@ -26,6 +26,7 @@ from pipelines.workspace.storage import Storage
 
 if TYPE_CHECKING:
     from pipelines.models.features import EncoderSettings
+    from pipelines.splits import MakeStore
 
 VERSION = 1
 """As that of the frames."""
@@ -60,18 +61,21 @@ def answering_checkpoint(recipe: Recipe) -> str | None:
 
 def stored_videos(recipe: Recipe, context: StageContext) -> dict[str, Any]:
     """Where the inputs of a stage hold its videos: arguments ``frames``, ``pool`` and ``store`` of a view."""
+    source = FEATURES if FEATURES in context.inputs else "frames"
+    pool, store = rows_of(source, context.workspace, recipe)
+    return {"frames": context.inputs[source].storage, "pool": pool, "store": store}
+
+
+def rows_of(source: str, workspace: Storage, recipe: Recipe) -> tuple[Storage, MakeStore]:
+    """The folder of the shards of ``features`` or ``frames``, and what reads them."""
     from pipelines.video.frame_store import FrameStore
     from pipelines.video.token_store import TokenStore
 
-    if FEATURES not in context.inputs:
-        pool = frames_pool(context.workspace, recipe)
-        return {"frames": context.inputs["frames"].storage, "pool": pool.storage, "store": FrameStore}
+    if source != FEATURES:
+        return frames_pool(workspace, recipe).storage, FrameStore
     config = recipe.features
-    return {
-        "frames": context.inputs[FEATURES].storage,
-        "pool": _storage(context.workspace, recipe),
-        "store": partial(TokenStore, dtype=config.dtype, max_memory_gb=config.max_memory_gb),
-    }
+    store = partial(TokenStore, dtype=config.dtype, max_memory_gb=config.max_memory_gb)
+    return _storage(workspace, recipe), store
 
 
 def features_settings(recipe: Recipe) -> Mapping[str, Any]:

@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hbi_models.configs import require
-from pipelines.models.folder import FRAMES_JSON, MODEL
+from hbi_models.configs import ZeroShotConfig, require
+from pipelines.models.folder import FRAMES_JSON, MODEL, ZERO_SHOT
 from pipelines.recipe.indexing import IndexingConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.search.index_folder import CURRENT, VECTORS, features_pool
@@ -100,12 +100,17 @@ def videos_with_frames(inputs: Mapping[str, Artifact]) -> pa.Table:
 
 
 def _copy_model(model: SearchModel, output: Storage) -> None:
+    from hbi_models.zero_shot import ZeroShotModel
     from pipelines.models.initial_weights import load_checkpoint
     from pipelines.models.weights import save_model
 
     with TemporaryDirectory() as scratch, TemporaryDirectory() as saved:
-        loaded = load_checkpoint(model.checkpoint, model.config, Path(scratch))
-        save_model(Path(saved), loaded, kind="retrieval", config=loaded.config)
+        if isinstance(model.config, ZeroShotConfig):
+            encoder = ZeroShotModel(model.config)
+            save_model(Path(saved), encoder, kind=ZERO_SHOT, config=encoder.config)
+        else:
+            loaded = load_checkpoint(str(model.checkpoint), model.config, Path(scratch))
+            save_model(Path(saved), loaded, kind="retrieval", config=loaded.config)
         (Path(saved) / FRAMES_JSON).write_text(json.dumps(plain(model.frames), indent=2) + "\n")
         output.upload(Path(saved), MODEL)
 

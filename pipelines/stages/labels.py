@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipelines.models.clip_weights import handed_out, weights_folders
 from pipelines.recipe.recipe import Recipe
-from pipelines.stages.features import FEATURES, features_identity, stored_videos, videos_from
+from pipelines.stages.features import FEATURES, features_identity, rows_of, videos_from
 from pipelines.stages.frames import frames_identity
 from pipelines.stages.pooled import PooledStage, ShardJob, with_version
 from pipelines.stages.settings import counting
@@ -77,7 +77,8 @@ class LabelsStage(PooledStage):
     def job(self, context: StageContext, pool: ShardPool, generation: int, total: int) -> ShardJob:
         from pipelines.labels import LabelSettings, LabelShard
 
-        recipe, stored = self.recipe, stored_videos(self.recipe, context)
+        recipe = self.recipe
+        shards, store = rows_of(_source(recipe), context.workspace, recipe)
         return ShardJob(
             work=LabelShard,
             resources=recipe.resources.labels,
@@ -86,8 +87,8 @@ class LabelsStage(PooledStage):
                 "settings": LabelSettings(
                     recipe.model, recipe.labels, recipe.seed, handed_out(context.workspace, recipe.model.clip)
                 ),
-                "frames_pool": stored["pool"],
-                "store": stored["store"],
+                "frames_pool": shards,
+                "store": store,
                 "pool": pool,
                 "generation": generation,
             },

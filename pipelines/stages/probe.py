@@ -95,7 +95,9 @@ def probe(recipe: Recipe, context: StageContext, view: SplitView, checkpoint: st
         ProbeActor, checkpoint, recipe.model, view, settings, resources=recipe.resources.evaluation, most=len(view)
     )
     if "negatives" in parts:
-        document["negatives"], table = probe_negatives(actors, pairs, batch_size=config.batch_size, intervals=intervals)
+        document["negatives"], table = probe_negatives(
+            actors, pairs, view.store.video_ids, batch_size=config.batch_size, intervals=intervals
+        )
         context.output.write_table(NEGATIVES_TABLE, table)
     if "perturbations" in parts:
         document["perturbations"] = probe_perturbations(actors, view, tile=settings.tile, intervals=intervals)

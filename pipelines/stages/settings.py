@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hbi_models.configs import Use, content_named_by, counts_for, is_absent
-from pipelines.models.folder import DESCRIPTION, SELECTION, WEIGHTS, is_published_file, model_folder
+from pipelines.models.folder import DESCRIPTION, SELECTION, TOKENIZER, WEIGHTS, is_published_file, model_folder
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.contents import content_digest
 from pipelines.workspace.storage import Storage
@@ -51,8 +51,9 @@ def checkpoint_digest(checkpoint: str) -> str:
     """
     if is_published_file(checkpoint):
         return _content(content_digest(checkpoint))
-    model_folder(checkpoint)
-    return _content([content_digest(join_uri(checkpoint, name)) for name in (DESCRIPTION, WEIGHTS)])
+    folder = model_folder(checkpoint)
+    names = [DESCRIPTION, WEIGHTS, *([TOKENIZER] if folder.exists(TOKENIZER) else [])]
+    return _content([content_digest(join_uri(checkpoint, name)) for name in names])
 
 
 def given_model(checkpoint: str, config: Any) -> dict[str, Any]:

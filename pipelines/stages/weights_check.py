@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hbi_models.configs import LossConfig
+from hbi_models.configs import LossConfig, require
 from pipelines.models.clip_weights import hand_out
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.features import encoder_checkpoint
@@ -30,6 +30,8 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
         FileNotFoundError, ValueError: some cannot be had, or do not fit; the message says which and what to do.
     """
     pending = {step.stage.name: step.stage for step in steps if step.state != "done"}
+    if recipe.model.tokens is None and pending.keys() & {"zero_shot", "features", "labels", "retrieval", "video_qa"}:
+        require_encoder(recipe)
     if _starts_from_clip(pending, recipe):
         hand_out(Storage(recipe.workspace), recipe.model.clip)
     with TemporaryDirectory() as scratch:
@@ -61,13 +63,40 @@ class WeightsChecks:
             self._asked.add(asked)
 
 
+def require_encoder(recipe: Recipe) -> None:
+    """Looks whether the recipe's architecture can be used, has its tokenizer, and fits what is read and stored.
+
+    Raises:
+        ValueError: it cannot, or does not; the message says why.
+    """
+    from hbi_models.clip.backbone import square_size
+    from hbi_models.clip.loading import caption_tokenizer, read_architecture
+
+    clip = recipe.model.clip
+    architecture = read_architecture(clip.architecture)
+    context = architecture["text_cfg"].get("context_length", 77)
+    longest = max(recipe.model.max_words, recipe.video_qa.max_words if "video_qa" in recipe.tasks else 0)
+    require(
+        longest <= context,
+        f"max_words is {longest}, but clip.architecture {clip.architecture!r} has {context} text positions; lower it",
+    )
+    size = square_size(architecture["vision_cfg"].get("image_size", 224))
+    require(
+        recipe.frames.short_side_px >= size,
+        f"frames.short_side_px is {recipe.frames.short_side_px}, but clip.architecture {clip.architecture!r} takes "
+        f"images of {size} x {size} pixels; set it to {size} or more",
+    )
+    caption_tokenizer(recipe.model)
+
+
 def _starts_from_clip(pending: Mapping[str, Stage], recipe: Recipe) -> bool:
     """Whether a model is built with CLIP's pretrained weights."""
     if recipe.model.clip.pretrained is None or recipe.model.tokens is not None:
         return False
     answering = recipe.video_qa.init_checkpoint is None and not recipe.video_qa.from_retrieval
     return (
-        ("features" in pending and encoder_checkpoint(recipe) is None)
+        "zero_shot" in pending
+        or ("features" in pending and encoder_checkpoint(recipe) is None)
         or ("labels" in pending and recipe.labels.checkpoint is None)
         or ("retrieval" in pending and recipe.retrieval.init_checkpoint is None)
         or ("video_qa" in pending and answering)

@@ -2,7 +2,8 @@
 
     model.safetensors   weights
     model.json          kind of the model and its configuration
-    training.pt         optimizer and schedule (tensors and plain values only)
+    training.pt         optimizer, schedule and, where model.safetensors holds others (averaged, or with low-rank
+                        updates added), the weights that are trained (tensors and plain values only)
     position.json       epoch, step in the epoch, step
     curve.jsonl         every point of every curve up to there
 
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pipelines.models.folder import WEIGHTS
 from pipelines.models.weights import read_description, writing
@@ -55,8 +57,12 @@ def save_training(
     schedule: Mapping[str, Any],
     position: Position,
     scaler: torch.amp.GradScaler | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    average: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes what resuming needs besides the weights.
+    """Writes what resuming needs besides the weights of the model.
+
+    ``weights`` are those in training where the model's are others; ``average`` is their running mean.
 
     Raises:
         StorageError: it could not be written.
@@ -65,14 +71,29 @@ def save_training(
         state: dict[str, Any] = {"optimizer": optimizer.state_dict(), "schedule": dict(schedule)}
         if scaler is not None and scaler.is_enabled():
             state["scaler"] = scaler.state_dict()
+        for name, tensors in (("weights", weights), ("average", average)):
+            if tensors is not None:
+                state[name] = dict(tensors)
         torch.save(state, folder / TRAINING)
         (folder / POSITION).write_text(json.dumps(asdict(position)) + "\n")
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What resuming needs besides the weights of the model and the optimizer's state."""
+
+    schedule: Mapping[str, Any]
+    position: Position
+    weights: Mapping[str, Tensor] | None
+    """Those in training, where the model's are others."""
+    average: Mapping[str, Tensor] | None
+    """Their running mean, where there is one."""
+
+
 def load_training(
     folder: Path, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
-) -> tuple[Mapping[str, Any], Position]:
-    """Fills ``optimizer``, and ``scaler`` where it scales, and returns the schedule's state and the position.
+) -> Saved:
+    """Fills ``optimizer``, and ``scaler`` where it scales, and returns the rest.
 
     Raises:
         DamagedFileError: they cannot be read, or are another optimizer's.
@@ -82,10 +103,18 @@ def load_training(
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None and scaler.is_enabled():
             scaler.load_state_dict(state["scaler"])
-        return state["schedule"], Position(**json.loads((folder / POSITION).read_bytes()))
+        position = Position(**json.loads((folder / POSITION).read_bytes()))
+        weights, average = (_tensors(state.get(name)) for name in ("weights", "average"))
+        return Saved(state["schedule"], position, weights, average)
     # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
     except Exception as error:
         raise DamagedFileError(f"the checkpoint in {folder} cannot be resumed from, it is damaged: {error}") from error
+
+
+def _tensors(found: Any) -> Mapping[str, Tensor] | None:
+    if found is None or (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
+        return found
+    raise TypeError(f"{found!r:.40} where tensors are needed")
 
 
 def inspect(folder: Path) -> tuple[Position, float]:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hbi_models.clip.adaptation import has_updates
 from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import leave_out_if, make_optimizer
 from hbi_models.transfer import fetched
-from pipelines.models.weights import fixed_weights, load_weights, save_model
+from pipelines.models.weights import fill, fixed_weights, load_weights, save_model
 from pipelines.recipe.training import Precision
 from pipelines.resources.device import arithmetic, describe_device, require_precision
+from pipelines.train.averaging import WeightAverage
 from pipelines.train.checkpoints import UNSCORED, Position, load_curve, load_training, save_curve, save_training
 from pipelines.train.collectives import mean_over_ranks, rank, together, world_size
 from pipelines.train.compiling import compile_parts
@@ -157,6 +159,7 @@ class TrainingLoop(Generic[Batch]):
         self.optimizer, self.schedule = make_optimizer(self.core, task.optimizer_config, self.total_steps)
         # Gradients of float16 are scaled, lest small ones become 0; elsewhere nothing is.
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+        self.average = WeightAverage.of(self.core, task.optimizer_config, self.total_steps)
         self.position = Position()
         self._watch = Watch(self.scaler)
         self.curve: list[Point] = []
@@ -180,10 +183,17 @@ class TrainingLoop(Generic[Batch]):
             self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True)
 
     def _resume(self, folder: Path) -> None:
-        load_weights(folder, self.core, left_out=fixed_weights(self.core))
-        schedule, self.position = load_training(folder, optimizer=self.optimizer, scaler=self.scaler)
+        saved = load_training(folder, optimizer=self.optimizer, scaler=self.scaler)
+        fixed = fixed_weights(self.core)
+        if saved.weights is None:
+            load_weights(folder, self.core, left_out=fixed)
+        else:
+            fill(self.core, saved.weights, source=str(folder), left_out=fixed)
+        if self.average is not None:
+            self.average.restore(saved.average)
+        self.position = saved.position
         self.curve = load_curve(folder)
-        self.schedule.load_state_dict(dict(schedule))
+        self.schedule.load_state_dict(dict(saved.schedule))
         logger.info("resumed at epoch %d, step %d", self.position.epoch, self.position.step)
 
     def run(self) -> nn.Module:
@@ -248,6 +258,8 @@ class TrainingLoop(Generic[Batch]):
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(self.core)
+        if self.average is not None:
+            self.average.update(self.position.step + 1)
         return parts, norm
 
     def _backward(self, batch: Batch, *, watch: bool = False) -> Mapping[str, Tensor]:
@@ -304,10 +316,14 @@ class TrainingLoop(Generic[Batch]):
     def _validate(self, epoch: float) -> float:
         self._watch.look()
         self.model.eval()
-        with torch.inference_mode(), self._autocast():
+        with self._chosen_weights(), torch.inference_mode(), self._autocast():
             metrics = dict(self.task.validate(self.core, self.device))
         self._report({"epoch": epoch, **metrics})
         return float(metrics[SCORE])
+
+    def _chosen_weights(self) -> AbstractContextManager[Any]:
+        """While it lasts, the model has the weights that are validated and kept: where there is one, the average."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def _report(self, metrics: Mapping[str, float]) -> None:
         self.curve.append((self.position.step, dict(metrics)))
@@ -324,13 +340,18 @@ class TrainingLoop(Generic[Batch]):
         folder = Path(scratch.enter_context(TemporaryDirectory()))
         # A frozen encoder is most of a model, and the same in every checkpoint: the chosen one gets it at the end.
         fixed = fixed_weights(self.core)
-        save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config, leave_out=fixed)
+        with self._chosen_weights():
+            save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config, leave_out=fixed)
+        averaged = self.average is not None and self.average.started
+        weights = {name: value for name, value in self.core.state_dict().items() if name not in fixed}
         save_training(
             folder,
             optimizer=self.optimizer,
             schedule=self.schedule.state_dict(),
             position=self.position,
             scaler=self.scaler,
+            weights=weights if averaged or has_updates(self.core) else None,
+            average=self.average.state() if self.average is not None and averaged else None,
         )
         save_curve(folder, self.curve)
         return folder

@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from hbi_models.axes import TextBatch, TokenFeatures, VideoBatch
+from hbi_models.clip.adaptation import add_lora
 from hbi_models.clip.backbone import square_size
-from hbi_models.clip.loading import read_architecture
+from hbi_models.clip.loading import caption_tokenizer, read_architecture
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import OptimizerConfig, Quirks, RetrievalConfig
 from hbi_models.draws import BatchDraws
@@ -187,9 +188,13 @@ class PairSource:
         self._augments_there = augments_on(device, training.augmentation)
         self._view, self._training, self._model = view, training, model
         self._max_texts, self._image_size_px, self._seed = max_texts, image_size_px, seed
-        self._rank, self._world_size = rank, world_size
-        self._tokenizer = CaptionTokenizer(model.max_words)
+        self._rank, self._world_size, self._device = rank, world_size, device
         self._epochs: dict[int, list[list[Pair]]] = {}
+
+    @cached_property
+    def _tokenizer(self) -> CaptionTokenizer:
+        # Features need none.
+        return caption_tokenizer(self._model)
 
     @property
     def is_in_memory(self) -> bool:
@@ -243,11 +248,11 @@ class PairSource:
     def _width(self, words: TokenFeatures) -> int:
         """How many words a batch needs: what is padding in all of its texts costs time, and changes nothing.
 
-        But parts of several ranks must be alike, noise is drawn for all words, the published slips see padding, and
-        networks are compiled for one width.
+        But parts of several ranks must be alike, a GPU wants batches of one size and compiled networks one width, noise
+        is drawn for all words, and the published slips see padding.
         """
         model = self._model
-        alike = self._world_size > 1 or self._training.compiled
+        alike = self._world_size > 1 or self._device.type != "cpu" or self._training.compiled
         if alike or model.merging.tie_break_noise or model.quirks != Quirks():
             return model.max_words
         # No fewer than there are clusters at the next level, whose number must not change.
@@ -373,6 +378,11 @@ class PairTask(ABC, Generic[Batch]):
         size = int(self.training.batch_size)
         # The loop seeds torch anew in every step, on all ranks alike.
         return BatchDraws(torch.initial_seed(), batch_size=size, first=rank() * (size // world_size()) + first)
+
+    def adapt_encoder(self, encoder: RetrievalModel) -> None:
+        """Adds what is trained of CLIP beside its own weights, once these have their initial values."""
+        if encoder.config.tokens is None and encoder.config.clip.train == "lora":
+            add_lora(encoder.clip, encoder.config.clip.lora)
 
     def install_teacher(self, encoder: RetrievalModel) -> None:
         """Puts the trained estimator into ``encoder`` if that has an estimator as its teacher.

@@ -57,6 +57,7 @@ class RetrievalTask(PairTask[PairBatch | TokenPairBatch]):
                 model = RetrievalModel(without_pretraining(self.model_config))
                 initialise_from(start, model, Path(scratch))
         self.install_teacher(model)
+        self.adapt_encoder(model)
         return model
 
     def source(self, *, rank: int, world_size: int, device: torch.device = CPU) -> PairSource:

@@ -96,6 +96,7 @@ class VideoQATask(PairTask[QuestionBatch]):
                 model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
                 initialise_video_qa_from(self.init_checkpoint, model, self.vocabulary, Path(scratch))
         self.install_teacher(model.encoder)
+        self.adapt_encoder(model.encoder)
         return model
 
     def source(self, *, rank: int, world_size: int, device: torch.device = CPU) -> QuestionSource:

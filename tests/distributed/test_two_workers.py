@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hbi_models.configs import MergingConfig
+from hbi_models.configs import MergingConfig, TrainedPart
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import all_gather_with_gradient, gather_objects, mean_over_ranks, rank, world_size
 from pipelines.train.loop import LoopSettings, NonFiniteLossError, Task, TrainingLoop
@@ -27,6 +27,7 @@ from tests.tiny_video_qa import video_qa_config, video_qa_task, write_question_d
 CPU = torch.device("cpu")
 TRAIN_CAPTIONS = (3, 1, 2, 2, 3, 1, 2, 1, 2)
 VALIDATION_CAPTIONS = (1, 2, 1)
+PARTS: tuple[TrainedPart, ...] = ("last_layers", "lora", "none")
 
 
 @dataclass
@@ -128,6 +129,16 @@ def retrieval(folder: Path) -> RetrievalTask:
     return retrieval_task(Storage(str(folder)), retrieval_config(folder), TRAIN_CAPTIONS, seed=4)
 
 
+def adapted(folder: Path, train: TrainedPart) -> RetrievalTask:
+    config = retrieval_config(folder)
+    return retrieval_task(
+        Storage(str(folder)),
+        replace(config, clip=replace(config.clip, train=train, last_layers=1)),
+        TRAIN_CAPTIONS,
+        seed=4,
+    )
+
+
 def video_qa(folder: Path) -> VideoQATask:
     # Dropout and noise are drawn for the rows of the whole batch, whoever works on them.
     merging = MergingConfig(text_rates=(0.5, 0.5), video_rates=(0.5, 0.5), heads=4, tie_break_noise=1e-3)
@@ -139,6 +150,7 @@ def everything(folder: Path) -> dict[str, Any]:
     return {
         "gathering": gathering(local_rows=4 // world_size()),
         "step": one_step(retrieval(folder)),
+        **{f"{train}_step": one_step(adapted(folder, train)) for train in PARTS},
         "video_qa_step": one_step(video_qa(folder / "questions")),
         "step_in_parts": step_in_parts(retrieval(folder)),
         "video_qa_step_in_parts": step_in_parts(video_qa(folder / "questions")),
@@ -188,7 +200,10 @@ def test_small_results_are_averaged_and_collected(results: Results) -> None:
     assert results.one["gathering"]["objects"] == [{"rank": 0}]
 
 
-@pytest.mark.parametrize("name", ["step", "video_qa_step", "step_in_parts", "video_qa_step_in_parts"])
+@pytest.mark.parametrize(
+    "name",
+    ["step", "video_qa_step", "step_in_parts", "video_qa_step_in_parts", *(f"{train}_step" for train in PARTS)],
+)
 def test_the_loss_and_every_gradient_are_those_of_one_worker(results: Results, name: str) -> None:
     expected = results.one[name.removesuffix("_in_parts")]
     assert sum(gradient.abs().max().item() > 1e-6 for gradient in expected["gradients"].values()) > 50

@@ -119,8 +119,12 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_text_towers_without_clips_tokens_are_refused() -> None:
-    for name in ("xlm-roberta-base-ViT-B-32", "ViT-B-16-SigLIP", "coca_ViT-B-32"):
-        with pytest.raises(ValueError, match="one feature per word"):
+    for name, reason in (
+        ("xlm-roberta-base-ViT-B-32", "xlm-roberta-base of the library transformers"),
+        ("coca_ViT-B-32", "a class token"),
+        ("ViT-H-14-CLIPA", "strip_sep_token"),
+    ):
+        with pytest.raises(ValueError, match=f"{reason}.*one feature per word"):
             load_clip(ClipConfig(architecture=name, pretrained=None))
 
 

@@ -214,3 +214,33 @@ def test_an_optimizer_that_cannot_leave_a_step_out_is_left_alone() -> None:
     optimizer = torch.optim.AdamW([parameter], lr=0.1)
     leave_out_if(optimizer, torch.tensor(True))
     assert not hasattr(optimizer, "found_inf")
+
+
+def test_layers_of_both_towers_learn_the_slower_the_deeper_they_lie() -> None:
+    names = {
+        "clip.logit_scale": 0,
+        "clip.visual.proj": 0,
+        "clip.visual.trunk.blocks.1.attn.qkv.weight": 1,
+        "clip.visual.trunk.blocks.0.norm1.bias": 2,
+        "clip.visual.trunk.patch_embed.proj.weight": 3,
+        "clip.text_projection": 0,
+        "clip.transformer.resblocks.2.attn.parametrizations.in_proj_weight.0.up": 1,
+        "clip.transformer.resblocks.0.ln_1.weight": 3,
+        "clip.positional_embedding": 4,
+        "temporal.transformer.resblocks.0.ln_1.weight": None,
+    }
+    parameters = {name: nn.Parameter(torch.zeros(1)) for name in names}
+    config = OptimizerConfig(lr=1.0, clip_lr_factor=0.5, clip_layer_decay=0.1)
+    groups = parameter_groups(parameters.items(), config)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, depth in names.items():
+        assert rates[id(parameters[name])] == pytest.approx(1.0 if depth is None else 0.5 * 0.1**depth), name
+    assert len({group["name"] for group in groups}) == len(groups)
+    without = parameter_groups(parameters.items(), OptimizerConfig(lr=1.0, clip_lr_factor=0.5))
+    assert [group["name"] for group in without] == ["clip_decay", "clip_no_decay", "head_decay"]
+
+
+def test_depths_need_numbered_blocks() -> None:
+    parameters = {"clip.visual.layer1.conv.weight": nn.Parameter(torch.zeros(1))}
+    with pytest.raises(ValueError, match="no numbered blocks"):
+        parameter_groups(parameters.items(), OptimizerConfig(clip_layer_decay=0.9))

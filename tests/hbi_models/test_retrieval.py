@@ -15,7 +15,6 @@ from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.configs import (
     LEVELS,
     ClipConfig,
-    EncoderConfig,
     GameConfig,
     LossConfig,
     MergingConfig,
@@ -325,9 +324,9 @@ def test_a_frozen_encoder_stays_as_it_is_in_training(tmp_path: Path) -> None:
     clip = ClipConfig(
         architecture=write_architecture(tmp_path / "convolutional", {**TINY_CLIP, "vision_cfg": tower}),
         pretrained=None,
-        freeze_patch_embedding=False,
+        train="none",
     )
-    model = make_model(tmp_path, clip=clip, encoder=EncoderConfig(train="none")).train()
+    model = make_model(tmp_path, clip=clip).train()
     assert {name for name, value in model.clip.named_parameters() if value.requires_grad} == {"logit_scale"}
     before = {name: value.clone() for name, value in model.clip.state_dict().items()}
     texts, videos = random_batches([5, 3], [2, 4])

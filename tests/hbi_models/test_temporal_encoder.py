@@ -72,6 +72,10 @@ def test_text_towers_that_do_not_fit_are_refused() -> None:
     for model in (encoder(layers=3), encoder(dim=64)):
         with pytest.raises(ValueError, match="init_from_clip_text"):
             model.copy_clip_text(clip)
+    # As SigLIP's SO400M has them.
+    narrow = build_clip({**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "mlp_ratio": 3.7362}})
+    with pytest.raises(ValueError, match="set it to false for this one"):
+        encoder(layers=2).copy_clip_text(narrow)
 
 
 def test_more_frames_than_positions_are_refused() -> None:

@@ -148,7 +148,8 @@ def test_both_tasks_share_videos_and_frames(finished: Run) -> None:
 
 def test_the_terminal_shows_both_results(finished: Run) -> None:
     out = finished.done.stdout
-    for words in ("text → video", "8 answers, split test", "most frequent answer per type", "answerable top-1"):
+    asked = f"{TEST_VIDEOS} videos, 8 answers to choose from of the split test"
+    for words in ("text → video", asked, "most frequent answer per type", "answerable top-1"):
         assert words in out
     assert f"Artifacts: {finished.artifacts['evaluation'].storage.uri}" in out
     assert f"Artifacts: {finished.artifacts['qa_evaluation'].storage.uri}" in out
@@ -281,8 +282,10 @@ def test_a_published_checkpoint_is_evaluated_without_training(finished: Run, pub
         "qa_evaluation": "done"
     }
     evaluated = outcomes["qa_evaluation"].artifact
-    expected = {**finished.metrics, "checkpoint": published}
-    assert evaluated.storage.read_json("metrics.json") == expected
+    found, expected = evaluated.storage.read_json("metrics.json"), {**finished.metrics, "checkpoint": published}
+    # What is known about the choice of the checkpoint stands beside a model of ours alone.
+    assert found["protocol"].pop("checkpoint") != expected["protocol"].pop("checkpoint")
+    assert found == expected
     assert rows_of(evaluated) == finished.answers
 
 

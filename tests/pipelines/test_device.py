@@ -20,7 +20,7 @@ import pipelines.evaluate.video_qa
 import pipelines.labels
 import pipelines.models.features
 import pipelines.search.features
-from hbi_models.configs import EncoderConfig, GameConfig, MergingConfig, OptimizerConfig
+from hbi_models.configs import GameConfig, MergingConfig, OptimizerConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.evaluate.similarities import RetrievalScorerActor
 from pipelines.evaluate.video_qa import AnswererActor
@@ -52,6 +52,7 @@ from tests.tiny_retrieval import (
     IMAGE_PX,
     MAX_FRAMES,
     feature_data,
+    frozen_config,
     retrieval_config,
     retrieval_task,
     training_data,
@@ -149,11 +150,9 @@ def test_so_do_steps_with_other_teachers(data: Storage, tmp_path: Path, teacher:
     require_equal(*tasks)
 
 
-@pytest.mark.parametrize("presence", [0.5, 0.2])
-def test_so_does_a_step_whose_similarity_is_that_of_random_coalitions(
-    data: Storage, tmp_path: Path, presence: float
-) -> None:
-    game = GameConfig(teacher="exact", estimator_channels=8, coalitions=presence)
+@pytest.mark.parametrize("game", [{"coalitions": 0.5}, {"coalitions": 0.2}, {"similarity_scale": "auto"}])
+def test_so_does_a_step_with_random_coalitions_or_scaled_targets(data: Storage, tmp_path: Path, game: Any) -> None:
+    game = GameConfig(teacher="exact", estimator_channels=8, **game)
     one, other = (retrieval_task(data, retrieval_config(tmp_path, game=game), CAPTIONS) for _ in range(2))
     require_equal(one, other)
 
@@ -166,7 +165,7 @@ def test_a_step_of_question_answering_waits_for_nothing(questions: Storage, tmp_
 def frozen_recipe(folder: Path) -> Recipe:
     return Recipe(
         workspace=str(folder / "workspace"),
-        model=retrieval_config(folder, encoder=EncoderConfig(train="none")),
+        model=frozen_config(folder),
         frames=FramesConfig(max_frames=MAX_FRAMES),
         features=FeaturesConfig(dtype="float32", batch_size=3),
         retrieval=RetrievalTrainingConfig(augmentation=AugmentationConfig(enabled=False)),

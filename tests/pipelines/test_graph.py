@@ -57,7 +57,7 @@ def test_stages_that_nobody_needs_are_left_out(tmp_path: Path) -> None:
 BOTH = ["--tasks", '["retrieval", "video_qa"]']
 ALONE = ["--tasks", '["video_qa"]']
 ANSWERING = ["video_qa", "qa_evaluation"]
-FROZEN = ["--model.encoder.train", "none", "--retrieval.augmentation.enabled", "false"]
+FROZEN = ["--model.clip.train", "none", "--retrieval.augmentation.enabled", "false"]
 
 
 def test_a_frozen_encoder_puts_features_between_frames_and_all_that_comes_after(tmp_path: Path) -> None:

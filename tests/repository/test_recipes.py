@@ -43,31 +43,44 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     data = recipe_of(path).data
     if data.shapes is None:
         # Published data cannot be had here: the recipe plans over a small copy in the published layout.
-        write_copy(data, tmp_path)
-        overrides += ["--data.annotations", str(tmp_path / "annotations"), "--data.videos", str(tmp_path / "videos")]
+        annotations = write_copy(data, tmp_path)
+        overrides += ["--data.annotations", str(annotations), "--data.videos", str(tmp_path / "videos")]
+        for training in ("estimator", "retrieval", "video_qa"):
+            overrides += [f"--{training}.batch_size", "1", f"--resources.{training}.workers", "1"]
     assert main(["--config", str(path), *overrides, "--plan"]) == 0
     printed = capsys.readouterr().out
     assert "manifest" in printed and "evaluation" in printed and "never run" in printed
 
 
-def write_copy(data: DataConfig, folder: Path) -> None:
-    """Annotations and (empty) videos of the recipe's data set."""
-    annotations = folder / "annotations"
+def write_copy(data: DataConfig, folder: Path) -> Path:
+    """Annotations and (empty) videos of the recipe's data set; returns where the annotations are."""
+    annotations = folder / ("captions.csv" if data.dataset == "captions_file" else "annotations")
     described = {"duration": 3, "timestamps": [[0, 3]], "sentences": ["one"]}
     if data.dataset == "msrvtt":
         train_list = data.msrvtt_train_list
         write_msrvtt(annotations, train={"video0": ["one"]}, test={"video1": "two"}, train_list=train_list)
     elif data.dataset == "msrvtt_qa":
         questions = {"train": "video0", "val": "video1", "test": "video2"}
-        write_msrvtt_qa(annotations, {split: [(video, "who is it", "a dog")] for split, video in questions.items()})
+        asked = [("who is it", "a dog"), ("what is it", "a cat")]
+        write_msrvtt_qa(annotations, {split: [(video, *one) for one in asked] for split, video in questions.items()})
+    elif data.dataset == "captions_file":
+        rows = [f"video{number}.mp4,a dog runs,{split}" for number, split in enumerate(("train", "val", "test"))]
+        annotations.write_text("\n".join(["path,caption,split", *rows]))
     elif data.dataset == "msvd":
-        write_msvd(annotations, {"train": ["video0"], "val": ["video1"], "test": ["video2"]}, {})
+        lists = {"train": ["video0"], "val": ["video1"], "test": ["video2"]}
+        write_msvd(annotations, lists, {f"video{number}": ["one"] for number in range(3)})
     elif data.dataset == "activitynet":
         write_activitynet(annotations, {"train": {"v_0": described}, "val_1": {"v_1": described}})
     else:
         assert data.dataset == "didemo"
-        write_didemo(annotations, {"train": {"video0": ["one"]}, "val": {"video1": ["two"]}, "test": {}})
+        write_didemo(
+            annotations, {"train": {"video0": ["one"]}, "val": {"video1": ["two"]}, "test": {"video2": ["three"]}}
+        )
     (folder / "videos").mkdir()
+    for number in range(3):
+        for name in (f"video{number}", f"v_{number}"):
+            (folder / "videos" / f"{name}.mp4").touch()
+    return annotations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +149,8 @@ def test_there_are_recipes_with_a_frozen_encoder() -> None:
 def test_a_frozen_encoder_is_all_that_such_a_recipe_changes(name: str) -> None:
     path = ROOT / f"jobs/recipes/{name}.yaml"
     frozen, base = recipe_of(path), recipe_of(path.with_stem(name.removesuffix("_frozen")))
-    assert frozen.model.encoder.train == "none" and frozen.features.precision == "bfloat16"
-    trained = replace(frozen.model, encoder=base.model.encoder)
+    assert frozen.model.clip.train == "none" and frozen.features.precision == "bfloat16"
+    trained = replace(frozen.model, clip=base.model.clip)
     apart = {"workspace": base.workspace, "resources": base.resources, "features": base.features, "model": trained}
     assert replace(frozen, **apart) == base
     # Storage and time are computed in the header.

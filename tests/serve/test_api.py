@@ -37,7 +37,7 @@ def clip(server: Server) -> Path:
 
 def test_health_says_what_is_served(server: Server) -> None:
     found = requests.get(f"{server.address}/api/health", timeout=60).json()
-    assert found["status"] == "ok" and found["videos"] == VIDEOS and found["answers"] is True
+    assert found["status"] == "ok" and found["videos"] == VIDEOS and found["answers"] is True and found["maps"] is True
 
 
 def test_search_and_map_are_those_of_the_index(server: Server) -> None:
@@ -109,7 +109,7 @@ def test_clips_that_cannot_be_used_are_refused_in_words(server: Server) -> None:
     whole = clip(server).read_bytes()
     for content, kind, status, words in (
         (b"", "video/mp4", 409, "this is not a video"),
-        (b"these are not pictures\n" * 100, "video/mp4", 409, "this is not a video: the file does not begin as MP4"),
+        (b"these are not pictures\n" * 100, "video/mp4", 409, "this is not a video: the file does not begin like MP4"),
         (whole[: len(whole) // 2], "video/mp4", 409, "the clip cannot be used (undecodable)"),
         (whole, "text/html", 415, "the type is 'text/html'"),
         (b"\0" * int(MAX_UPLOAD_MB * 1e6 + 1), "video/mp4", 413, "the clip is larger than 1 MB"),

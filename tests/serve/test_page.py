@@ -103,7 +103,7 @@ def test_an_own_clip_can_be_asked_about(page: Page, server: Server) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"these are not pictures", "broken.mp4 was not taken: this is not a video: the file does not begin as MP4"),
+        (b"these are not pictures", "broken.mp4 was not taken: this is not a video: the file does not begin like MP4"),
         (b"\0\0\0\x20ftypisom" + b"\0" * 500, "broken.mp4 was not taken: the clip cannot be used (undecodable)"),
         (b"\0" * 2_000_000, "broken.mp4 has 2.0 MB; up to 1 MB are taken"),
     ],

@@ -15,9 +15,10 @@ from hbi_models.axes import TokenFeatures
 from hbi_models.configs import GameConfig, TokensConfig
 from pipelines.datasets.features_file import GivenFeatures, read_given_videos
 from pipelines.datasets.manifest import build_manifest, manifest_digest
-from pipelines.graph import make_graph
+from pipelines.graph import make_graph, make_probe_graph
 from pipelines.models.given_features import StoreGivenFeatures
 from pipelines.recipe.data import DataConfig
+from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
@@ -161,6 +162,10 @@ def test_the_graph_needs_no_video(tmp_path: Path) -> None:
     write_rows(place, [*videos, *captions])
     assert manifest_digest(recipe.data) != before
     assert make_graph(recipe).fingerprints["features"] != graph.fingerprints["features"]
+    with pytest.raises(ValueError, match=r"a zero-shot evaluation is of CLIP on videos, but model\.tokens"):
+        make_graph(replace(recipe, evaluation=EvaluationConfig(zero_shot=True)))
+    with pytest.raises(ValueError, match="a probe looks at videos and words, which such features do not show"):
+        make_probe_graph(recipe)
 
 
 def change(rows: list[dict[str, Any]], place: int, **values: Any) -> None:

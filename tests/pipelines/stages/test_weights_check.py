@@ -48,6 +48,28 @@ def test_weights_that_are_nowhere_are_named_with_what_to_do(
     require_weights([replace(step, state="done") for step in steps], recipe)
 
 
+def test_an_encoder_that_cannot_be_used_is_refused_before_any_video_is_decoded(recipe: Recipe) -> None:
+    def changed(**settings: object) -> Recipe:
+        return replace(recipe, model=replace(recipe.model, clip=replace(recipe.model.clip, **settings)))  # type: ignore[arg-type]
+
+    for unusable, reason in (
+        (changed(architecture="coca_ViT-B-32"), "a class token"),
+        (changed(architecture="PE-Core-L-14-336"), r"takes images of 336 x 336 pixels; set it to 336 or more"),
+        (
+            replace(
+                changed(architecture="PE-Core-B-16"),
+                model=replace(changed(architecture="PE-Core-B-16").model, max_words=40),
+            ),
+            "has 32 text positions",
+        ),
+        (changed(pretrained="no_such_tag"), r"clip\.pretrained is 'no_such_tag'"),
+        (changed(tokenizer="nowhere.json"), "it must be a file tokenizer.json"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            require_weights(pending(unusable), unusable)
+    require_weights(pending(recipe), recipe)
+
+
 def test_a_checkpoint_of_another_model_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
     other = replace(

@@ -120,9 +120,10 @@ def test_training_state_comes_back(tmp_path: Path) -> None:
 
     other, other_optimizer, other_schedule = make()
     other.load_state_dict(model.state_dict())
-    state, found = load_training(tmp_path, optimizer=other_optimizer)
-    other_schedule.load_state_dict(dict(state))
-    assert found == position
+    saved = load_training(tmp_path, optimizer=other_optimizer)
+    other_schedule.load_state_dict(dict(saved.schedule))
+    assert saved.position == position
+    assert saved.weights is None and saved.average is None
     for _ in range(2):
         step(model, optimizer, schedule)
         step(other, other_optimizer, other_schedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from hbi_models.clip.loading import load_clip
-from hbi_models.configs import EncoderConfig
+from hbi_models.configs import OptimizerConfig
 from pipelines.models.folder import MODEL, WEIGHTS
 from pipelines.models.weights import load_model
 from pipelines.recipe.features import FeaturesConfig, FeatureType
@@ -22,6 +23,7 @@ from pipelines.recipe.resources import TrainResources
 from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
 from pipelines.tracker import StageTracker
 from pipelines.train.checkpoint_folder import CheckpointFolder
+from pipelines.train.checkpoints import TRAINING
 from pipelines.train.files import CHECKPOINTS
 from pipelines.train.history import History
 from pipelines.train.loop import LoopSettings, TrainingLoop
@@ -37,7 +39,7 @@ from tests.tiny_retrieval import (
     MAX_FRAMES,
     MAX_WORDS,
     feature_data,
-    retrieval_config,
+    frozen_config,
     retrieval_task,
     write_features,
     write_split_data,
@@ -74,7 +76,7 @@ def make_recipe(folder: Path, *, views: int = 0, dtype: FeatureType = "float16",
     return Recipe(
         workspace=str(folder / "workspace"),
         seed=SEED,
-        model=retrieval_config(folder, encoder=EncoderConfig(train="none")),
+        model=frozen_config(folder),
         frames=FramesConfig(max_frames=MAX_FRAMES),
         features=FeaturesConfig(views=views, dtype=dtype, max_memory_gb=memory_gb, batch_size=3),
         retrieval=RetrievalTrainingConfig(augmentation=AugmentationConfig(enabled=views > 0, probability=1.0)),
@@ -238,6 +240,29 @@ def test_checkpoints_leave_the_frozen_encoder_out_and_the_chosen_model_has_it(da
     assert train(2)["steps"] == steps and len(History(output).points) > 0
     with pytest.raises(ValueError, match=r"missing clip\."):
         load_model(output.folder(CHECKPOINTS, Path(place).name), tmp_path / "other")
+
+
+def test_a_checkpoint_with_averaged_weights_leaves_the_frozen_encoder_out_too(data: Storage, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    write_features(data, recipe)
+    task = task_on_features(data, recipe)
+    optimizer = OptimizerConfig(lr=1e-3, clip_lr_factor=1.0, ema_decay=0.9)
+    task = replace(task, training=replace(task.training, optimizer=optimizer))
+    loop = TrainingLoop(task, device=CPU, reporter=Recorder(), settings=LoopSettings())
+    trained = loop.run().state_dict()
+    with ExitStack() as scratch:
+        folder = loop._written(scratch)
+        kept = torch.load(folder / TRAINING, weights_only=True)
+        assert {name for name in kept["weights"] if name.startswith("clip.")} == {"clip.logit_scale"}
+        resumed = TrainingLoop(task, device=CPU, reporter=Recorder(), settings=LoopSettings())
+        resumed._resume(folder)
+    assert resumed.average is not None and loop.average is not None
+    for found, expected in (
+        (resumed.core.state_dict(), trained),
+        (resumed.average.state(), loop.average.state()),
+    ):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut off"])

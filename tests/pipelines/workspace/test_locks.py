@@ -102,7 +102,7 @@ def test_another_machine_is_waited_for_by_name(storage: Storage, caplog: pytest.
     thread = threading.Thread(target=enter)
     thread.start()
     assert not entered.wait(1.5)
-    assert "waiting for stage: ada on elsewhere, process 7 (run)" in caplog.text
+    assert "waiting for stage, which is held by ada on elsewhere, process 7 (run)" in caplog.text
     storage.delete(path)
     thread.join(timeout=30)
     assert entered.is_set()

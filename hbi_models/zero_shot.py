@@ -1,0 +1,111 @@
+"""Search and ranking by a pretrained encoder alone: its embedding of a text against those of a video's frames.
+
+What a text says is one vector, that of its end token or wherever the encoder has it; words have none that were
+trained to be compared with frames. A video is the embeddings of its frames, each seen by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
+from hbi_models.clip.loading import load_clip
+from hbi_models.clip.pixels import with_pixel_statistics
+from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.configs import ZeroShotConfig, ZeroShotPooling
+
+
+class ZeroShotModel(nn.Module):
+    """A pretrained encoder under the interface of :class:`RetrievalModel`, with one level: one text token, all frames.
+
+    ``weights`` as in :func:`load_clip`.
+
+    Raises:
+        ValueError: The encoder cannot be used.
+    """
+
+    def __init__(self, config: ZeroShotConfig, weights: Path | None = None) -> None:
+        super().__init__()
+        self.config = config.with_clip(with_pixel_statistics(config.clip))
+        self.clip = load_clip(replace(self.config.clip, train="none"), weights)
+        self.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.clip.logit_scale.device
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """What turns captions into tokens: as many as the encoder takes, as published for zero-shot retrieval."""
+        return CaptionTokenizer(self.clip.context_length, self.clip.codec)
+
+    def text_batch(self, captions: Sequence[str]) -> TextBatch:
+        """Returns captions as the encoder reads them, on its device."""
+        token_ids, mask = self.tokenizer(captions)
+        return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask)).to(self.device)
+
+    def video_batch(
+        self,
+        frames: UInt8[Tensor, "videos frames 3 height width"],
+        mask: Bool[Tensor, "videos frames"] | None = None,
+    ) -> VideoBatch:
+        """As :meth:`RetrievalModel.video_batch`."""
+        if mask is None:
+            mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+        pixels = self.clip.normalize(frames.to(self.device, non_blocking=True))
+        return VideoBatch(pixels, mask.to(self.device))
+
+    def encode_text(self, texts: TextBatch, *, levels: int = 1) -> tuple[TokenLevel, ...]:
+        """Returns the embedding of each text as the one token of the one level."""
+        return (_level(rearrange(self.clip.embed_texts(texts.token_ids, texts.mask), "texts dim -> texts 1 dim")),)
+
+    def encode_video(self, videos: VideoBatch, *, levels: int = 1) -> tuple[TokenLevel, ...]:
+        """Returns the embeddings of each video's frames."""
+        features = self.clip.encode_frames(videos.pixels[videos.mask]) if videos.mask.any() else None
+        padded = torch.zeros(*videos.mask.shape, self.clip.embedding_dim, device=self.device)
+        if features is not None:
+            padded[videos.mask] = features.float()
+        return (_level(padded, videos.mask),)
+
+    def similarity(
+        self, texts: Sequence[TokenLevel], videos: Sequence[TokenLevel], rates: Sequence[float] | None = None
+    ) -> Float[Tensor, "texts videos"]:
+        """Returns the score of every text with every video by the settings' pooling; there are no levels to weigh."""
+        return zero_shot_similarity(texts[0], videos[0], self.config.pooling, temperature=self.config.temperature)
+
+
+def zero_shot_similarity(
+    texts: TokenLevel, videos: TokenLevel, pooling: ZeroShotPooling, *, temperature: float
+) -> Float[Tensor, "texts videos"]:
+    """Returns the score of every text with every video, the larger the better.
+
+    With unit vectors t of a text and f_v of the frames of a video, and c_v = t · f_v:
+
+    - ``mean``: t · m / |m| with m the mean of f_v (Portillo-Quintero et al., 2021; Luo et al., 2021, "meanP");
+    - ``softmax``: sum over v of softmax_v(c_v / temperature) c_v (query-scoring of Bain et al., 2022).
+
+    A video without frames scores 0 with every text.
+    """
+    text = F.normalize(texts.features[:, 0], dim=-1)
+    frames = F.normalize(videos.features, dim=-1) * rearrange(videos.mask, "videos frames -> videos frames 1")
+    if pooling == "mean":
+        return text @ F.normalize(frames.sum(dim=1), dim=-1).mT
+    cosines = torch.einsum("td,vfd->tvf", text, frames)
+    weights = (cosines / temperature).masked_fill(~videos.mask, -torch.inf).softmax(dim=-1)
+    return (weights.nan_to_num() * cosines).sum(dim=-1)
+
+
+def _level(features: Float[Tensor, "items tokens dim"], mask: Bool[Tensor, "items tokens"] | None = None) -> TokenLevel:
+    """Tokens that are all as important."""
+    if mask is None:
+        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+    return TokenLevel(features.float(), mask, torch.zeros(features.shape[:2], device=features.device))
