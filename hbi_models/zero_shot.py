@@ -90,7 +90,8 @@ def zero_shot_similarity(
 
     With unit vectors t of a text and f_v of the frames of a video, and c_v = t · f_v:
 
-    - ``mean``: t · m / |m| with m the mean of f_v (Portillo-Quintero et al., 2021; Luo et al., 2021, "meanP");
+    - ``mean``: t · m divided by the length of m, with m the mean of f_v (Portillo-Quintero et al., 2021; "meanP" of
+      Luo et al., 2021);
     - ``softmax``: sum over v of softmax_v(c_v / temperature) c_v (query-scoring of Bain et al., 2022).
 
     A video without frames scores 0 with every text.

@@ -1,7 +1,7 @@
 """What the game is worth on average over random coalitions: expected weights and expected maxima.
 
 Every word and every frame joins with probability p, independently. Given that both sides are present, the mean worth of
-a coalition is
+a coalition is::
 
     S_p = 1/2 sum_t A_t M(s_t.)  +  1/2 sum_v B_v M(s_.v)
 

@@ -21,8 +21,8 @@ class ProbeConfig:
 
     parts: tuple[ProbePart, ...] = ()
     """``negatives``: captions against ones with a word changed. ``perturbations``: R@1 with perturbed videos.
-    ``moments``: spans of a search against the spans that the texts describe. An empty list selects all that the data
-        allow."""
+    ``moments``: spans of a search against the spans that the texts describe. An empty list selects all that the
+    data allow."""
 
     negatives: str | None = content_of("file or name")
     """CSV or JSONL with columns ``caption``, ``negative`` and ``class``; generated data need none."""
