@@ -26,7 +26,7 @@ BIN := $(abspath $(VENV))/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
 # Two processes on two cores; on more, no more than four: tests of Ray start several processes each.
-PYTEST := $(RUN) -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # The slices of the long suites, each of which can run alone: make test-faults SLICE=storage.
 faults_killed := tests/faults/test_killed_runs.py
 faults_nodes := tests/faults/test_lost_nodes.py
@@ -82,7 +82,7 @@ faults-fuzz: $(VENV)/.installed-dev
 
 faults-%: $(VENV)/.installed-dev
 	$(if $(faults_$*),,$(error SLICE is $*; the slices of test-faults are: $(FAULTS)))
-	$(RUN) -m pytest -n 2 --dist loadgroup -m slow_fault $(faults_$*)
+	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault $(faults_$*)
 
 test-tune: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m tune tests/jobs

@@ -61,16 +61,9 @@ LONGEST_FIRST = (
 """So that two processes end at about the same time."""
 
 
-ONE_PROCESS = "tests/serve/"
-"""Tests that share a server, which takes ten processes of its own."""
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what starts Ray, keeps each file in one process, and puts the longest files first."""
+    """Marks what starts Ray, and puts the longest files first."""
     for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(ONE_PROCESS if file.startswith(ONE_PROCESS) else file))
         if item.nodeid.startswith(STARTS_RAY) or "ray_local" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
     items.sort(key=lambda item: next(n for n, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)))
