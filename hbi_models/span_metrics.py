@@ -49,10 +49,11 @@ def average_precision(predicted: Sequence[Span], right: Sequence[Span], threshol
     for span in predicted:
         overlaps = {place: intersection_over_union(span, right[place]) for place in free}
         place = max(overlaps, key=lambda each: (overlaps[each], -each), default=None)
-        hit = place is not None and overlaps[place] >= threshold
-        if hit:
-            free.discard(place)  # type: ignore[arg-type]
-        hits.append(hit)
+        if place is not None and overlaps[place] >= threshold:
+            free.discard(place)
+            hits.append(True)
+        else:
+            hits.append(False)
     precisions = [sum(hits[: rank + 1]) / (rank + 1) for rank in range(len(hits))]
     best = [max(precisions[rank:]) for rank in range(len(hits))]
     return sum(precision for precision, hit in zip(best, hits, strict=True) if hit) / len(right)

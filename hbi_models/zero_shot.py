@@ -21,6 +21,7 @@ from hbi_models.clip.loading import load_clip
 from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import ZeroShotConfig, ZeroShotPooling
+from hbi_models.transfer import sent
 
 
 class ZeroShotModel(nn.Module):
@@ -61,8 +62,7 @@ class ZeroShotModel(nn.Module):
         """As :meth:`RetrievalModel.video_batch`."""
         if mask is None:
             mask = torch.ones(frames.shape[:2], dtype=torch.bool)
-        pixels = self.clip.normalize(frames.to(self.device, non_blocking=True))
-        return VideoBatch(pixels, mask.to(self.device))
+        return VideoBatch(self.clip.normalize(sent(frames, self.device)), sent(mask, self.device))
 
     def encode_text(self, texts: TextBatch, *, levels: int = 1) -> tuple[TokenLevel, ...]:
         """Returns the embedding of each text as the one token of the one level."""
