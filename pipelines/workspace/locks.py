@@ -110,9 +110,10 @@ class Lock:
 @contextmanager
 def held(workspace: Storage, name: str) -> Iterator[Lock]:
     """Holds ``name`` of ``workspace``, waiting until no other process does; says for whom it waits."""
-    path, content = _new_claim(name)
     poll_s, reminded = _FIRST_POLL_S, -_REMIND_S
     while True:
+        # A new file each time. Whoever was reading one that was deleted and is there again would take it for unreadable.
+        path, content = _new_claim(name)
         workspace.write_bytes(path, content)
         others = _live_claims(workspace, name, own=path)
         if not others:

@@ -108,6 +108,25 @@ def test_another_machine_is_waited_for_by_name(storage: Storage, caplog: pytest.
     assert entered.is_set()
 
 
+def test_a_claim_that_was_taken_back_does_not_come_back_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    others = _claim(storage)
+    written: list[str] = []
+    write_bytes = Storage.write_bytes
+
+    def write(self: Storage, path: str, data: bytes) -> None:
+        written.append(path)
+        if len(written) == 3:
+            self.delete(others)
+        write_bytes(self, path, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", write)
+    with held(storage, "stage"):
+        assert len(set(written)) == 3
+
+
 def test_a_claim_that_another_machine_no_longer_refreshes_is_taken_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
