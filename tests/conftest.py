@@ -61,12 +61,27 @@ LONGEST_FIRST = (
 """So that two processes end at about the same time."""
 
 
+TOGETHER = ("tests/serve/", "tests/distributed/")
+"""Folders whose files share a server, or a process from which others are copied."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what starts Ray, and puts the longest files first."""
     for item in items:
         if item.nodeid.startswith(STARTS_RAY) or "ray_local" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
     items.sort(key=lambda item: next(n for n, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A process does whole files, as with ``--dist loadfile``; those of ``TOGETHER`` as if they were one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return next((f for f in TOGETHER if nodeid.startswith(f)), None) or super()._split_scope(nodeid)
+
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)

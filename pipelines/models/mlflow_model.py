@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,6 +31,19 @@ def served_model(folder: Storage) -> tuple[nn.Module, ModelSignature]:
             return scorer, _signature(scorer.model, outputs=-1)
         answerer = VideoAnswerer(load_video_qa(folder, scratch), vocabulary_of(folder.uri))
         return answerer, _signature(answerer.model.encoder, outputs=len(answerer.answers))
+
+
+def requirements() -> list[str]:
+    """What a logged model is loaded with, in the versions of this process.
+
+    MLflow would load the model in a new process to find out, which takes longer than a small training.
+    """
+    found = []
+    # On a cluster the project's code may come with the job instead of being installed.
+    for package in ("hbi-on-ray", "mlflow", "open_clip_torch", "torch"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{package}=={version(package)}")
+    return found
 
 
 class RetrievalScorer(nn.Module):

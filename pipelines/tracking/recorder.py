@@ -203,7 +203,7 @@ class MlflowRecorder:
 
     def _log_model(self, run_id: str, folder: str, experiment: str) -> bool:
         """Logs a model unless that was done before; returns whether it did."""
-        from pipelines.models.mlflow_model import served_model
+        from pipelines.models.mlflow_model import requirements, served_model
 
         for logged in self._client.search_logged_models(
             [self._experiment_id(experiment)], filter_string=f"source_run_id = '{run_id}'"
@@ -216,7 +216,13 @@ class MlflowRecorder:
             return False
         model, signature = served_model(self._workspace.folder(folder))
         with _long_timeout(), mlflow.start_run(run_id=run_id):
-            mlflow.pytorch.log_model(model, name="model", signature=signature, serialization_format="pickle")
+            mlflow.pytorch.log_model(
+                model,
+                name="model",
+                signature=signature,
+                serialization_format="pickle",
+                pip_requirements=requirements(),
+            )
         return True
 
     def _find(self, key: str, experiment: str) -> Run | None:

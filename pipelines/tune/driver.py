@@ -102,15 +102,16 @@ def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> 
         with Driver(tuning, "trial", members, journal, inputs, tracker, member, limit=None) as driver:
             run_population(tuning, driver)
     else:
-        proposed = ProposedTrials(tuning, journal)
+        proposed, prepared = ProposedTrials(tuning, journal), tuning.shares_inputs
         limit = concurrent_trials(tuning)
-        with Driver(tuning, "trial", proposed, journal, inputs, tracker, artifact, limit) as driver:
+        with Driver(tuning, "trial", proposed, journal, inputs, tracker, artifact, limit, prepared=prepared) as driver:
             if scheduler == "asha":
                 run_with_halving(tuning, driver, journal)
             else:
                 run_to_the_end(tuning, driver)
-    finals = ListedTrials(final_records(tuning, journal))
-    with Driver(tuning, "final", finals, journal, inputs, tracker, artifact, concurrent_trials(tuning)) as driver:
+    records = final_records(tuning, journal)
+    finals, prepared, limit = ListedTrials(records), tuning.inputs_are_done(records), concurrent_trials(tuning)
+    with Driver(tuning, "final", finals, journal, inputs, tracker, artifact, limit, prepared=prepared) as driver:
         run_to_the_end(tuning, driver)
     results = Results.of(tuning, journal)
     results.write(tracker, pictures_of(results))
@@ -197,6 +198,7 @@ class Driver:
         tracker: MLflow.
         output: the folder in which a trial trains.
         limit: most trials at once; None = as many as Tune finds resources for.
+        prepared: whether no trial will have to wait for a stage that needs CPUs.
     """
 
     def __init__(
@@ -209,9 +211,12 @@ class Driver:
         tracker: TuningTracker,
         output: Callable[[TrialRecord], Storage],
         limit: int | None,
+        *,
+        prepared: bool = False,
     ) -> None:
         self._tuning, self._phase, self._queue, self._journal = tuning, phase, queue, journal
         self._inputs, self._tracker, self._output, self._limit = inputs, tracker, output, limit
+        self.prepared = prepared
         self._waiting: tuple[TrialRecord, Recipe] | None = None
         self._live: dict[str, TrialRun] = {}
         self._started: dict[str, float] = {}

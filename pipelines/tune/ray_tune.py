@@ -170,6 +170,8 @@ def _fit(
     members = tuning.storage.folder(POPULATION)
 
     def train(config: dict[str, Any]) -> None:
+        # A process is used again when the trial that was ended in it has let go of its files.
+        os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
         if alone:
             run_trial(config, job=job)
         else:
@@ -184,8 +186,9 @@ def _fit(
             search_alg=DriverSearcher(driver, tuning.config.direction) if alone else None,
             scheduler=scheduler,
             num_samples=-1 if alone else 1,
-            # An actor that waits for reuse would hold the CPUs that the stages of the next trial need.
-            reuse_actors=False,
+            # It takes a process ten seconds to load PyTorch. One that waits for its next trial holds its CPUs, so there
+            # must be no stage that needs them.
+            reuse_actors=alone and driver.prepared,
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -167,6 +167,22 @@ class Tuning:
         """Stages before the tuned one that all trials share, in order."""
         apart = frozenset().union(*self.readers.values())
         return [stage for stage in self.graph.with_inputs(self.config.stage)[:-1] if stage.name not in apart]
+
+    @cached_property
+    def shares_inputs(self) -> bool:
+        """Whether all trials, but for the final ranking, have the same stages before the tuned one."""
+        return len(self.shared) == len(self.graph.with_inputs(self.config.stage)) - 1
+
+    def inputs_are_done(self, records: Iterable[TrialRecord]) -> bool:
+        """Whether every stage before the tuned one is done for each of ``records``."""
+        graphs = [
+            make_graph(self.recipe_of_trial(known.values, phase=known.phase, seed=known.seed)) for known in records
+        ]
+        return all(
+            graph.artifact(stage.name) is not None
+            for graph in graphs
+            for stage in graph.with_inputs(self.config.stage)[:-1]
+        )
 
 
 def slug(label: str) -> str:

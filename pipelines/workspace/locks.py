@@ -112,7 +112,7 @@ def held(workspace: Storage, name: str) -> Iterator[Lock]:
     """Holds ``name`` of ``workspace``, waiting until no other process does; says for whom it waits."""
     poll_s, reminded = _FIRST_POLL_S, -_REMIND_S
     while True:
-        # A new file each time. Whoever was reading one that was deleted and is there again would take it for unreadable.
+        # A new file each time: whoever was reading one that was deleted and is there again would call it unreadable.
         path, content = _new_claim(name)
         workspace.write_bytes(path, content)
         others = _live_claims(workspace, name, own=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import torch.multiprocessing as multiprocessing
 
 def run_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, world_size: int) -> list[Any]:
     """Returns what ``function(*arguments)`` returned on each rank; tensors and plain values only."""
-    multiprocessing.spawn(_rank, (world_size, folder, function, arguments), nprocs=world_size)
+    # A process that has loaded the function's module, and has no threads yet, makes the ranks as copies of itself.
+    set_forkserver_preload([function.__module__])
+    given = (world_size, folder, function, arguments)
+    multiprocessing.start_processes(_rank, given, nprocs=world_size, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 

@@ -59,6 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Und
     return Undisturbed(recipe, frame_rows(recipe), label_rows(recipe))
 
 
+@pytest.mark.slow_fault
 def test_a_fresh_workspace_with_one_worker_at_a_time_holds_the_same_rows(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_fresh_workspace_with_one_worker_at_a_time_holds_the_same_rows(
     assert label_rows(recipe) == undisturbed.labels
 
 
+@pytest.mark.slow_fault
 def test_shards_of_another_size_hold_the_same_frames_and_the_same_labels_up_to_rounding(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

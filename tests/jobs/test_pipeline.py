@@ -383,6 +383,9 @@ def test_the_model_that_mlflow_holds_scores_captions_and_clips(finished: Run) ->
         texts = model.encode_text(TextBatch(token_ids, mask))
         videos = model.encode_video(VideoBatch(normalize_pixels(clips.frames), clips.mask))
         assert torch.equal(scores, model.similarity(texts, videos))
+    needed = Path(mlflow.pyfunc.get_model_dependencies(f"models:/{logged.model_id}")).read_text().splitlines()
+    assert f"torch=={torch.__version__.split('+')[0]}" in needed
+    assert {line.split("==")[0] for line in needed} == {"hbi-on-ray", "mlflow", "open_clip_torch", "torch"}
     # The signature describes these very tensors.
     signature = mlflow.models.get_model_info(f"models:/{logged.model_id}").signature
     given = {"token_ids": token_ids, "word_mask": mask, "frames": clips.frames, "frame_mask": clips.mask}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from tests.tiny_retrieval import MAX_WORDS, retrieval_config, write_split_data
 BANK = ["a red square", "small and blue"]
 
 
-def test_a_query_without_a_rank_is_named_and_nothing_is_written(tmp_path: Path, ray_local: Any) -> None:
+def test_a_query_without_a_rank_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = write_split_data(tmp_path, {"test": [2, 1, 3], "val": [1, 1]})
     view, validation = (
@@ -48,7 +47,7 @@ def test_a_query_without_a_rank_is_named_and_nothing_is_written(tmp_path: Path, 
             checkpoint=str(tmp_path / "model"),
             config=config,
             settings=settings,
-            resources=ActorResources(max_actors=1),
+            resources=ActorResources(max_actors=0),
             seed=0,
             dataset="random videos",
             missing_videos=4,
