@@ -261,7 +261,8 @@ class Retrained:
 @pytest.fixture(scope="module")
 def retrained(finished: Run, ray_local: Any) -> Retrained:
     options = ["--retrieval.epochs", "12", "--retrieval.checkpoint.every_steps", "3"]
-    options += ["--resources.retrieval.workers", "0", "--tracking.log_model", "false"]
+    options += ["--resources.retrieval.workers", "0", "--resources.evaluation.max_actors", "0"]
+    options += ["--tracking.log_model", "false"]
     recipe = read(finished.recipe_file, *options)
     output = make_graph(recipe).output("retrieval")
     kill_when(command(finished.recipe_file, *options), lambda: has_checkpoint(output))
