@@ -248,6 +248,16 @@ def test_a_checkpoint_is_evaluated_without_training(finished: Run, ray_local: An
     assert ranks_by_query(evaluated) == ranks_by_query(trained["evaluation"])
 
 
+IN_THIS_PROCESS = ["--resources.retrieval.workers", "0", "--resources.evaluation.max_actors", "0"]
+IN_THIS_PROCESS += ["--tracking.log_model", "false"]
+
+
+def test_a_changed_training_setting_trains_and_evaluates_again_and_nothing_else(finished: Run, ray_local: Any) -> None:
+    outcomes = run(read(finished.recipe_file, "--retrieval.optimizer.lr", "5e-4", *IN_THIS_PROCESS))
+    assert actions(outcomes) == dict.fromkeys(STAGES[:5], "skipped") | dict.fromkeys(STAGES[5:], "done")
+    assert outcomes["evaluation"].step.reason == "invalidated by a new retrieval"
+
+
 @dataclass(frozen=True)
 class Retrained:
     """A training with another setting, killed on the way and run again."""
@@ -260,20 +270,14 @@ class Retrained:
 
 @pytest.fixture(scope="module")
 def retrained(finished: Run, ray_local: Any) -> Retrained:
-    options = ["--retrieval.epochs", "12", "--retrieval.checkpoint.every_steps", "3"]
-    options += ["--resources.retrieval.workers", "0", "--resources.evaluation.max_actors", "0"]
-    options += ["--tracking.log_model", "false"]
+    options = ["--retrieval.epochs", "12", "--retrieval.checkpoint.every_steps", "3", *IN_THIS_PROCESS]
     recipe = read(finished.recipe_file, *options)
     output = make_graph(recipe).output("retrieval")
     kill_when(command(finished.recipe_file, *options), lambda: has_checkpoint(output))
     return Retrained(recipe, dict(History(output).points), run(recipe))
 
 
-def test_a_changed_training_setting_trains_and_evaluates_again_and_nothing_else(retrained: Retrained) -> None:
-    assert actions(retrained.outcomes) == dict.fromkeys(STAGES[:5], "skipped") | dict.fromkeys(STAGES[5:], "done")
-    assert retrained.outcomes["evaluation"].step.reason == "invalidated by a new retrieval"
-
-
+@pytest.mark.slow_fault
 def test_a_killed_training_goes_on_from_its_last_checkpoint(finished: Run, retrained: Retrained) -> None:
     outcome = retrained.outcomes["retrieval"]
     assert (outcome.step.state, outcome.step.reason) == ("partial", f"stopped at step {max(retrained.told):,}")
@@ -296,6 +300,7 @@ def test_a_training_whose_first_points_were_lost_is_partial_where_it_has_a_check
     graph.output("retrieval").delete(RAY_SNAPSHOT)
 
 
+@pytest.mark.slow_fault
 def test_the_curve_of_a_killed_training_has_every_step_once(finished: Run, retrained: Retrained) -> None:
     artifact = retrained.outcomes["retrieval"].artifact
     steps = list(range(1, int(artifact.counts["steps"]) + 1))
@@ -307,6 +312,7 @@ def test_the_curve_of_a_killed_training_has_every_step_once(finished: Run, retra
     assert sorted((point.step, point.value) for point in points) == list(found.items())
 
 
+@pytest.mark.slow_fault
 def test_a_killed_training_ends_as_an_uninterrupted_one(finished: Run, retrained: Retrained) -> None:
     artifact, expected = retrained.outcomes["retrieval"].artifact, Best()
     task = retrieval_task_of(finished, retrained.recipe)
