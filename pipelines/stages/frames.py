@@ -20,7 +20,7 @@ from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE,
 from pipelines.workspace.shards import ShardPool, shard_size
 from pipelines.workspace.storage import Storage
 
-VERSION = 2
+VERSION = 3
 """A constant besides the class, because stages that only read the pool need its name and should not depend on the
 class."""
 

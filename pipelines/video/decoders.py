@@ -77,7 +77,7 @@ def open_decoder(source: str | bytes, choice: Literal["auto", "decord", "pyav"] 
     Raises:
         UnreadableVideoError: it is not a video that the chosen decoder reads.
     """
-    pyav = PyAVDecoder(source)
+    pyav = PyAVDecoder(source, counts_pictures=choice == "decord")
     if choice != "decord":
         return pyav
     doubt = decord_doubt(pyav.timeline, pyav.orientation())
@@ -100,6 +100,7 @@ def decord_doubt(timeline: Timeline, orientation: Matrix = UPRIGHT) -> str | Non
         "a key frame is not an instant refresh": not timeline.only_instant,
         "the picture is mirrored": a * d - b * c < 0,
         "a picture outside of MP4 and MOV is turned": orientation != UPRIGHT and timeline.container != "mov",
+        "a packet holds no picture": not timeline.all_pictures,
         "there are several video streams": any(note.reason == "several_streams" for note in timeline.notes),
     }
     return next((doubt for doubt, holds in doubts.items() if holds), None)
@@ -155,15 +156,18 @@ class PyAVDecoder:
     Args:
         source: path or contents of the file.
         trust_pts: false = count frames, after frames have come out at other times than their packets said.
+        counts_pictures: look into every packet of H.264 and HEVC for its picture.
     """
 
     name: DecoderName = "pyav"
 
-    def __init__(self, source: str | bytes, *, trust_pts: bool = True) -> None:
+    def __init__(self, source: str | bytes, *, trust_pts: bool = True, counts_pictures: bool = False) -> None:
         self._source, self._as_stored = source, False
         with reading():
             self._open()
-            self.timeline = read_timeline(self._container, self._stream, trust_pts=trust_pts)
+            self.timeline = read_timeline(
+                self._container, self._stream, trust_pts=trust_pts, counts_pictures=counts_pictures
+            )
             if self.timeline.joined:
                 self._separate(trust_pts)
             self._keys = self.timeline.keys
@@ -210,15 +214,23 @@ class PyAVDecoder:
         last = -1
         missing: list[int] = []
         for index in indices:
-            if self._approach(index):
-                decoded, current, ahead = self._decoded(indices), None, None
-            while current is None or current[0] < index:
-                ahead = ahead or next(decoded, None)
-                if ahead is None or ahead[0] > index:
+            while True:
+                if self._approach(index):
+                    decoded, current, ahead = self._decoded(indices), None, None
+                while current is None or current[0] < index:
+                    ahead = ahead or next(decoded, None)
+                    if ahead is None or ahead[0] > index:
+                        break
+                    current, ahead = ahead, None
+                # No frame comes before it: the file begins with packets that hold no picture.
+                shown = current or ahead
+                if (shown is not None and shown[0] == index) or not self._skips:
                     break
-                current, ahead = ahead, None
-            # No frame comes before it: the file begins with packets that hold no picture.
-            shown = current or ahead
+                # The picture that is on screen instead may be one of those that were not decoded: back, and decode all.
+                self._skips = False
+                self._rewind()
+                self._stream.codec_context.skip_frame = "DEFAULT"
+                decoded, current, ahead = self._decoded(indices), None, None
             if shown is None or shown[0] != index:
                 missing.append(index)
             if shown is not None and shown[0] > last:

@@ -62,7 +62,8 @@ class Timeline:
         skips: packets before the first one that can be shown.
         edited: an edit list hides packets.
         only_instant: every key frame is an instant refresh, with nothing before it needed after it.
-        pictures: packets of a transport stream that hold a picture.
+        pictures: packets that hold a picture, where they were counted: always in a transport stream.
+        all_pictures: no packet was found that holds none.
         joined: some of these begin with another access unit, which holds no picture, and have its time.
     """
 
@@ -79,6 +80,7 @@ class Timeline:
     edited: bool
     only_instant: bool
     pictures: int
+    all_pictures: bool
     joined: bool
     notes: tuple[Note, ...]
 
@@ -107,13 +109,15 @@ class _Packet:
     """By an edit list."""
 
 
-def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Timeline:
+def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True, counts_pictures: bool = False) -> Timeline:
     """Reads all packets of ``stream``, which ``container`` has just opened.
 
     Args:
         container: the open file.
         stream: the video stream.
         trust_pts: whether the presentation times, where there are any, are those of the decoded frames.
+        counts_pictures: whether to look into every packet of H.264 and HEVC, which takes time; transport streams need
+            it.
 
     Raises:
         UnreadableVideoError: the file is cut off, or there is nothing to show.
@@ -123,19 +127,22 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
     clean: list[int] = []
     whole, only_instant = 0, True
     pictures, joined = 0, False
+    in_units = codec in ("h264", "hevc")
+    counts_pictures = in_units and (counts_pictures or name == "mpegts")
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
         whole += not packet.is_corrupt
         if packet.is_keyframe and name in _SEEKABLE:
-            content = bytes(packet) if codec in ("h264", "hevc") else b""
+            content = bytes(packet) if in_units else b""
             if is_clean_start(codec, content, extradata):
                 clean.append(len(packets))
             only_instant = only_instant and is_instant_refresh(codec, content, extradata)
         is_key = packet.is_keyframe
-        if name == "mpegts" and codec in ("h264", "hevc"):
+        if counts_pictures:
+            pictures += not holds_no_picture(codec, bytes(packet), extradata)
+        if name == "mpegts" and in_units:
             content = bytes(packet)
-            pictures += not holds_no_picture(codec, content, None)
             joined = joined or holds_joined_units(codec, content)
             # Packets as they are stored are not marked.
             is_key = is_key or is_clean_start(codec, content, None)
@@ -195,6 +202,7 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True) -> Tim
         edited=any(packet.is_hidden for packet in packets),
         only_instant=only_instant,
         pictures=pictures,
+        all_pictures=not counts_pictures or pictures == len(packets),
         joined=joined,
         notes=tuple(notes),
     )

@@ -23,13 +23,21 @@ from tests.pipelines.video.numbered_videos import encoded, number_of, picture, w
 STEADY = [number / 10 for number in range(60)]
 
 
-def read(path: Path, *, rate: float = 2, start_s: float | None = None, end_s: float | None = None) -> ExtractedVideo:
+def read(
+    path: Path,
+    *,
+    rate: float = 2,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    decoder: Any = "auto",
+    max_frames: int = 12,
+) -> ExtractedVideo:
     """What the stage stores of a file."""
     settings = ExtractSettings(
         rate=rate,
-        max_frames=12,
+        max_frames=max_frames,
         short_side_px=64,
-        decoder="auto",
+        decoder=decoder,
         format="png",
         jpeg_quality=90,
         start_s=start_s,
@@ -78,6 +86,60 @@ def test_a_packet_without_a_picture_holds_its_place_in_time(tmp_path: Path, suff
     assert numbers(video) == [0, 4, 10, 15, 19, 25, 30, 34, 40, 45, 49, 55]
     assert video.time_s == pytest.approx([number / 10 for number in numbers(video)], abs=1e-3)
     assert reasons(video) == ["no_picture"]
+
+
+FILLERS = {"libx264": b"\x00\x00\x00\x01\x0c\xff\xff\x80", "libx265": b"\x00\x00\x00\x01\x4c\x01\xff\xff\x80"}
+"""An access unit that holds filler data alone."""
+
+REORDERED = {
+    "H.264": ("libx264", {"x264-params": "keyint=20:bframes=2:b-pyramid=none:b-adapt=0:scenecut=0"}),
+    "H.264, B-pyramid": ("libx264", {"x264-params": "keyint=20:bframes=5:b-pyramid=normal:b-adapt=0:scenecut=0"}),
+    "H.264, open GOP": ("libx264", {"x264-params": "keyint=20:min-keyint=20:bframes=3:open-gop=1:scenecut=0"}),
+    "HEVC": ("libx265", {"x265-params": "log-level=none:keyint=20:min-keyint=20:bframes=2:open-gop=0:pools=1"}),
+}
+
+
+def write_with_fillers(path: Path, codec: str, options: Any) -> Path:
+    """Ten packets a second, each third of which holds no picture: picture n is in the packet n // 2 * 3 + n % 2."""
+    unit, shown = Fraction(1, 1000), [time_s for number, time_s in enumerate(STEADY) if number % 3 != 2]
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = unit
+        stream.codec_context.thread_count = 1
+        packets = [packet for packet in encoded(stream, shown, size=(96, 64), unit=unit) if packet.size]
+        for number in range(2, len(STEADY), 3):
+            filler = av.Packet(FILLERS[codec])
+            filler.pts, filler.dts, filler.time_base = 100 * number, 100 * number, unit
+            packets.append(filler)
+        # Before pictures that are decoded at the same time: they are shown later.
+        for packet in sorted(packets, key=lambda packet: (packet.dts, packet.size)):
+            packet.stream = stream
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv", "ts", "mts"])
+@pytest.mark.parametrize("kind", REORDERED)
+def test_packets_without_a_picture_among_pictures_that_are_reordered(tmp_path: Path, kind: str, suffix: str) -> None:
+    codec, options = REORDERED[kind]
+    if (codec, suffix) == ("libx265", "flv"):
+        pytest.skip("FLV holds no HEVC")
+    path = write_with_fillers(tmp_path / f"a.{suffix}", codec, options)
+    # In place of a missing picture the one before it, whether that was wanted itself or is skipped on the way.
+    on_screen = [2 * (number // 3) + min(number % 3, 1) for number in range(60)]
+    for decoder, rate, start, stop in (
+        ("auto", 10, 0, 60),
+        ("auto", 2, 0, 60),
+        ("auto", 5, 40, 55),
+        ("decord", 2, 22, 60),
+    ):
+        video = read(path, rate=rate, start_s=start / 10, end_s=stop / 10, decoder=decoder, max_frames=60)
+        wanted = on_screen[start : stop : 10 // rate]
+        assert numbers(video) == list(dict.fromkeys(wanted)), (decoder, rate, start)
+        times_s = [number // 2 * 0.3 + number % 2 / 10 for number in numbers(video)]
+        assert video.time_s == pytest.approx(times_s, abs=2e-3)
+        assert (video.decoder, reasons(video)[-1]) == ("pyav", "no_picture")
 
 
 def test_an_encrypted_video_is_refused_in_words(tmp_path: Path) -> None:
