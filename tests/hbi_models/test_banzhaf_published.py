@@ -20,19 +20,21 @@ def weighted(game: Game) -> Game:
 
 def mean_and_deviation_of_draws(game: Game) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of one draw, over every pair of subsets; 0 at padding."""
-    _, words, frames = game.similarity.shape
-    mean, square = torch.zeros_like(game.similarity), torch.zeros_like(game.similarity)
+    pairs, words, frames = game.similarity.shape
     coalitions = [
         (kept_words, kept_frames) for kept_words in every_subset(words) for kept_frames in every_subset(frames)
     ]
-    for kept_words, kept_frames in coalitions:
-        for word in range(words):
-            for frame in range(frames):
-                value = value_of_draw(
-                    *game[:3], game.word_mask & kept_words, game.frame_mask & kept_frames, word=word, frame=frame
-                )
-                mean[:, word, frame] += value / len(coalitions)
-                square[:, word, frame] += value.square() / len(coalitions)
+    kept_words, kept_frames = (
+        torch.stack(kept).repeat_interleave(pairs, dim=0) for kept in zip(*coalitions, strict=True)
+    )
+    # Every coalition of every pair is a pair of one batch.
+    many = Game(*(part.repeat(len(coalitions), *[1] * (part.ndim - 1)) for part in game))
+    mean, square = torch.zeros_like(game.similarity), torch.zeros_like(game.similarity)
+    for word in range(words):
+        for frame in range(frames):
+            members = many.word_mask & kept_words, many.frame_mask & kept_frames
+            values = value_of_draw(*many[:3], *members, word=word, frame=frame).reshape(len(coalitions), pairs)
+            mean[:, word, frame], square[:, word, frame] = values.mean(0), values.square().mean(0)
     return mean * game.present, (square - mean.square()).clamp(min=0).sqrt() * game.present
 
 
