@@ -4,6 +4,7 @@
 # make test   set up, and run every check: format, lint, types, import contracts, tests
 # make test-fast      the tests that start no Ray: after each edit
 # make test-tune      tunings that take minutes; make test-search is its former name
+# make test-long      what takes long and is shown in part by shorter tests: large encoders, benchmarks at toy sizes
 # make test-cluster   the tests that start Ray clusters, of several nodes too
 # make test-faults    the long rows of docs/faults.md, and many times as many random inputs; SLICE=name runs a part
 # make docs           the documentation site, in docs/_build
@@ -42,7 +43,7 @@ TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.v
   --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
   --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
 
-.PHONY: demo tune demo-frozen tune-frozen search test test-tune test-search test-cluster test-faults test-fast test-pythons test-python \
+.PHONY: demo tune demo-frozen tune-frozen search test test-tune test-long test-search test-cluster test-faults test-fast test-pythons test-python \
   test-latest update-dependencies check docs bench bench-gpu clean
 
 demo: $(VENV)/.installed-serve
@@ -69,10 +70,10 @@ search:
 	@$(MAKE) --no-print-directory tune
 
 test: $(VENV)/.installed-dev check
-	$(PYTEST) -m 'not cluster and not slow_fault and not tune'
+	$(PYTEST) -m 'not cluster and not slow_fault and not tune and not long'
 
 test-fast: $(VENV)/.installed-dev
-	$(PYTEST) -m 'not ray and not slow and not fault and not cluster and not tune'
+	$(PYTEST) -m 'not ray and not slow and not fault and not cluster and not tune and not long'
 
 test-faults: $(addprefix faults-,$(or $(SLICE),$(FAULTS)))
 
@@ -86,6 +87,9 @@ faults-%: $(VENV)/.installed-dev
 
 test-tune: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m tune tests/jobs
+
+test-long: $(VENV)/.installed-dev
+	$(PYTEST) -m long
 
 test-search:
 	@echo "make test-search is make test-tune now" >&2

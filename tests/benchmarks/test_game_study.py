@@ -222,7 +222,7 @@ def test_the_named_differences_come_first_seed_by_seed() -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_goes_on_where_it_stopped(encoder: RetrievalModel, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     folder.mkdir()

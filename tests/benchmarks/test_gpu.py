@@ -21,7 +21,7 @@ def toy_sizes(tmp_path: Path) -> gpu.Sizes:
 PARTS = ("image tower", "Measured limits", "eager: step", "MFU", "compiled: step", "exact labels, ", "all pairs, ")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_runs_at_toy_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--toy"]) == 0
     shown = capsys.readouterr().out

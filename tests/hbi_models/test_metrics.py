@@ -155,8 +155,8 @@ def test_bootstrap_interval_covers_the_true_recall_as_often_as_it_says() -> None
     generator = torch.Generator().manual_seed(0)
     covered = 0
     for _ in range(100):
-        ranks = torch.where(torch.rand(200, generator=generator) < 0.4, 1.0, 20.0).double()
-        interval = bootstrap_intervals(ranks, generator=generator, num_resamples=200, confidence=0.9)["recall_at_1"]
+        ranks = torch.where(torch.rand(100, generator=generator) < 0.4, 1.0, 20.0).double()
+        interval = bootstrap_intervals(ranks, generator=generator, num_resamples=100, confidence=0.9)["recall_at_1"]
         covered += interval.low <= 40 <= interval.high
     # Binomial with 100 trials of 0.9: outside these bounds less than once in a thousand seeds.
     assert 80 <= covered <= 99

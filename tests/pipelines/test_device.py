@@ -213,6 +213,7 @@ def test_a_step_of_the_estimator_waits_for_nothing(tmp_path: Path) -> None:
     require_equal(estimator_task(tmp_path), estimator_task(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["retrieval", "video_qa", "estimator"])
 def test_a_whole_training_with_validation_and_checkpoints_is_that_of_the_cpu(
     data: Storage, questions: Storage, tmp_path: Path, kind: str
