@@ -13,11 +13,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from pipelines.train.estimator import EstimatorTask
+from pipelines.train.retrieval import RetrievalTask
+from pipelines.train.video_qa import VideoQATask
+
 
 def run_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, world_size: int) -> list[Any]:
     """Returns what ``function(*arguments)`` returned on each rank; tensors and plain values only."""
-    # A process that has loaded the function's module, and has no threads yet, makes the ranks as copies of itself.
-    set_forkserver_preload([function.__module__])
+    # The ranks are copies of one process, without threads, that has loaded what takes long to load.
+    set_forkserver_preload([task.__module__ for task in (EstimatorTask, RetrievalTask, VideoQATask)])
     given = (world_size, folder, function, arguments)
     multiprocessing.start_processes(_rank, given, nprocs=world_size, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world_size)]
