@@ -32,7 +32,7 @@ from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.clip.loading import load_clip
 from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.clip.tokenizer import CaptionTokenizer
-from hbi_models.configs import LEVELS, RetrievalConfig, require
+from hbi_models.configs import LEVELS, Quirks, RetrievalConfig, require
 from hbi_models.draws import BatchDraws
 from hbi_models.similarity import retrieval_similarity, token_cosines
 from hbi_models.temporal_encoder import TemporalEncoder
@@ -264,16 +264,23 @@ class RetrievalModel(nn.Module):
         cosines = token_cosines(text, video)
         # Batches of features leave out words that are padding in all texts; the networks were told of all of them.
         absent = max(self.config.max_words - cosines.shape[1], 0) if name == LEVELS[0] else 0
-        prediction = self.predictors[name](cosines, absent)
-        target = self._teach(cosines.detach(), text, video, absent)
+        # Higher levels have few tokens, and published slips see what is predicted at padding.
+        word_mask = text.mask if name == LEVELS[0] and self.config.quirks == Quirks() else None
+        prediction = self.predictors[name](cosines, absent, word_mask)
+        target = self._teach(cosines.detach(), text, video, absent, word_mask)
         return Interaction(at_least_float32(prediction), at_least_float32(target))
 
     @torch.no_grad()
     def _teach(
-        self, cosines: Float[Tensor, "pairs words frames"], text: TokenLevel, video: TokenLevel, absent_words: int
+        self,
+        cosines: Float[Tensor, "pairs words frames"],
+        text: TokenLevel,
+        video: TokenLevel,
+        absent_words: int,
+        word_mask: Bool[Tensor, "pairs words"] | None,
     ) -> Float[Tensor, "pairs words frames"]:
         if self.teacher is not None:
-            target: Tensor = self.teacher(cosines, absent_words)
+            target: Tensor = self.teacher(cosines, absent_words, word_mask)
             return target
         if self.config.game.teacher == "cosine":
             return self.config.game.scale * cosines

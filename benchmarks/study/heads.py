@@ -214,7 +214,7 @@ def train_teacher(heads: Heads, split: Split, *, seed: int, training: Training, 
             cosines = token_cosines(text, video)
             label = exact_interaction(scale * cosines, text.logits, video.logits, text.mask, video.mask)
         cells = text.mask[:, :, None] & video.mask[:, None, :]
-        ((teacher(cosines) - label) * cells).square().mean().backward()
+        ((teacher(cosines, 0, text.mask) - label) * cells).square().mean().backward()
         nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
         optimizer.step()
         schedule.step()

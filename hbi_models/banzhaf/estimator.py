@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.init import xavier_uniform_
 
@@ -19,6 +19,9 @@ from hbi_models.configs import require
 
 # The gain is the published one, sqrt(2) cut to three decimals.
 XAVIER_GAIN = 1.414
+
+PAIRS_AT_ONCE_CPU = 16
+"""Pairs of similar length that are taken together on a CPU: enough to keep it busy, and few enough to differ little."""
 
 
 class InteractionEstimator(nn.Module):
@@ -38,7 +41,10 @@ class InteractionEstimator(nn.Module):
         self.conv_out = nn.Conv2d(channels, 1, kernel_size=3, padding=1)
 
     def forward(
-        self, similarity: Float[Tensor, "pairs words frames"], absent_words: int = 0
+        self,
+        similarity: Float[Tensor, "pairs words frames"],
+        absent_words: int = 0,
+        word_mask: Bool[Tensor, "pairs words"] | None = None,
     ) -> Float[Tensor, "pairs words frames"]:
         """Returns the estimated interaction of every word and frame of every pair.
 
@@ -46,8 +52,26 @@ class InteractionEstimator(nn.Module):
         the network was trained on; values at padding are meaningless.
 
         Padding takes part in the attention. ``absent_words`` more words of padding, of all pairs, may be left
-        out of ``similarity``: the result is the one with them, for a fraction of the work.
+        out of ``similarity``: the result is the one with them, for a fraction of the work. With ``word_mask``, the real
+        words, a CPU also leaves out the padding of each pair, as far as pairs of similar length are padded alike.
         """
+        if word_mask is None or similarity.device.type != "cpu" or torch.compiler.is_compiling():
+            # An accelerator would have to ask how long the texts are, and wants tensors of one size.
+            return self._estimate(similarity, absent_words)
+        num_words = similarity.shape[1]
+        counts = (word_mask * torch.arange(1, num_words + 1)).amax(dim=1)
+        order = counts.argsort()
+        estimates = []
+        for pairs in order.split(PAIRS_AT_ONCE_CPU):
+            longest = max(int(counts[pairs[-1]]), 1)
+            padding = num_words - longest
+            estimate = self._estimate(similarity[pairs, :longest], absent_words + padding)
+            estimates.append(F.pad(estimate, (0, 0, 0, padding)))
+        return torch.cat(estimates)[order.argsort()] if estimates else self._estimate(similarity, absent_words)
+
+    def _estimate(
+        self, similarity: Float[Tensor, "pairs words frames"], absent_words: int
+    ) -> Float[Tensor, "pairs words frames"]:
         num_words, num_frames = similarity.shape[1:]
         # The first word of padding is next to a real one, so it stays.
         similarity = F.pad(similarity, (0, 0, 0, min(absent_words, 1)))

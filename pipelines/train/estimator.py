@@ -38,6 +38,11 @@ class LabelBatch:
     names: list[str]
     """Video and number of the caption of each pair."""
 
+    @property
+    def words(self) -> Bool[Tensor, "pairs words"]:
+        """The real words."""
+        return self.mask.any(dim=2)
+
     def to(self, device: torch.device) -> LabelBatch:
         """The batch on ``device``."""
         similarity, interaction, mask = (sent(part, device) for part in (self.similarity, self.interaction, self.mask))
@@ -169,7 +174,7 @@ class EstimatorTask:
         self, model: nn.Module, batch: LabelBatch, device: torch.device, *, watch: bool = False
     ) -> Mapping[str, Tensor]:
         batch = batch.to(device)
-        error = (model(batch.similarity) - batch.interaction) * batch.mask
+        error = (model(batch.similarity, 0, batch.words) - batch.interaction) * batch.mask
         # The mean includes padding, as published. Every rank then has the same divisor.
         return {"loss": error.square().mean()}
 
@@ -193,7 +198,7 @@ class EstimatorTask:
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         for start in range(rank() * 512, len(table), 512 * world_size()):
             batch = table.batch(np.arange(start, min(start + 512, len(table)))).to(device)
-            error = (model(batch.similarity) - batch.interaction)[batch.mask].double()
+            error = (model(batch.similarity, 0, batch.words) - batch.interaction)[batch.mask].double()
             label = batch.interaction[batch.mask].double()
             sums += torch.stack([error.square().sum(), label.sum(), label.square().sum(), batch.mask.sum().double()])
         (found,) = fetched([mean_over_ranks(sums) * world_size()])

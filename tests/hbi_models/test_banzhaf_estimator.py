@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 
+from hbi_models.banzhaf import estimator as banzhaf_estimator
 from hbi_models.banzhaf.estimator import InteractionEstimator
 
 
@@ -39,6 +42,42 @@ def test_words_that_are_padding_everywhere_may_be_left_out(absent: int) -> None:
     for found, expected in zip(*reversed(results), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert not torch.allclose(estimator(similarity, absent), estimator(similarity)), "padding takes part"
+
+
+@pytest.mark.parametrize("absent", [0, 1, 3])
+@pytest.mark.parametrize("lengths", [(5, 1, 0, 3, 5, 2, 4), (2, 2, 1), (5,)])
+def test_pairs_of_similar_length_are_taken_together_and_give_the_same(
+    lengths: tuple[int, ...], absent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banzhaf_estimator, "PAIRS_AT_ONCE_CPU", 2)
+    torch.manual_seed(0)
+    estimator = InteractionEstimator(channels=8).double()
+    mask = torch.arange(5) < torch.tensor(lengths)[:, None]
+    similarity = torch.randn(len(lengths), 5, 4, dtype=torch.float64) * mask[:, :, None]
+    weights = torch.randn(len(lengths), 5, 4, dtype=torch.float64) * mask[:, :, None]
+    widths = []
+    monkeypatch.setattr(estimator.conv_in, "forward", _noting_width(estimator.conv_in, widths))
+    results = []
+    for estimate in (estimator(similarity, absent), estimator(similarity, absent, mask)):
+        gradients = torch.autograd.grad((estimate * weights).sum(), list(estimator.parameters()))
+        results.append([estimate * mask[:, :, None], *gradients])
+    for found, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    padded = min(absent, 1)
+    # One more word of padding, which is next to a real one.
+    at_once = [max(sorted(lengths)[start : start + 2]) for start in range(0, len(lengths), 2)]
+    assert widths == [5 + padded, *(min(max(longest, 1) + 1, 5 + padded) for longest in at_once)]
+
+
+def _noting_width(layer: torch.nn.Module, widths: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    forward = layer.forward
+
+    def noted(grid: torch.Tensor) -> torch.Tensor:
+        widths.append(grid.shape[2])
+        found: torch.Tensor = forward(grid)
+        return found
+
+    return noted
 
 
 def test_every_parameter_gets_a_gradient() -> None:
