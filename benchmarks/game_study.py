@@ -165,6 +165,7 @@ def work(jobs: Sequence[Job], studies: dict[str, str], output: Path, options: ar
     if options.report_only:
         return 0
     failed = 0
+    last_of_a_seed = next((arm for arm in reversed(options.arms) if arm in CLAIMED), None)
     with Progress("study", total=len(jobs), unit="trainings", done=len(jobs) - len(left)) as progress:
         for cell, outcome in run_jobs(left, options.processes):
             if isinstance(outcome, BrokenExecutor):
@@ -182,7 +183,7 @@ def work(jobs: Sequence[Job], studies: dict[str, str], output: Path, options: ar
                 1, f"{name}: {options.measure} {outcome[options.measure]:.1f} in {outcome['seconds']:.0f} s"
             )
             print(progress.line(), flush=True)
-            if cell.arm == CLAIMED[-1]:
+            if cell.arm == last_of_a_seed:
                 report(finished(output, studies), list(studies), output, options)
     if failed:
         print(f"{failed} trainings failed; the same command tries them again", file=sys.stderr)

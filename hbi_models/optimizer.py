@@ -116,8 +116,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int) 
     if config.name == "bert_adam":
         optimizer: Optimizer = BertAdam(groups, betas=config.betas, eps=config.eps, max_grad_norm=config.max_grad_norm)
         return optimizer, LambdaLR(optimizer, published_schedule(total_steps, config.warmup_fraction))
-    on_cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    optimizer = AdamW(groups, betas=config.betas, eps=config.eps, fused=on_cuda)
+    # One kernel for all parameters, where PyTorch has one for sure.
+    fused = all(parameter.device.type in ("cuda", "cpu") for group in groups for parameter in group["params"])
+    optimizer = AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
     return optimizer, LambdaLR(optimizer, warmup_cosine_schedule(total_steps, config.warmup_fraction))
 
 

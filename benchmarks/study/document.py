@@ -56,10 +56,12 @@ def tables(rows: Sequence[Mapping[str, Any]], data_sets: Iterable[str], *, measu
             ]
             for part in found
         ]
+        missing = [arm for arm in ARMS if arm not in main]
+        not_run = f"\n\nArms that were not run: {', '.join(missing)}." if missing else ""
         parts.append(
             f"### {data[0].upper()}{data[1:]}\n\nMean and deviation over seeds; in brackets the difference to `none` "
             f"of the same seeds with its 95% t-interval.\n\n{_markdown(lines)}\n\n{_markdown(claim_lines)}\n\n"
-            f"By the rule: **{decision(found)}**."
+            f"By the rule: **{decision(found)}**.{not_run}"
         )
     return "\n\n".join(parts)
 
@@ -77,7 +79,8 @@ def console(rows: Sequence[Mapping[str, Any]], data_sets: Iterable[str], *, meas
 def picture(rows: Sequence[Mapping[str, Any]], data_sets: Sequence[str], path: Path, *, measure: str) -> None:
     """Draws every arm's difference to ``none`` with its interval, a panel for each data set."""
     drawn = [data for data in data_sets if values_of(rows, data, measure)]
-    arms = [arm for arm in ARMS if arm != "none"]
+    done = {arm for data in drawn for arm in values_of(rows, data, measure)}
+    arms = [arm for arm in ARMS if arm in done - {"none"}]
     figure = Figure(figsize=(3.4 * max(len(drawn), 1) + 1.4, 0.3 * len(arms) + 1.2), layout="constrained")
     axes = figure.subplots(1, max(len(drawn), 1), sharey=True, squeeze=False)[0]
     for axis, data in zip(axes, drawn, strict=False):

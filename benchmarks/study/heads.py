@@ -11,8 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.interaction_quality import score_words
 from benchmarks.study.arms import Arm
@@ -23,7 +21,7 @@ from hbi_models.configs import LEVELS, OptimizerConfig, RetrievalConfig
 from hbi_models.entropies import normalized_entropy
 from hbi_models.losses import contrastive_loss, retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
-from hbi_models.optimizer import clamp_logit_scale_, parameter_groups, warmup_cosine_schedule
+from hbi_models.optimizer import clamp_logit_scale_, make_optimizer
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import level_similarity, token_cosines
 from pipelines.models.encoding import concatenate
@@ -139,7 +137,7 @@ def train_heads(
     heads = Heads(arm, config, encoder, seed).to(device)
     if heads.model.teacher is not None:
         train_teacher(heads, data["train"], seed=seed, training=training, device=device)
-    optimizer, schedule = make_adamw(heads, OptimizerConfig(lr=training.lr, clip_lr_factor=1.0), training.steps)
+    optimizer, schedule = make_optimizer(heads, OptimizerConfig(lr=training.lr, clip_lr_factor=1.0), training.steps)
     trained = [parameter for parameter in heads.parameters() if parameter.requires_grad]
     best: tuple[float, dict[str, Tensor]] | None = None
     figures: dict[str, Tensor] = {}
@@ -166,13 +164,6 @@ def train_heads(
         "loss": loss.item(),
         "seconds": time.monotonic() - started,
     }
-
-
-def make_adamw(model: nn.Module, config: OptimizerConfig, steps: int) -> tuple[AdamW, LambdaLR]:
-    """The optimizer and schedule of the pipeline, in one kernel for all parameters, also on CPUs."""
-    groups = parameter_groups(model.named_parameters(), config)
-    optimizer = AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
-    return optimizer, LambdaLR(optimizer, warmup_cosine_schedule(steps, config.warmup_fraction))
 
 
 def batches(
@@ -206,7 +197,7 @@ def train_teacher(heads: Heads, split: Split, *, seed: int, training: Training, 
     assert teacher is not None
     teacher.requires_grad_(True)
     steps = Training(steps=min(ESTIMATOR_STEPS, training.steps), batch_size=training.batch_size)
-    optimizer, schedule = make_adamw(teacher, _ESTIMATOR, steps.steps)
+    optimizer, schedule = make_optimizer(teacher, _ESTIMATOR, steps.steps)
     scale = heads.model.config.game.scale
     for words, frames in batches(split, steps, seed, device):
         with torch.no_grad():

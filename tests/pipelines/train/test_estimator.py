@@ -32,7 +32,8 @@ class Constant(nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, similarity: Tensor) -> Tensor:
+    def forward(self, similarity: Tensor, absent_words: int, word_mask: Tensor) -> Tensor:
+        assert word_mask.shape == similarity.shape[:2]
         return torch.full_like(similarity, self.value)
 
 
