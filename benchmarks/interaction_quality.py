@@ -32,7 +32,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
+from hbi_models.axes import TokenLevel, VideoBatch
 from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.banzhaf.published import published_labels
 from hbi_models.clip.preprocessing import normalize_pixels
@@ -137,10 +137,10 @@ def auc(values: np.ndarray, shown: np.ndarray) -> float:
 def score_clip(model: RetrievalModel, clip: Clip) -> dict[tuple[str, str, str], list[float]]:
     """The AUCs of all captions of a clip by level, map and attribute."""
     stacked = stack_frames([clip.images], image_size_px=model.clip.image_size_px, max_frames=model.config.max_frames)
-    token_ids, mask = map(torch.from_numpy, model.tokenizer([caption["caption"] for caption in clip.captions]))
-    words = model.encode_text(TextBatch(token_ids, mask))
+    texts = model.tokenizer.batch([caption["caption"] for caption in clip.captions])
+    words = model.encode_text(texts)
     one = model.encode_video(VideoBatch(normalize_pixels(stacked.frames), stacked.mask))
-    frames = tuple(level.map(lambda tensor: tensor.expand(len(token_ids), *tensor.shape[1:])) for level in one)
+    frames = tuple(level.map(lambda tensor: tensor.expand(len(texts.mask), *tensor.shape[1:])) for level in one)
     members = zip(
         hierarchy_members(words, model.text_merges), hierarchy_members(frames, model.video_merges), strict=True
     )

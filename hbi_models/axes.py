@@ -20,8 +20,9 @@ Masks are boolean, True = real, False = padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -133,6 +134,39 @@ class AnsweredPairs:
             logits=tuple(function(logits) for logits in self.logits),
             labels=function(self.labels),
         )
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Tensors with a row per item: a ``TokenLevel``, an ``Interaction``, ``PairFeatures`` or ``AnsweredPairs``."""
+
+    def map(self: R, function: Callable[[Tensor], Tensor]) -> R:
+        """Returns the same rows with ``function`` applied to each tensor, always in the same order."""
+        ...
+
+
+R = TypeVar("R", bound=Rows)
+
+
+def tensors_of(rows: Rows) -> list[Tensor]:
+    """Returns the tensors of ``rows``, in the order of their ``map``."""
+    found: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    rows.map(collect)
+    return found
+
+
+def with_tensors(rows: R, tensors: Iterable[Tensor]) -> R:
+    """Returns ``rows`` with the next of ``tensors`` in the place of each of theirs, in the order of :func:`tensors_of`.
+
+    Of an iterator, only as many are taken as ``rows`` hold.
+    """
+    following = iter(tensors)
+    return rows.map(lambda _: next(following))
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ from hbi_models.similarity import retrieval_similarity, token_cosines
 from hbi_models.temporal_encoder import TemporalEncoder
 from hbi_models.token_merging import TokenMerge, count_clusters
 from hbi_models.token_projections import TokenProjections
-from hbi_models.transfer import sent
 
 
 class RetrievalModel(nn.Module):
@@ -114,22 +113,16 @@ class RetrievalModel(nn.Module):
 
     def text_batch(self, captions: Sequence[str]) -> TextBatch:
         """Returns captions as the model reads them, on its device: cut and padded to ``max_words`` tokens."""
-        token_ids, mask = self.tokenizer(captions)
-        return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask)).to(self.device)
+        return self.tokenizer.batch(captions).to(self.device)
 
     def video_batch(
         self,
         frames: UInt8[Tensor, "videos frames 3 height width"],
         mask: Bool[Tensor, "videos frames"] | None = None,
     ) -> VideoBatch:
-        """Returns stored frames as the model sees them, on its device: normalised by the model's own statistics.
-
-        ``frames`` are squares of ``clip.image_size_px`` pixels; ``mask`` tells the real ones, by default all.
-        """
+        """Returns stored frames as the model reads them; see :meth:`ClipBackbone.video_batch`."""
         self.require_encoder("frames")
-        if mask is None:
-            mask = torch.ones(frames.shape[:2], dtype=torch.bool)
-        return VideoBatch(self.clip.normalize(sent(frames, self.device)), sent(mask, self.device))
+        return self.clip.video_batch(frames, mask)
 
     def require_encoder(self, what: str) -> None:
         """Checks that the model encodes ``what`` itself.

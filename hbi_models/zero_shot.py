@@ -21,7 +21,6 @@ from hbi_models.clip.loading import load_clip
 from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import ZeroShotConfig, ZeroShotPooling
-from hbi_models.transfer import sent
 
 
 class ZeroShotModel(nn.Module):
@@ -51,18 +50,15 @@ class ZeroShotModel(nn.Module):
 
     def text_batch(self, captions: Sequence[str]) -> TextBatch:
         """Returns captions as the encoder reads them, on its device."""
-        token_ids, mask = self.tokenizer(captions)
-        return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask)).to(self.device)
+        return self.tokenizer.batch(captions).to(self.device)
 
     def video_batch(
         self,
         frames: UInt8[Tensor, "videos frames 3 height width"],
         mask: Bool[Tensor, "videos frames"] | None = None,
     ) -> VideoBatch:
-        """As :meth:`RetrievalModel.video_batch`."""
-        if mask is None:
-            mask = torch.ones(frames.shape[:2], dtype=torch.bool)
-        return VideoBatch(self.clip.normalize(sent(frames, self.device)), sent(mask, self.device))
+        """Returns stored frames as the encoder reads them; see :meth:`ClipBackbone.video_batch`."""
+        return self.clip.video_batch(frames, mask)
 
     def encode_text(self, texts: TextBatch, *, levels: int = 1) -> tuple[TokenLevel, ...]:
         """Returns the embedding of each text as the one token of the one level."""

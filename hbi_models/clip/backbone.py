@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from hbi_models.axes import at_least_float32
+from hbi_models.axes import VideoBatch, at_least_float32
 from hbi_models.clip.codecs import Codec
 from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD, normalize_pixels
 from hbi_models.clip.tokenizer import BytePairCodec
 from hbi_models.configs import require
+from hbi_models.transfer import sent
 
 IMAGE_EMBEDDINGS = ("class_embedding", "positional_embedding", "ln_pre", "cls_token", "pos_embed", "norm_pre")
 """What open_clip's and timm's image transformers call their layers between patches and blocks."""
@@ -111,6 +112,20 @@ class ClipBackbone(nn.Module):
     def normalize(self, frames: UInt8[Tensor, "*frames 3 height width"]) -> Float[Tensor, "*frames 3 height width"]:
         """Returns float pixels, centred and scaled as those that this model was trained on."""
         return normalize_pixels(frames, mean=self.pixel_mean, std=self.pixel_std)
+
+    def video_batch(
+        self,
+        frames: UInt8[Tensor, "videos frames 3 height width"],
+        mask: Bool[Tensor, "videos frames"] | None = None,
+    ) -> VideoBatch:
+        """Returns stored frames as this model reads them, on its device. ``mask`` tells the real ones, by default all.
+
+        ``frames`` are squares of ``image_size_px`` pixels.
+        """
+        if mask is None:
+            mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+        device = self.logit_scale.device
+        return VideoBatch(self.normalize(sent(frames, device)), sent(mask, device))
 
     def encode_frames(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames dim"]:
         """Returns one projected feature per image (of a ViT: its class token), not normalised."""

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import torch
 from jaxtyping import Bool, Int
 
+from hbi_models.axes import TextBatch
 from hbi_models.clip.codecs import Codec
 from hbi_models.configs import require
 
@@ -99,6 +101,11 @@ class CaptionTokenizer:
             token_ids[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return token_ids, mask
+
+    def batch(self, captions: Sequence[str]) -> TextBatch:
+        """Returns the same as tensors, on the host."""
+        token_ids, mask = self(captions)
+        return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
 
     def shown_pieces(self, caption: str) -> list[tuple[str, bool]]:
         """Returns the tokens of a caption as text, one for each real position of its row, and whether it is special."""

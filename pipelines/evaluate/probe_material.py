@@ -4,7 +4,7 @@ files."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import pyarrow as pa
@@ -51,11 +51,7 @@ def word_pairs(recipe: Recipe, view: SplitView) -> list[Pair]:
         for caption in dict.fromkeys(view.texts(video)):
             videos.setdefault(caption, []).append(video)
     unknown = [each.caption for each in listed if each.caption not in videos]
-    if unknown:
-        logger.warning(
-            "probe: %s of %s captions of %s are not captions of the split %s and are left out: %s",
-            f"{len(unknown):,}", f"{len(listed):,}", recipe.probe.negatives, recipe.probe.split, examples(unknown),
-        )  # fmt: skip
+    _tell_left_out(unknown, len(listed), f"captions of {recipe.probe.negatives} are not captions", recipe.probe.split)
     pairs = [
         Pair(video, each.caption, each.negative, each.kind) for each in listed for video in videos.get(each.caption, ())
     ]
@@ -96,11 +92,7 @@ def moment_queries(recipe: Recipe, view: SplitView) -> tuple[list[MomentQuery], 
         logger.warning("probe: %s", warning)
     positions = {name: position for position, name in enumerate(view.store.video_ids)}
     unknown = [query.video_id for query in listed if query.video_id not in positions]
-    if unknown:
-        logger.warning(
-            "probe: %s of %s queries of %s are about videos that are not in the split %s, and are left out: %s",
-            f"{len(unknown):,}", f"{len(listed):,}", recipe.probe.moments, recipe.probe.split, examples(unknown),
-        )  # fmt: skip
+    _tell_left_out(unknown, len(listed), f"queries of {recipe.probe.moments} are not about videos", recipe.probe.split)
     queries = [
         MomentQuery(positions[query.video_id], query.query, query.spans)
         for query in listed
@@ -128,6 +120,14 @@ def frame_times(pool: ShardPool, inputs: Mapping[str, Artifact], view: SplitView
             if (name := keys.get(row["key"])) is not None:
                 found[positions[name]] = FrameTimes(row["time_s"], shown_until(row, ends[row["key"]]))
     return found
+
+
+def _tell_left_out(unknown: Sequence[str], total: int, what: str, split: str) -> None:
+    if unknown:
+        logger.warning(
+            "probe: %s of %s %s of the split %s, and are left out: %s",
+            f"{len(unknown):,}", f"{total:,}", what, split, examples(unknown),
+        )  # fmt: skip
 
 
 def _scripts(shapes: ShapesConfig, view: SplitView) -> dict[int, Script]:

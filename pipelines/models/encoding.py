@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbi_models.axes import TextBatch, TokenFeatures, TokenLevel, VideoBatch
+from hbi_models.axes import TextBatch, TokenFeatures, TokenLevel, VideoBatch, tensors_of, with_tensors
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel
@@ -33,12 +33,7 @@ def read_texts(model: RetrievalModel, store: Store, texts: Texts, *, max_words: 
     if isinstance(store, TokenStore):
         return store.words(texts, max_words=max_words)
     model.require_encoder("captions")
-    return _tokenized([text for _, text in texts], CaptionTokenizer(max_words, model.clip.codec))
-
-
-def _tokenized(texts: Sequence[str], tokenizer: CaptionTokenizer) -> TextBatch:
-    token_ids, mask = tokenizer(texts)
-    return TextBatch(torch.from_numpy(token_ids), torch.from_numpy(mask))
+    return CaptionTokenizer(max_words, model.clip.codec).batch([text for _, text in texts])
 
 
 def text_input(model: RetrievalModel, texts: TextBatch | TokenFeatures) -> TextBatch | TokenFeatures:
@@ -94,7 +89,7 @@ def encode_texts(
     """The first ``num_levels`` levels of ``captions``, in their order, on the CPU."""
     blocks = (captions[start : start + batch_size] for start in range(0, len(captions), batch_size))
     tokenizer = model.tokenizer
-    return concatenate([_encoded(model, _tokenized(block, tokenizer), num_levels) for block in blocks])
+    return concatenate([_encoded(model, tokenizer.batch(block), num_levels) for block in blocks])
 
 
 def encode_texts_of(
@@ -179,11 +174,8 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 def on_host(levels: Levels) -> Levels:
     """The levels on the CPU, fetched in one transfer."""
-    tensors: list[Tensor] = []
-    for level in levels:
-        level.map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    found = iter(fetched(tensors))
-    return tuple(level.map(lambda _: next(found)) for level in levels)
+    found = iter(fetched([tensor for level in levels for tensor in tensors_of(level)]))
+    return tuple(with_tensors(level, found) for level in levels)
 
 
 def on_device(levels: Levels, device: torch.device) -> Levels:

@@ -167,20 +167,22 @@ class FeaturesStage(PooledStage):
         return wanted_features(inputs, self.recipe)
 
     def job(self, context: StageContext, pool: ShardPool, generation: int, total: int) -> ShardJob:
+        work, arguments = self.work(context)
+        return ShardJob(
+            work=work,
+            resources=self.recipe.resources.features,
+            videos_per_shard=shard_size(total, self.recipe.features.videos_per_shard),
+            constructor={**arguments, "pool": pool, "generation": generation},
+        )
+
+    def work(self, context: StageContext) -> tuple[type, dict[str, Any]]:
+        """What makes a shard, and its arguments beside those of every shard."""
         from pipelines.models.features import EncodeFeatures
 
-        recipe = self.recipe
-        return ShardJob(
-            work=EncodeFeatures,
-            resources=recipe.resources.features,
-            videos_per_shard=shard_size(total, recipe.features.videos_per_shard),
-            constructor={
-                "settings": encoder_settings(recipe, handed_out(context.workspace, recipe.model.clip)),
-                "frames_pool": frames_pool(context.workspace, recipe).storage,
-                "pool": pool,
-                "generation": generation,
-            },
-        )
+        return EncodeFeatures, {
+            "settings": encoder_settings(self.recipe, handed_out(context.workspace, self.recipe.model.clip)),
+            "frames_pool": frames_pool(context.workspace, self.recipe).storage,
+        }
 
     def commit(self, context: StageContext, wanted: pa.Table, found: pa.Table) -> Counts:
         splits = wanted.column("split").take(pc.index_in(found.column("key"), wanted.column("key")))
@@ -242,19 +244,12 @@ class GivenFeaturesStage(FeaturesStage):
         schema += [("texts", pa.list_(pa.string())), ("frames", _PLACE), ("words", pa.list_(_PLACE))]
         return pa.Table.from_pylist(rows, schema=pa.schema(schema))
 
-    def job(self, context: StageContext, pool: ShardPool, generation: int, total: int) -> ShardJob:
+    def work(self, context: StageContext) -> tuple[type, dict[str, Any]]:
         from pipelines.models.given_features import StoreGivenFeatures
 
         recipe = self.recipe
-        return ShardJob(
-            work=StoreGivenFeatures,
-            resources=recipe.resources.features,
-            videos_per_shard=shard_size(total, recipe.features.videos_per_shard),
-            constructor={
-                "model": recipe.model,
-                "tokens": recipe.model.tokens,
-                "dtype": recipe.features.dtype,
-                "pool": pool,
-                "generation": generation,
-            },
-        )
+        return StoreGivenFeatures, {
+            "model": recipe.model,
+            "tokens": recipe.model.tokens,
+            "dtype": recipe.features.dtype,
+        }

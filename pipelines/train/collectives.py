@@ -12,29 +12,20 @@ alone goes through ``together``. Numbers that are not finite are gathered like o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from hbi_models.axes import R, tensors_of, with_tensors
+
 T = TypeVar("T")
 
 
 class OtherRankError(ValueError):
     """This rank could continue, but another one cannot; the message names that rank and its error."""
-
-
-class Rows(Protocol):
-    """Tensors with one row per pair: ``PairFeatures`` or ``AnsweredPairs``."""
-
-    def map(self: R, function: Callable[[Tensor], Tensor]) -> R:
-        """The same rows with ``function`` applied to each tensor, always in the same order."""
-        ...
-
-
-R = TypeVar("R", bound=Rows)
 
 
 def world_size() -> int:
@@ -88,19 +79,16 @@ def gather_pairs(pairs: R) -> R:
     """The pairs of all ranks, in one message; gradients flow back to each pair's rank."""
     if world_size() == 1:
         return pairs
-    leaves: list[Tensor] = []
-
-    def collect(leaf: Tensor) -> Tensor:
-        leaves.append(leaf)
-        return leaf
-
-    pairs.map(collect)
+    leaves = tensors_of(pairs)
     count = leaves[0].shape[0]
     # One message, because each of dozens of small ones would cost the latency. Masks are sent as 0 and 1, labels as
     # whole numbers.
     message = torch.cat([leaf.reshape(count, -1).float() for leaf in leaves], dim=1)
-    columns = iter(torch.split(all_gather_with_gradient(message), [leaf[0].numel() for leaf in leaves], dim=1))
-    return pairs.map(lambda leaf: next(columns).reshape(-1, *leaf.shape[1:]).to(leaf.dtype))
+    columns = torch.split(all_gather_with_gradient(message), [leaf[0].numel() for leaf in leaves], dim=1)
+    gathered = (
+        column.reshape(-1, *leaf.shape[1:]).to(leaf.dtype) for column, leaf in zip(columns, leaves, strict=True)
+    )
+    return with_tensors(pairs, gathered)
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -231,10 +231,10 @@ class PairSource:
             frames = store.frames(videos, max_frames=self._model.max_frames, views=views)
             width = self._width(words)
             return TokenPairBatch(words.features[:, :width], words.mask[:, :width], frames.features, frames.mask, ids)
-        token_ids, word_mask = (torch.from_numpy(array) for array in self._tokenizer(texts))
+        tokens = self._tokenizer.batch(texts)
         pictures = self._frames(store, address[0], pairs)
         operations, arguments = self._drawn_for_device(address[0], pairs)
-        return PairBatch(token_ids, word_mask, pictures.frames, pictures.mask, operations, arguments, ids)
+        return PairBatch(tokens.token_ids, tokens.mask, pictures.frames, pictures.mask, operations, arguments, ids)
 
     def _drawn_for_device(self, epoch: int, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         config = self._training.augmentation

@@ -9,7 +9,7 @@ of one part are held at a time, and every product is computed once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from hbi_models.axes import Rows, tensors_of, with_tensors
 from hbi_models.configs import require
 from hbi_models.draws import BatchDraws
 from hbi_models.losses import TrainingLoss
 from hbi_models.retrieval import RetrievalModel
-from pipelines.train.collectives import Rows, gather_pairs
+from pipelines.train.collectives import gather_pairs
 
 Batch = TypeVar("Batch", contravariant=True)
 
@@ -113,9 +114,8 @@ def backward_in_parts(
 
     with torch.no_grad():
         parts = [features(start) for start in starts]
-    leaves: list[Tensor] = []
-    columns = zip(*(_tensors(part) for part in parts), strict=True)
-    whole = parts[0].map(lambda _: _leaf(torch.cat(next(columns)), leaves))
+    whole = with_tensors(parts[0], map(torch.cat, zip(*map(tensors_of, parts), strict=True)))
+    leaves = [tensor.requires_grad_() for tensor in tensors_of(whole) if tensor.is_floating_point()]
     scale = task.encoder(model).logit_scale
     own_scale = scale.detach().requires_grad_(scale.requires_grad)
     with autocast():
@@ -128,7 +128,7 @@ def backward_in_parts(
         is_last = start == starts[-1]
         # What the parts have added up travels once, with the last of them.
         with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
-            outputs = [tensor for tensor in _tensors(features(start)) if tensor.is_floating_point()]
+            outputs = [tensor for tensor in tensors_of(features(start)) if tensor.is_floating_point()]
             gradients = [None if leaf.grad is None else leaf.grad[start : start + pairs_at_once] for leaf in leaves]
             roots = [
                 (output, gradient)
@@ -141,15 +141,3 @@ def backward_in_parts(
     torch.manual_seed(seed)
     found = {"loss": loss.total, **loss.parts, **figures}
     return {name: part.detach() for name, part in found.items()}
-
-
-def _tensors(rows: Rows) -> Iterator[Tensor]:
-    found: list[Tensor] = []
-    rows.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return iter(found)
-
-
-def _leaf(tensor: Tensor, leaves: list[Tensor]) -> Tensor:
-    if tensor.is_floating_point():
-        leaves.append(tensor.requires_grad_())
-    return tensor

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbi_models.axes import AnsweredPairs, TextBatch, TokenLevel, VideoBatch
+from hbi_models.axes import AnsweredPairs, TextBatch, TokenLevel, VideoBatch, tensors_of, with_tensors
 from hbi_models.configs import (
     LEVELS,
     AnswerHeadConfig,
@@ -71,11 +71,7 @@ def answers(model: VideoQAModel, texts: TextBatch, videos: VideoBatch) -> Tensor
 
 def gathered(parts: list[AnsweredPairs]) -> AnsweredPairs:
     """Returns one batch of several, as the ranks of a distributed step see it."""
-    leaves: list[list[Tensor]] = [[] for _ in parts]
-    for part, collected in zip(parts, leaves, strict=True):
-        part.map(lambda leaf, collected=collected: (collected.append(leaf), leaf)[1])
-    columns = iter([torch.cat(columns) for columns in zip(*leaves, strict=True)])
-    return parts[0].map(lambda _: next(columns))
+    return with_tensors(parts[0], map(torch.cat, zip(*map(tensors_of, parts), strict=True)))
 
 
 @pytest.mark.parametrize("padded_weights", [False, True])
