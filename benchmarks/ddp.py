@@ -27,7 +27,7 @@ from benchmarks.rows import ResultsDifferError, Row, Spread, Target, ratios
 from jobs.settings import read_recipe, recipe_parser
 from pipelines.recipe.data import Split
 from pipelines.train.loop import LoopSettings, TrainingLoop
-from pipelines.train.pairs import TrainingData
+from pipelines.train.pair_task import TrainingData
 from pipelines.train.retrieval import RetrievalTask
 from pipelines.workspace.records import FRAMES, INDEX_FILE, MANIFEST, MANIFEST_FILE
 from pipelines.workspace.shards import ShardPool

@@ -22,19 +22,12 @@ from torch import Tensor, nn
 from hbi_models.axes import TextBatch, VideoBatch
 from hbi_models.clip.adaptation import add_lora, choose_trained
 from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.clip.configs import ClipConfig, LoraConfig
 from hbi_models.clip.loading import build_clip, read_architecture
-from hbi_models.configs import (
-    ClipConfig,
-    GameConfig,
-    LoraConfig,
-    LossConfig,
-    OptimizerConfig,
-    Quirks,
-    RetrievalConfig,
-    TemporalConfig,
-)
+from hbi_models.configs import GameConfig, LossConfig, Quirks, RetrievalConfig, TemporalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.optimizer import make_optimizer
+from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.retrieval import RetrievalModel
 
 CHOICES: dict[str, dict[str, Any]] = {

@@ -32,7 +32,8 @@ from benchmarks.rows import ResultsDifferError
 from hbi_models import similarity
 from hbi_models.axes import TextBatch, TokenFeatures, TokenLevel, VideoBatch
 from hbi_models.banzhaf.exact import exact_interaction
-from hbi_models.configs import ClipConfig, RetrievalConfig, TemporalConfig
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import RetrievalConfig, TemporalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.retrieval import RetrievalModel
 from pipelines.recipe.training import AugmentationConfig

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hbi_models.axes import TokenFeatures
-from hbi_models.configs import ClipConfig, Quirks, RetrievalConfig, TemporalConfig
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import Quirks, RetrievalConfig, TemporalConfig
 from hbi_models.retrieval import RetrievalModel
 
 DIM = 512

@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
 from hbi_models.axes import TextBatch, VideoBatch
-from hbi_models.configs import ClipConfig, GameConfig, RetrievalConfig, TemporalConfig
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import GameConfig, RetrievalConfig, TemporalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.retrieval import RetrievalModel
 from pipelines.tables import table

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 
 from hbi_models.axes import TokenLevel
-from hbi_models.configs import ClipConfig, RetrievalConfig
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.models.encoding import Levels
 from pipelines.models.folder import FRAMES_JSON, MODEL

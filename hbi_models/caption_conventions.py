@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.metrics import text_to_video_ranks
 
 Reduction = Literal["max", "mean"]

@@ -1,16 +1,21 @@
-"""Frozen settings of every model, with the source of each default.
+"""Frozen settings of the models, with the source of each default.
+
+Those of CLIP are in :mod:`hbi_models.clip.configs`, of a pretrained encoder alone in
+:mod:`hbi_models.zero_shot_config`, of the optimizer in :mod:`hbi_models.optimizer_config`.
 
 "Published" means the public implementation of Jin et al., *Video-Text as Game Players:
 Hierarchical Banzhaf Interaction for Cross-Modal Representation Learning*, CVPR 2023
-(arXiv 2303.14369). This module imports nothing but the standard library, so that
+(arXiv 2303.14369). Modules of settings import nothing but the standard library, so that
 configurations can be parsed and printed without loading PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import MISSING, Field, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.config_fields import added_later, only_for, require
 
 LEVELS = ("entity", "action", "event")
 """The three levels of the hierarchy, finest first: single tokens, phrases, sentences."""
@@ -19,161 +24,6 @@ Teacher = Literal["exact", "estimator", "cosine", "none"]
 
 PUBLISHED_SCALE = 1000.0
 """What the published code multiplies cosines by before it plays the game."""
-
-Use = Literal["features", "training", "answering", "evaluation"]
-"""What settings of a retrieval model are used for: ``features`` of single words and frames by a model as it is
-initialised, which labels are made of; its ``training``; ``answering``: the training inside of a question
-answering model, which has its own words, merges, losses and rates; ``evaluation`` of given weights."""
-
-Content = Literal["checkpoint", "file or name"]
-"""What a setting names: a ``checkpoint`` (a folder or a file), or a ``file or name``: a local file, or else a name
-that says everything."""
-
-_USES, _CONTENT, _ABSENT = "uses", "content", "absent_at_default"
-
-
-def only_for(
-    *uses: Use,
-    default: Any = MISSING,
-    default_factory: Any = MISSING,
-    names: Content | None = None,
-) -> Any:
-    """A field of settings that can change results only in ``uses``; without ``uses`` it changes no result.
-
-    An ordinary field can change every result. ``names`` as in :func:`content_of`.
-    """
-    metadata = {_USES: uses} | ({} if names is None else {_CONTENT: names})
-    return field(default=default, default_factory=default_factory, metadata=metadata)
-
-
-def content_of(names: Content, *, default: Any = None) -> Any:
-    """A field of settings that names a file or folder, whose contents and not its place decide over results."""
-    return field(default=default, metadata={_CONTENT: names})
-
-
-def counts_for(item: Field[Any], uses: Collection[Use]) -> bool:
-    """Whether the setting ``item`` can change a result of any of ``uses``."""
-    marked = item.metadata.get(_USES)
-    return marked is None or any(use in uses for use in marked)
-
-
-def content_named_by(item: Field[Any]) -> Content | None:
-    """What the setting ``item`` names by path; None = nothing."""
-    found: Content | None = item.metadata.get(_CONTENT)
-    return found
-
-
-def added_later(
-    *uses: Use, default: Any = MISSING, default_factory: Any = MISSING, names: Content | None = None
-) -> Any:
-    """A field of settings that is left out of documents and fingerprints at its default.
-
-    So artifacts from before the setting existed keep their fingerprints. ``uses`` as in :func:`only_for`, but without
-    any it counts everywhere; ``names`` as in :func:`content_of`.
-    """
-    metadata = {_ABSENT: True} | ({_USES: uses} if uses else {}) | ({} if names is None else {_CONTENT: names})
-    return field(default=default, default_factory=default_factory, metadata=metadata)
-
-
-def is_absent(item: Field[Any], value: Any) -> bool:
-    """Whether a setting of this value is left out of documents and fingerprints, as if there were no such setting."""
-    if not item.metadata.get(_ABSENT):
-        return False
-    default = item.default if item.default_factory is MISSING else item.default_factory()
-    return bool(value == default)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises ``ValueError(message)`` unless ``condition`` holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-TrainedPart = Literal["all", "last_layers", "lora", "none"]
-
-LoraProjection = Literal["attention_in", "attention_out", "mlp"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Low-rank updates of the weights in the blocks of both towers (Hu et al., 2021, arXiv 2106.09685).
-
-    A weight W becomes W + alpha / rank · B A with trained A (rank × inputs) and B (outputs × rank, 0 at first).
-    """
-
-    rank: int = 8
-    """Rank of each update; queries, keys and values have one each."""
-
-    alpha: float = 16.0
-    """Scale of the update, divided by the rank."""
-
-    projections: tuple[LoraProjection, ...] = ("attention_in", "attention_out")
-    """Which weights: ``attention_in`` (queries, keys, values), ``attention_out``, ``mlp`` (its linear layers)."""
-
-    def __post_init__(self) -> None:
-        require(self.rank >= 1, f"clip.lora.rank is {self.rank}; it must be 1 or more")
-        require(self.alpha > 0, f"clip.lora.alpha is {self.alpha}; it must be positive")
-        require(
-            bool(self.projections),
-            "clip.lora.projections is empty; name attention_in, attention_out or mlp, or set clip.train to none",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipConfig:
-    """The CLIP backbone: an open_clip architecture and, optionally, its weights."""
-
-    architecture: str = content_of("file or name", default="ViT-B-32-quickgelu")
-    """An open_clip model name, the name of an architecture shipped in
-    ``hbi_models/clip/architectures``, or the path of a JSON file in open_clip's format."""
-
-    pretrained: str | None = only_for("features", "training", "answering", default="openai", names="file or name")
-    """An open_clip pretraining tag, the path of a local checkpoint (OpenAI's .pt archive, a
-    state dict in .pt/.bin, or .safetensors; of the model.safetensors of a model of ours its encoder
-    is taken), or null to train from scratch."""
-
-    freeze_patch_embedding: bool = only_for("training", "answering", default=True)
-    """Keep the patch convolution fixed (published). Set to false when training from scratch."""
-
-    freeze_embeddings: bool = only_for("training", "answering", default=False)
-    """Keep the other layers below the blocks fixed, too: class, token and position embeddings, and
-    the layer norm in front of the image blocks (published for question answering)."""
-
-    gradient_checkpointing: bool = only_for(default=False)
-    """Recompute the towers' activations in the backward pass: less memory, about 30% more time."""
-
-    train: TrainedPart = added_later("training", "answering", default="all")
-    """How much of the two towers is trained: ``all`` but what the two settings above freeze (published),
-    the ``last_layers``, low-rank updates (``lora``), or ``none``: words and frames are then encoded once (the stage
-    ``features``). Rates: ``optimizer.clip_lr_factor``. The loss's temperature is trained in any case."""
-
-    last_layers: int = added_later("training", "answering", default=2)
-    """With ``train: last_layers``: so many blocks of each tower, counted from the top, with the norm and the
-    projection above them."""
-
-    lora: LoraConfig = added_later("training", "answering", default_factory=LoraConfig)
-    """With ``train: lora``. Checkpoints hold the weights with the updates added to them."""
-
-    tokenizer: str | None = added_later(default=None, names="file or name")
-    """A local ``tokenizer.json`` for an architecture that does not read CLIP's own tokens (SigLIP, MetaCLIP 2), with
-    its ``tokenizer_config.json`` beside it. Null = the one that the architecture names, from the model hub or its
-    cache; CLIP's where it names none."""
-
-    pixel_mean: tuple[float, float, float] | None = added_later(default=None)
-    """Mean of red, green and blue, on a scale of 0 to 1, by which the input is normalised. Null = the
-    model's: what open_clip says about architecture and tag, or ``preprocess_cfg`` in the architecture's
-    file; OpenAI's where nothing is said. Set it for a checkpoint file whose architecture open_clip knows
-    with several, such as LAION's ViT-L-14 (0.5)."""
-
-    pixel_std: tuple[float, float, float] | None = added_later(default=None)
-    """The standard deviation, likewise."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.pixel_std is None or all(value > 0 for value in self.pixel_std),
-            f"clip.pixel_std is {self.pixel_std}; every deviation must be positive",
-        )
-        require(self.last_layers >= 1, f"clip.last_layers is {self.last_layers}; it must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,51 +231,6 @@ class RetrievalConfig:
         )
 
 
-ZeroShotPooling = Literal["mean", "softmax"]
-
-ZERO_SHOT_POOLINGS: tuple[ZeroShotPooling, ...] = ("mean", "softmax")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotConfig:
-    """Retrieval by a pretrained encoder alone."""
-
-    clip: ClipConfig = field(default_factory=ClipConfig)
-
-    max_frames: int = 12
-    """Frames of a video."""
-
-    pooling: ZeroShotPooling = "mean"
-    """How frames become the score of their video: by the ``mean`` of their embeddings (published zero-shot protocol),
-    or by their cosines with the text, weighted by a ``softmax`` over the frames."""
-
-    temperature: float = 0.1
-    """Of that softmax (Bain et al., 2022, arXiv 2205.08508: 0.1)."""
-
-    def __post_init__(self) -> None:
-        require(self.max_frames >= 1, f"max_frames is {self.max_frames}; it must be 1 or more")
-        require(self.temperature > 0, f"temperature is {self.temperature}; it must be positive")
-
-    @property
-    def level_rates(self) -> tuple[float, ...]:
-        """There is one level."""
-        return (1.0,)
-
-    @property
-    def game(self) -> GameConfig:
-        """What weighs tokens: there is one of a text, and frames are equally important."""
-        return GameConfig()
-
-    @property
-    def quirks(self) -> Quirks:
-        """None of those of the published model."""
-        return Quirks()
-
-    def with_clip(self, clip: ClipConfig) -> ZeroShotConfig:
-        """Returns these settings with another encoder."""
-        return replace(self, clip=clip)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AnswerHeadConfig:
     """The classifier that each level of the question answering model has."""
@@ -483,61 +288,4 @@ class VideoQAConfig:
         require(
             all(rate >= 0 for rate in self.level_rates) and any(self.level_rates),
             f"level_rates is {self.level_rates}; no rate may be negative, and at least one must be positive",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Optimizer, its learning rates and its schedule."""
-
-    name: Literal["adamw", "bert_adam"] = "adamw"
-    """``bert_adam`` is the published optimizer (no bias correction, clipping per parameter, a
-    jump of the rate at the end of the warm-up); ``adamw`` is PyTorch's with a warm-up and
-    cosine schedule without the jump."""
-
-    lr: float = 1e-4
-    """Peak learning rate of everything but CLIP (published: 1e-4)."""
-
-    clip_lr_factor: float = 1e-3
-    """CLIP's learning rate as a multiple of ``lr`` (published ``coef_lr``: 1e-3)."""
-
-    clip_layer_decay: float = added_later(default=1.0)
-    """Factor of the learning rate from each block of CLIP's towers to the one below it (Clark et al., 2020; Bao et
-    al., 2022): the layers above the blocks have CLIP's rate, the last block that times this factor, and so on
-    down to the embeddings. 1 = one rate for all (published)."""
-
-    weight_decay: float = 0.2
-    """Decay of weights; biases are exempt (published: 0.2)."""
-
-    warmup_fraction: float = 0.1
-    """Fraction of all steps over which the rate rises from 0 (published: 0.1)."""
-
-    betas: tuple[float, float] = (0.9, 0.98)
-    """Decay rates of the two moments (published: .9, .98)."""
-
-    eps: float = 1e-6
-    """Added to the root of the second moment (published: 1e-6)."""
-
-    ema_decay: float | None = added_later(default=None)
-    """Decay, per step, of the exponential moving average of the weights, which starts after the warm-up. Validation
-    and the checkpoints that are kept then have the average. Null = none (published). 0.999 is an average
-    over the last 1,000 steps; take no more than the training has."""
-
-    max_grad_norm: float = 1.0
-    """Norm to which the whole gradient is clipped (published: 1)."""
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, f"optimizer.lr is {self.lr}; it must be positive")
-        require(self.clip_lr_factor >= 0, f"optimizer.clip_lr_factor is {self.clip_lr_factor}; it must not be negative")
-        require(
-            0 < self.clip_layer_decay <= 1,
-            f"optimizer.clip_layer_decay is {self.clip_layer_decay}; it must lie in (0, 1]",
-        )
-        require(
-            self.ema_decay is None or 0 < self.ema_decay < 1,
-            f"optimizer.ema_decay is {self.ema_decay}; it must lie between 0 and 1",
-        )
-        require(
-            0 <= self.warmup_fraction < 1,
-            f"optimizer.warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)",
         )

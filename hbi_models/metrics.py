@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.metric_names import RECALLS_AT
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from hbi_models.configs import OptimizerConfig, require
+from hbi_models.config_fields import require
+from hbi_models.optimizer_config import OptimizerConfig
 
 CLIP_MODULE = "clip"
 

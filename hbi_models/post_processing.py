@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 DUAL_SOFTMAX_TEMPERATURE = 100.0
 """Usual in evaluations with CLIP's cosines; the loss of the paper uses 1000."""

@@ -32,7 +32,8 @@ from hbi_models.banzhaf.exact import exact_interaction
 from hbi_models.clip.loading import load_clip
 from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.clip.tokenizer import CaptionTokenizer
-from hbi_models.configs import LEVELS, Quirks, RetrievalConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import LEVELS, Quirks, RetrievalConfig
 from hbi_models.draws import BatchDraws
 from hbi_models.similarity import retrieval_similarity, token_cosines
 from hbi_models.temporal_encoder import TemporalEncoder

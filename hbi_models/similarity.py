@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hbi_models.axes import TokenLevel, at_least_float32
 from hbi_models.banzhaf.coalitions import expected_maxima, expected_weights, place_weights
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 MAX_TILE_ELEMENTS_CPU = 1 << 20
 """Cosines computed at once: 4 MiB in float32, so that they are still in the processor's cache for the maxima."""

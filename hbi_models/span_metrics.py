@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 Span = tuple[float, float]
 """Start and end in seconds, or in any unit."""

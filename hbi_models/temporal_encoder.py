@@ -11,7 +11,8 @@ from torch import nn
 
 from hbi_models.axes import TokenFeatures
 from hbi_models.clip.backbone import ClipBackbone, additive_attention_mask
-from hbi_models.configs import TemporalConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import TemporalConfig
 
 HEAD_WIDTH = 64
 """Channels per attention head in every transformer of CLIP."""

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hbi_models.axes import TokenFeatures, at_least_float32
-from hbi_models.configs import MergingConfig, Quirks, require
+from hbi_models.config_fields import require
+from hbi_models.configs import MergingConfig, Quirks
 from hbi_models.draws import BatchDraws
 from hbi_models.transfer import sent
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from hbi_models.axes import TokenFeatures
-from hbi_models.configs import TokensConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import TokensConfig
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 """CLIP's log inverse temperature before training (Radford et al., 2021, section 2.5)."""

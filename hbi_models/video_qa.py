@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hbi_models.axes import AnsweredPairs, TextBatch, TokenFeatures, TokenLevel, VideoBatch, at_least_float32
-from hbi_models.configs import LEVELS, AnswerHeadConfig, VideoQAConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import LEVELS, AnswerHeadConfig, VideoQAConfig
 from hbi_models.draws import BatchDraws
 from hbi_models.retrieval import RetrievalModel, importance_logits, importance_network, init_published
 from hbi_models.similarity import token_weights

@@ -20,7 +20,7 @@ from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
 from hbi_models.clip.loading import load_clip
 from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.clip.tokenizer import CaptionTokenizer
-from hbi_models.configs import ZeroShotConfig, ZeroShotPooling
+from hbi_models.zero_shot_config import ZeroShotConfig, ZeroShotPooling
 
 
 class ZeroShotModel(nn.Module):

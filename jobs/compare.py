@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from jobs.settings import run_job, set_up_logging
 from pipelines.workspace.storage import Storage
 

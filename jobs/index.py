@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hbi_models.configs import ClipConfig, ZeroShotConfig, ZeroShotPooling, require
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.config_fields import require
+from hbi_models.zero_shot_config import ZeroShotConfig, ZeroShotPooling
 from jobs.next_steps import command
 from jobs.pipeline import add_rerun_changed, execute, start_log
 from jobs.settings import read_recipe, recipe_parser, run_job

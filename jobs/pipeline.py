@@ -9,7 +9,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from hbi_models.configs import ZERO_SHOT_POOLINGS, require
+from hbi_models.config_fields import require
+from hbi_models.zero_shot_config import ZERO_SHOT_POOLINGS
 from jobs.next_steps import next_steps
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
 from pipelines.evaluate.documents import describe_protocol

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.metric_names import ANSWER_METRICS, DIRECTIONS, RANK_METRICS
 from jobs.pipeline import execute, start_log
 from jobs.settings import read_recipe, recipe_parser, run_job

@@ -18,7 +18,8 @@ from pipelines.recipe.tuning import TuningConfig
 from pipelines.stages.data_check import foreseen_data
 from pipelines.tracking.address import ui_command
 from pipelines.tracking.mlflow_runs import record_missed
-from pipelines.tune.tuning import BEST_RECIPE, RANKING, Tuning, is_done, make_tuning, plan_of, require_tuning_data
+from pipelines.tune.checks import make_tuning, require_tuning_data
+from pipelines.tune.tuning import BEST_RECIPE, RANKING, Tuning, is_done, plan_of
 from pipelines.workspace.uris import join_uri
 
 _FORMER_OPTION = re.compile(r"^--search(?=$|[.=])")
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Nothing to do: the tuning is finished.\n", flush=True)
         record_missed(tuning.graph.workspace)
     else:
-        from pipelines.tune.driver import run_tuning
+        from pipelines.tune.run import run_tuning
 
         run_tuning(tuning)
     print(_results(tuning))

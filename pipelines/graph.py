@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hbi_models.configs import ZeroShotConfig, require
+from hbi_models.config_fields import require
+from hbi_models.zero_shot_config import ZeroShotConfig
 from pipelines.datasets.answers import ANSWERS_JSON
 from pipelines.datasets.collection import folder_of_collection
 from pipelines.models.folder import MODEL, is_published_file, vocabulary_of

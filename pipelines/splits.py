@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.datasets.annotations import Question
 from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import Split

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbi_models.configs import OptimizerConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import rank
 from pipelines.train.files import SCORE

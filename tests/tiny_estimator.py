@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hbi_models.configs import OptimizerConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.recipe.training import EstimatorTrainingConfig
 from pipelines.train.estimator import EstimatorTask
 from pipelines.workspace.records import INDEX_FILE, LABELS

@@ -13,20 +13,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from hbi_models.configs import (
-    ClipConfig,
-    GameConfig,
-    MergingConfig,
-    OptimizerConfig,
-    RetrievalConfig,
-    TemporalConfig,
-)
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import GameConfig, MergingConfig, RetrievalConfig, TemporalConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.models.features import EncodeFeatures
 from pipelines.recipe.data import Split
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
 from pipelines.stages.features import encoder_settings, wanted_features
-from pipelines.train.pairs import TrainingData, steps_of_epochs
+from pipelines.train.pair_task import TrainingData
+from pipelines.train.pairs import steps_of_epochs
 from pipelines.train.retrieval import RetrievalTask
 from pipelines.video.token_store import TokenStore
 from pipelines.workspace.artifact import Artifact

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hbi_models.configs import AnswerHeadConfig, OptimizerConfig, VideoQAConfig
+from hbi_models.configs import AnswerHeadConfig, VideoQAConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import Split
 from pipelines.recipe.training import VideoQATrainingConfig

@@ -17,11 +17,12 @@ from benchmarks.study.arms import Arm
 from benchmarks.study.features import Split, take
 from hbi_models.axes import TokenFeatures, TokenLevel
 from hbi_models.banzhaf.exact import exact_interaction
-from hbi_models.configs import LEVELS, OptimizerConfig, RetrievalConfig
+from hbi_models.configs import LEVELS, RetrievalConfig
 from hbi_models.entropies import normalized_entropy
 from hbi_models.losses import contrastive_loss, retrieval_loss
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.optimizer import clamp_logit_scale_, make_optimizer
+from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from hbi_models.similarity import level_similarity, token_cosines
 from pipelines.models.encoding import concatenate

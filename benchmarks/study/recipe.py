@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.study.features import Split, encode_frames, encode_words
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_graph
 from pipelines.models.initial_weights import initialise_from

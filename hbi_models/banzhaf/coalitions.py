@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hbi_models.banzhaf.exact import bounded_log_weights, falling_order, quadrature
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 LEFT_OUT = 1e-4
 """Probability that the maximum lies beyond the places that are considered."""

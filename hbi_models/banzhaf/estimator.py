@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.init import xavier_uniform_
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 # The gain is the published one, sqrt(2) cut to three decimals.
 XAVIER_GAIN = 1.414

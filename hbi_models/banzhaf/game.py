@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 # 2^20 coalitions of a pair are a few hundred megabytes and a few seconds.
 MOST_PLAYERS = 20

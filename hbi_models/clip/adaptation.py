@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hbi_models.clip.backbone import ClipBackbone
-from hbi_models.configs import ClipConfig, LoraConfig, require
+from hbi_models.clip.configs import ClipConfig, LoraConfig
+from hbi_models.config_fields import require
 
 ABOVE_BLOCKS = ("ln_post", "proj", "norm", "fc_norm", "attn_pool", "head", "ln_final", "text_projection")
 """What open_clip's and timm's transformers call their layers above the blocks."""

@@ -16,7 +16,7 @@ from hbi_models.axes import VideoBatch, at_least_float32
 from hbi_models.clip.codecs import Codec
 from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD, normalize_pixels
 from hbi_models.clip.tokenizer import BytePairCodec
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.transfer import sent
 
 IMAGE_EMBEDDINGS = ("class_embedding", "positional_embedding", "ln_pre", "cls_token", "pos_embed", "norm_pre")

@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from open_clip.tokenizer import get_clean_fn
 
-from hbi_models.configs import ClipConfig, require
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.config_fields import require
 
 TOKENIZER_FILE = "tokenizer.json"
 

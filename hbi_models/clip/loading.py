@@ -21,6 +21,7 @@ from torch import Tensor
 from hbi_models.clip.adaptation import choose_trained
 from hbi_models.clip.backbone import TEXT_POOLS, ClipBackbone
 from hbi_models.clip.codecs import Codec, file_codec
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.pixels import (
     ARCHITECTURES,
     CLIP_MEAN,
@@ -32,7 +33,8 @@ from hbi_models.clip.pixels import (
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.clip.torchscript import read_torchscript
 from hbi_models.clip.transformers_names import from_transformers_clip, is_transformers_clip
-from hbi_models.configs import ClipConfig, RetrievalConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import RetrievalConfig
 from hbi_models.weight_names import listed, without_wrappers
 
 # Constants that OpenAI's archives store among the weights; no other release has them.

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hbi_models.configs import ClipConfig, require
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.config_fields import require
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of the pixels of OpenAI's CLIP per channel (red, green, blue), on a scale of 0 to 1."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hbi_models.clip.pixels import CLIP_MEAN as CLIP_MEAN
 from hbi_models.clip.pixels import CLIP_STD as CLIP_STD
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.transfer import sent
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from hbi_models.axes import TextBatch
 from hbi_models.clip.codecs import Codec
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 # OpenAI's spelling of the two special tokens, which captions may contain, and open_clip's.
 SPECIAL_TOKENS = {"<|startoftext|>": "<start_of_text>", "<|endoftext|>": "<end_of_text>"}

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE, RANKS_FILE, VARIANTS_FILE, differing
 from pipelines.workspace.artifact import ARTIFACT, read_document
 from pipelines.workspace.errors import examples

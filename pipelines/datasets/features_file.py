@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.datasets.annotations import AnnotatedVideo, Annotations, clean_caption
 from pipelines.datasets.own_files import drawn_splits
 from pipelines.datasets.video_files import VideoFile, check_video_id

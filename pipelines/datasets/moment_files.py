@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.datasets.annotations import clean_caption
 from pipelines.datasets.record_files import Problems, parse_json
 from pipelines.workspace.errors import reason

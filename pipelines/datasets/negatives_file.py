@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.datasets.annotations import clean_caption
 from pipelines.datasets.record_files import Problems, RecordFormat, read_records, text_of
 

@@ -10,7 +10,7 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.datasets.moment_files import read_moments
 from pipelines.datasets.negatives_file import read_negatives
 from pipelines.evaluate.probing import FrameTimes, MomentQuery, Pair

@@ -16,7 +16,8 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from hbi_models.configs import RetrievalConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import counted_levels
 from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
 from pipelines.evaluate.variants import Bank

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hbi_models.configs import VideoQAConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import VideoQAConfig
 from hbi_models.metric_names import ANSWER_METRICS
 from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
 from pipelines.datasets.annotations import OVERALL, Question

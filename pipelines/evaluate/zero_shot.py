@@ -15,10 +15,11 @@ import numpy as np
 import ray
 import torch
 
-from hbi_models.configs import ZERO_SHOT_POOLINGS, ZeroShotConfig, require
+from hbi_models.config_fields import require
 from hbi_models.metric_names import DIRECTIONS
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
 from hbi_models.zero_shot import ZeroShotModel, zero_shot_similarity
+from hbi_models.zero_shot_config import ZERO_SHOT_POOLINGS, ZeroShotConfig
 from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
 from pipelines.evaluate.documents import METRICS_FILE
 from pipelines.models.clip_weights import local_weights

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hbi_models.axes import TokenLevel
 from hbi_models.banzhaf.estimator import InteractionEstimator
-from hbi_models.configs import LEVELS, require
+from hbi_models.config_fields import require
+from hbi_models.configs import LEVELS
 from hbi_models.retrieval import RetrievalModel, hierarchy_members, level_interaction
 from hbi_models.similarity import level_similarity, token_cosines, token_weights
 from hbi_models.transfer import fetched, sent

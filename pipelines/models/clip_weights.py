@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hbi_models.configs import ClipConfig
+from hbi_models.clip.configs import ClipConfig
 from pipelines.workspace.artifact import digest
 from pipelines.workspace.contents import content_digest
 from pipelines.workspace.errors import DamagedFileError

@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from hbi_models.configs import VideoQAConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import VideoQAConfig
 from hbi_models.video_qa import VideoQAModel
 from pipelines.datasets.answers import Vocabulary, read_vocabulary
 from pipelines.datasets.msrvtt_qa import ANSWER_LABELS_FILE

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from hbi_models.clip.adaptation import merged_state_dict
 from hbi_models.clip.backbone import ClipBackbone
 from hbi_models.clip.codecs import FileCodec
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.pixels import with_pixel_statistics
-from hbi_models.configs import ClipConfig, RetrievalConfig, VideoQAConfig, ZeroShotConfig
+from hbi_models.configs import RetrievalConfig, VideoQAConfig
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from hbi_models.zero_shot import ZeroShotModel
+from hbi_models.zero_shot_config import ZeroShotConfig
 from pipelines.models.folder import DESCRIPTION, TOKENIZER, WEIGHTS, ZERO_SHOT
 from pipelines.recipe.reading import config_from_plain
 from pipelines.workspace.artifact import plain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 
 def require_counts(config: object, section: str, *names: str, least: int = 1) -> None:

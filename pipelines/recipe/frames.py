@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hbi_models.configs import only_for, require
+from hbi_models.config_fields import only_for, require
 from pipelines.recipe.checks import require_counts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hbi_models.configs import content_of, only_for
+from hbi_models.config_fields import content_of, only_for
 from pipelines.recipe.checks import require_counts
 from pipelines.recipe.training import Precision
 

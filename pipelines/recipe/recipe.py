@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hbi_models.clip.pixels import with_pixel_statistics
-from hbi_models.configs import RetrievalConfig, VideoQAConfig, added_later, require
+from hbi_models.config_fields import added_later, require
+from hbi_models.configs import RetrievalConfig, VideoQAConfig
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.evaluation import EvaluationConfig, QAEvaluationConfig
 from pipelines.recipe.features import FeaturesConfig

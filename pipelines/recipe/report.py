@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hbi_models.configs import only_for, require
+from hbi_models.config_fields import only_for, require
 from hbi_models.metric_names import DIRECTIONS, RANK_METRICS
 from pipelines.recipe.checks import require_counts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.recipe.checks import require_counts
 
 

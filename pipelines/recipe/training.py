@@ -5,17 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hbi_models.configs import (
-    AnswerHeadConfig,
-    LossConfig,
-    MergingConfig,
-    OptimizerConfig,
-    VideoQAConfig,
-    added_later,
-    content_of,
-    only_for,
-    require,
-)
+from hbi_models.config_fields import added_later, content_of, only_for, require
+from hbi_models.configs import AnswerHeadConfig, LossConfig, MergingConfig, VideoQAConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.recipe.checks import require_counts
 
 Precision = Literal["float32", "bfloat16", "float16"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.recipe.checks import require_counts
 
 

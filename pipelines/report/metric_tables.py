@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hbi_models.configs import ZERO_SHOT_POOLINGS
 from hbi_models.metric_names import DIRECTIONS, RANK_METRICS
+from hbi_models.zero_shot_config import ZERO_SHOT_POOLINGS
 from pipelines.evaluate.documents import by_questions, describe_protocol, with_interval
 from pipelines.report.content import MetricTable
 

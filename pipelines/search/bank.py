@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.post_processing import Querybank, nearest_neighbour_norm, neighbour_bias, querybank_norm
 from hbi_models.retrieval import RetrievalModel
 from pipelines.models.encoding import encode_texts, on_device

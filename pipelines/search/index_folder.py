@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import FEATURES, INDEX_FILE
 from pipelines.workspace.shards import ShardPool

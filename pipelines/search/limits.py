@@ -1,6 +1,6 @@
 """Limits of queries, for modules that must not load PyTorch."""
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 MAX_QUERY_CHARS = 1000
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.models.encoding import Levels, concatenate, encode_texts, on_device, on_host
 from pipelines.models.folder import DESCRIPTION, MODEL, model_folder
 from pipelines.models.one_video import frames_of, read_video

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hbi_models.configs import RetrievalConfig, ZeroShotConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import RetrievalConfig
+from hbi_models.zero_shot_config import ZeroShotConfig
 from pipelines.models.folder import DESCRIPTION, TOKENIZER, WEIGHTS, is_published_file, kind_of_model, model_folder
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.moments import Moment, best_moment, frame_relevance
 from hbi_models.retrieval import RetrievalModel, level_interaction
 from pipelines.models.encoding import Encoder, Levels, encode_texts, on_host

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.search.index_folder import features_pool

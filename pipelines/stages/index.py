@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hbi_models.configs import ZeroShotConfig, require
+from hbi_models.config_fields import require
+from hbi_models.zero_shot_config import ZeroShotConfig
 from pipelines.models.folder import FRAMES_JSON, MODEL, ZERO_SHOT
 from pipelines.recipe.indexing import IndexingConfig
 from pipelines.recipe.recipe import Recipe

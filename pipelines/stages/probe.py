@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.settings import counting, given_model

@@ -7,7 +7,7 @@ from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hbi_models.configs import Use, content_named_by, counts_for, is_absent
+from hbi_models.config_fields import Use, content_named_by, counts_for, is_absent
 from pipelines.models.folder import DESCRIPTION, SELECTION, TOKENIZER, WEIGHTS, is_published_file, model_folder
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.contents import content_digest

@@ -24,7 +24,11 @@ from pipelines.workspace.errors import examples
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("hbi_models", "pipelines")
 LEFT_OUT = (
+    "hbi_models.clip.configs",
+    "hbi_models.config_fields",
     "hbi_models.configs",
+    "hbi_models.optimizer_config",
+    "hbi_models.zero_shot_config",
     "pipelines.progress",
     "pipelines.recipe",
     "pipelines.resources",

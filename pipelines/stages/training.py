@@ -21,7 +21,7 @@ from pipelines.workspace.storage import Storage
 if TYPE_CHECKING:
     from pipelines.splits import QuestionView, SplitView
     from pipelines.train.loop import Task
-    from pipelines.train.pairs import TrainingData
+    from pipelines.train.pair_task import TrainingData
     from pipelines.train.retrieval import RetrievalTask
     from pipelines.train.video_qa import VideoQATask
 
@@ -44,7 +44,7 @@ def teacher_inputs(recipe: Recipe) -> tuple[str, ...]:
 
 def training_data(recipe: Recipe, context: StageContext) -> TrainingData:
     """What a training on frames, or on features of them, reads."""
-    from pipelines.train.pairs import TrainingData
+    from pipelines.train.pair_task import TrainingData
 
     estimator, stored = context.inputs.get("estimator"), stored_videos(recipe, context)
     return TrainingData(

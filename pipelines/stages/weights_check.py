@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hbi_models.configs import LossConfig, require
+from hbi_models.config_fields import require
+from hbi_models.configs import LossConfig
 from pipelines.models.clip_weights import hand_out
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.features import encoder_checkpoint

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hbi_models.configs import ZeroShotConfig, require
+from hbi_models.config_fields import require
+from hbi_models.zero_shot_config import ZeroShotConfig
 from pipelines.models.clip_weights import handed_out, weights_folders
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool

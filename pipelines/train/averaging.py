@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import warmup_steps
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.workspace.errors import DamagedFileError
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hbi_models.configs import OptimizerConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.transfer import fetched, sent
 from pipelines.models.estimator import EstimatorConfig, make_estimator
 from pipelines.recipe.training import EstimatorTrainingConfig

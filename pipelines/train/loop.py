@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hbi_models.clip.adaptation import has_updates
-from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import leave_out_if, make_optimizer
+from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.transfer import fetched
 from pipelines.models.weights import fill, fixed_weights, load_weights, save_model
 from pipelines.recipe.training import Precision

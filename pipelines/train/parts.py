@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from hbi_models.axes import Rows, tensors_of, with_tensors
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from hbi_models.draws import BatchDraws
 from hbi_models.losses import TrainingLoss
 from hbi_models.retrieval import RetrievalModel

@@ -28,7 +28,8 @@ from pipelines.splits import SplitView, positions_of_half
 from pipelines.train.collapse import game_figures
 from pipelines.train.collectives import gather_objects, rank, together, world_size
 from pipelines.train.loop import SCORE
-from pipelines.train.pairs import PairBatch, PairSource, PairTask, TokenPairBatch
+from pipelines.train.pair_task import PairTask
+from pipelines.train.pairs import PairBatch, PairSource, TokenPairBatch
 
 
 @dataclass(kw_only=True)

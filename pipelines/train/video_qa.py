@@ -33,7 +33,8 @@ from pipelines.train.batches import BatchAddress
 from pipelines.train.collapse import game_figures
 from pipelines.train.collectives import gather_objects, rank, together, world_size
 from pipelines.train.loop import SCORE
-from pipelines.train.pairs import PairBatch, PairSource, PairTask, TokenPairBatch
+from pipelines.train.pair_task import PairTask
+from pipelines.train.pairs import PairBatch, PairSource, TokenPairBatch
 
 
 class QuestionBatch(NamedTuple):

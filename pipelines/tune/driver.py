@@ -1,11 +1,7 @@
-"""The driver's side of a tuning: runs the stages that trials share, starts trials, and records their results.
+"""The driver's side of trials: hands them out, and records their results.
 
 Everything that happens to a trial is committed to the journal before Tune goes on, so that the same command continues a
 tuning that was killed. Ray Tune itself is in :mod:`pipelines.tune.ray_tune`.
-
-The stages before the tuned one are run here, each distinct one once. A trial must not run them, because it would hold
-the CPUs that they wait for. A trial is started when its inputs are done. Meanwhile other trials keep running, and free
-their CPUs when they end.
 """
 
 from __future__ import annotations
@@ -13,156 +9,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Protocol
 
-from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
 from pipelines.progress import Progress
 from pipelines.recipe.recipe import Recipe
-from pipelines.resources.placement import checked_nodes, require_lasting
-from pipelines.run import run_step
-from pipelines.stages.data_check import TELLING, KnownData, finished, known_data, pending
-from pipelines.stages.places import places_of
-from pipelines.stages.plan import Graph
-from pipelines.stages.weights_check import WeightsChecks
-from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.train.files import CHECKPOINTS, RAY_TRAIN
 from pipelines.tune.journal import HOPELESS, Journal, Phase, Report, TrialRecord
 from pipelines.tune.space import describe
 from pipelines.tune.tracking import TrialRun, TuningTracker
-from pipelines.tune.tuning import POPULATION, Tuning, require_tuning_data
+from pipelines.tune.tuning import Tuning
 from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
-
-
-def run_tuning(tuning: Tuning) -> None:
-    """Does the missing parts of the tuning, from its first trial to its report.
-
-    Raises:
-        PlacementError: the nodes of the cluster do not see the folders of the tuning.
-        ValueError: weights do not fit, there is nothing to validate with, or no training reached its end.
-    """
-    require_lasting(tuning.graph.workspace)
-    steps = tuning.graph.plan(until_stage=tuning.config.stage)
-    require_tuning_data(tuning, known_data(tuning.graph, finished(steps)))
-    weights = WeightsChecks()
-    weights.require(steps, tuning.recipe)
-    for values in tuning.config.baselines.values():
-        baseline = tuning.recipe_of(values)
-        weights.require(make_graph(baseline).plan(until_stage=tuning.config.stage), baseline)
-    from pipelines.resources.allotment import allot
-    from pipelines.resources.ray_session import ray_session
-
-    recipe = tuning.recipe
-    # A trial with a worker group needs the dashboard: Ray Train learns from it that the trial was ended, and frees its
-    # resources.
-    dashboard = tuning.resources.workers > 1
-    with (
-        ray_session(recipe.resources, dashboard=dashboard),
-        checked_nodes(tuning.graph.workspace, places_of(tuning.graph, recipe)),
-    ):
-        allot([*(stage.name for stage in tuning.shared), tuning.config.stage], recipe.resources)
-        tracker = TuningTracker(tuning)
-        try:
-            inputs = InputStages(tuning.config.stage, tracker, weights)
-            inputs.run(
-                tuning.graph, [stage.name for stage in tuning.shared], recipe, partial(require_tuning_data, tuning)
-            )
-            _run_trials(tuning, tracker, inputs)
-        except BaseException as error:
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        tracker.finish("FINISHED")
-
-
-def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> None:
-    # Imported here because they import Matplotlib and Ray, which reads the session's environment variables on import.
-    from pipelines.tune.pictures import pictures_of
-    from pipelines.tune.proposals import ListedTrials, ProposedTrials, final_records, population
-    from pipelines.tune.ray_tune import concurrent_trials, run_population, run_to_the_end, run_with_halving
-    from pipelines.tune.results import Results
-
-    journal, scheduler = Journal(tuning.storage), tuning.config.scheduler.name
-
-    def artifact(record: TrialRecord) -> Storage:
-        return tuning.graph.workspace.folder(tuning.config.stage, record.fingerprint)
-
-    def member(record: TrialRecord) -> Storage:
-        return tuning.storage.folder(POPULATION, record.name)
-
-    if scheduler == "pbt":
-        members = ListedTrials(population(tuning, journal))
-        with Driver(tuning, "trial", members, journal, inputs, tracker, member, limit=None) as driver:
-            run_population(tuning, driver)
-    else:
-        proposed, prepared = ProposedTrials(tuning, journal), tuning.shares_inputs
-        limit = concurrent_trials(tuning)
-        with Driver(tuning, "trial", proposed, journal, inputs, tracker, artifact, limit, prepared=prepared) as driver:
-            if scheduler == "asha":
-                run_with_halving(tuning, driver, journal)
-            else:
-                run_to_the_end(tuning, driver)
-    records = final_records(tuning, journal)
-    finals, prepared, limit = ListedTrials(records), tuning.inputs_are_done(records), concurrent_trials(tuning)
-    with Driver(tuning, "final", finals, journal, inputs, tracker, artifact, limit, prepared=prepared) as driver:
-        run_to_the_end(tuning, driver)
-    results = Results.of(tuning, journal)
-    results.write(tracker, pictures_of(results))
-
-
-class InputStages:
-    """Runs the stages that trials need, in a thread, one recipe after another."""
-
-    def __init__(self, stage: str, tracker: PipelineTracker, weights: WeightsChecks) -> None:
-        self._stage, self._tracker, self._weights = stage, tracker, weights
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inputs")
-        self._running: tuple[Recipe, Future[None]] | None = None
-
-    def ready(self, recipe: Recipe) -> bool:
-        """Whether a trial of ``recipe`` can start. If not, its inputs are being made: ask again later.
-
-        Raises:
-            Exception: a stage that it needs failed.
-        """
-        if self._running is not None:
-            recipe_running, future = self._running
-            if not future.done():
-                return False
-            self._running = None
-            future.result()
-            if recipe_running == recipe:
-                return True
-        graph = make_graph(recipe)
-        names = [stage.name for stage in graph.with_inputs(self._stage)[:-1]]
-        steps = graph.plan(until_stage=self._stage)
-        known_data(graph, finished(steps)).require(recipe, [*pending(steps), self._stage])
-        self._weights.require(steps, recipe)
-        if all(step.state == "done" for step in steps if step.stage.name in names):
-            return True
-
-        def check(known: KnownData) -> None:
-            known.require(recipe, [*pending(steps), self._stage])
-
-        self._running = recipe, self._thread.submit(self.run, graph, names, recipe, check)
-        return False
-
-    def run(self, graph: Graph, names: Collection[str], recipe: Recipe, check: Callable[[KnownData], None]) -> None:
-        """Runs those of the stages ``names`` that are not done; ``check`` is told what they say of the data."""
-        steps = graph.plan(until_stage=self._stage)
-        known = finished(steps)
-        for step in steps:
-            if step.stage.name in names and step.state != "done":
-                run_step(graph, step, self._tracker, recipe)
-                known.add(step.stage.name)
-                if step.stage.name in TELLING:
-                    check(known_data(graph, known))
 
 
 class Queue(Protocol):
@@ -194,7 +57,7 @@ class Driver:
         phase: which part of it.
         queue: the trials.
         journal: where they are written down.
-        inputs: runs the stages that trials need.
+        has_inputs: whether what a recipe's trial needs is there; otherwise it is being made. Raises if that failed.
         tracker: MLflow.
         output: the folder in which a trial trains.
         limit: most trials at once; None = as many as Tune finds resources for.
@@ -207,7 +70,7 @@ class Driver:
         phase: Phase,
         queue: Queue,
         journal: Journal,
-        inputs: InputStages,
+        has_inputs: Callable[[Recipe], bool],
         tracker: TuningTracker,
         output: Callable[[TrialRecord], Storage],
         limit: int | None,
@@ -215,7 +78,7 @@ class Driver:
         prepared: bool = False,
     ) -> None:
         self._tuning, self._phase, self._queue, self._journal = tuning, phase, queue, journal
-        self._inputs, self._tracker, self._output, self._limit = inputs, tracker, output, limit
+        self._inputs_ready, self._tracker, self._output, self._limit = has_inputs, tracker, output, limit
         self.prepared = prepared
         self._waiting: tuple[TrialRecord, Recipe] | None = None
         self._live: dict[str, TrialRun] = {}
@@ -287,7 +150,7 @@ class Driver:
         assert self._waiting is not None
         record, recipe = self._waiting
         try:
-            return self._inputs.ready(recipe)
+            return self._inputs_ready(recipe)
         except HOPELESS as error:
             self._waiting = None
             self.start(record)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 
 Setting = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""A tuning of a recipe's settings: what identifies it, what it refuses, what is left of it to do.
+"""A tuning of a recipe's settings: what identifies it, the recipes of its trials, what is left of it to do.
 
 Imports nothing heavy.
 """
@@ -12,19 +12,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from hbi_models.configs import require
-from pipelines.datasets.requirements import require_validation
 from pipelines.graph import make_graph
-from pipelines.recipe.fields import check_fields, field_names, flatten, with_values
+from pipelines.recipe.fields import flatten, with_values
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TrainResources
 from pipelines.recipe.tuning import TuningConfig
-from pipelines.stages.data_check import KnownData, pending
 from pipelines.stages.plan import Graph
 from pipelines.stages.stage import Stage
 from pipelines.tables import plan_table, table
 from pipelines.tune.journal import FORMER_FOLDER, TRIALS, Journal, Phase, TrialRecord
-from pipelines.tune.space import Setting, Space, describe, parse_space
+from pipelines.tune.space import Setting, Space, describe
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.storage import Storage
 
@@ -40,13 +37,6 @@ RANKING = "ranking.txt"
 BEST_RECIPE = "best_recipe.yaml"
 POPULATION = "population"
 """Folder that holds a folder per trial of population-based training."""
-
-_OUTSIDE = ("workspace", "seed", "evaluation", "probe", "resources", "tracking")
-"""Sections that cannot be tuned: seeds have their own setting, the others do not change the trained model."""
-
-_LIVE = ("loss", "augmentation")
-"""Sections whose values a training reads in every step, so that they may change during a training."""
-
 
 _HALVES: Mapping[Phase, str] = {"trial": "choosing", "final": "ranking"}
 
@@ -126,7 +116,7 @@ class Tuning:
         Raises:
             ValueError: the recipe refuses them.
         """
-        recipe = _changed(self.recipe, values, self.make_recipe, "tune.space")
+        recipe = changed_recipe(self.recipe, values, self.make_recipe, "tune.space")
         return recipe if seed is None else replace(recipe, seed=seed)
 
     def recipe_of_trial(self, values: Setting, *, phase: Phase, seed: int) -> Recipe:
@@ -198,144 +188,16 @@ def half_of(stage: str, phase: Phase) -> Setting:
     return {f"{stage}.validation_half": _HALVES[phase]} if stage in ("retrieval", "video_qa") else {}
 
 
-def make_tuning(recipe: Recipe, config: TuningConfig, make_recipe: MakeRecipe) -> Tuning:
-    """The tuning that ``config`` describes over settings of ``recipe``.
+def changed_recipe(recipe: Recipe, values: Setting, make_recipe: MakeRecipe, place: str) -> Recipe:
+    """``recipe`` with other values, which the tune file has in ``place``.
 
     Raises:
-        FileNotFoundError: annotations or videos are not there.
-        ValueError: a field is unknown or changes nothing, a range is impossible, the recipe refuses a
-            value, the stage does not report the metric, or the scheduler cannot work on such fields.
+        ValueError: the recipe refuses them.
     """
-    known = list(field_names(Recipe))
-    space = parse_space(config.space)
-    changes = flatten(config.recipe, known)
-    check_fields(space.fields, known, "tune.space")
-    check_fields(list(changes), known, "tune.recipe")
-    for name, values in config.baselines.items():
-        check_fields(list(values), known, f"tune.baselines.{name}")
-    for name in config.map or ():
-        require(name in space.fields, f"tune.map names {name}, which is not tuned")
-    names = [slug(name) for name in config.baselines]
-    require(
-        len({*names} - {""}) == len(names),
-        f"tune.baselines are named {', '.join(config.baselines)}; their names must differ in letters or digits",
-    )
-    changed = _changed(recipe, changes, make_recipe, "tune.recipe")
-    # An absolute path, because trials may run in another folder than the command.
-    changed = replace(changed, workspace=Storage(changed.workspace).uri)
-    for name, values in config.baselines.items():
-        _changed(changed, values, make_recipe, f"tune.baselines.{name}")
-    tuning = Tuning(changed, config, space, make_recipe)
-    _check_stage(tuning)
-    _check_fields(tuning)
-    _check_sampler(tuning)
-    if config.scheduler.name == "asha":
-        _check_halving(tuning)
-    elif config.scheduler.name == "pbt":
-        _check_population(tuning)
-    return tuning
-
-
-def _changed(recipe: Recipe, values: Setting, make_recipe: MakeRecipe, place: str) -> Recipe:
     try:
         return make_recipe(with_values(plain(recipe), values))
     except ValueError as error:
         raise ValueError(f"{place}: {describe(values)} is refused: {error}") from error
-
-
-def _check_stage(tuning: Tuning) -> None:
-    trained = {stage.name: stage.metrics for stage in tuning.graph.stages if stage.metrics}
-    name, metric = tuning.config.stage, tuning.config.metric
-    require(
-        name in trained,
-        f"tune.stage is {name!r}; the training stages of this recipe are: {', '.join(trained) or 'none'}",
-    )
-    require(
-        metric in trained[name],
-        f"tune.metric is {metric!r}, which the stage {name} never reports; it reports: {', '.join(trained[name])}",
-    )
-
-
-def _check_fields(tuning: Tuning) -> None:
-    for name in tuning.space.fields:
-        section = name.split(".")[0]
-        remedy = "tune.seeds says how many seeds a setting gets" if name == "seed" else "it changes no trained model"
-        require(section not in _OUTSIDE, f"tune.space names {name}; nothing under {section} is tuned: {remedy}")
-    for name, stages in tuning.readers.items():
-        require(
-            bool(stages),
-            f"tune.space names {name}, and the stage {tuning.config.stage} is the same for every value of it that "
-            f"was tried ({tuning.space[name].domain}); leave it out",
-        )
-
-
-def _check_sampler(tuning: Tuning) -> None:
-    sampler = tuning.config.sampler.name
-    if sampler == "grid":
-        tuning.space.combinations()
-        return
-    for parameter in tuning.space.parameters:
-        require(
-            not getattr(parameter.domain, "every", False),
-            f"tune.space.{parameter.field} is a grid, and the sampler {sampler} draws; write choice instead of grid, "
-            "or choose the sampler grid",
-        )
-
-
-def _check_halving(tuning: Tuning) -> None:
-    grace, per_epoch = tuning.config.scheduler.grace_epochs, tuning.config.scheduler.reports_per_epoch
-    require(
-        grace * per_epoch < tuning.reports,
-        f"tune.scheduler.grace_epochs is {grace:g} and a trial has {tuning.reports / per_epoch:g} epochs: none "
-        "would be ended early; lower it, or choose the scheduler none",
-    )
-
-
-def _check_population(tuning: Tuning) -> None:
-    config = tuning.config
-    for parameter in tuning.space.parameters:
-        require(
-            not set(_LIVE).isdisjoint(parameter.field.split(".")) and not parameter.when,
-            f"tune.scheduler is pbt, which changes settings on the way, and {parameter.field} is fixed when a "
-            f"training starts, or depends on another field; tune fields of {' and '.join(_LIVE)} sections without "
-            "conditions, or choose asha or none",
-        )
-    require(
-        config.trials >= 2 and config.sampler.name == "random" and tuning.resources.workers <= 1,
-        "tune.scheduler is pbt: its trials start from drawn settings and exchange checkpoints between single "
-        "processes; set tune.trials to 2 or more, tune.sampler.name to random, and "
-        f"resources.{config.stage}.workers to 1",
-    )
-
-
-def require_tuning_data(tuning: Tuning, known: KnownData) -> None:
-    """Refuses data with which no trial or one of the baselines could be trained, or with which trials could not be
-    compared.
-
-    If the data do not suit the settings of a single trial, only this trial fails, before any work is done for it.
-
-    Raises:
-        ValueError: the message says what is missing.
-    """
-    name = tuning.config.stage
-    if known.manifest is None or "manifest" not in {stage.name for stage in tuning.shared}:
-        return
-    stages = {*pending(tuning.graph.plan(until_stage=name)), name}
-    refused = []
-    probed = [recipe for recipes in tuning.probes.values() for recipe in recipes]
-    for recipe in probed:
-        try:
-            known.require(recipe, stages)
-        except ValueError as error:
-            refused.append(error)
-    if len(refused) == len(probed):
-        raise refused[0]
-    for label, values in tuning.config.baselines.items():
-        try:
-            known.require(tuning.recipe_of(values), stages)
-        except ValueError as error:
-            raise ValueError(f"tune.baselines.{label}: {error}") from error
-    require_validation(name, known.manifest)
 
 
 def asked_for(tuning: Tuning) -> str:

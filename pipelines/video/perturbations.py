@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.video.image_operations import FILL, brightness, color, contrast
 
 Frames = UInt8[np.ndarray, "frames height width 3"]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hbi_models.axes import TokenFeatures
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.recipe.features import FeatureType
 from pipelines.workspace.records import tokens_schema
 from pipelines.workspace.shard_rows import ReadAhead, ShardRows

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from hbi_models.configs import is_absent
+from hbi_models.config_fields import is_absent
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.storage import Storage
 

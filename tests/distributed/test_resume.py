@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hbi_models.clip.adaptation import merged_state_dict
-from hbi_models.configs import LoraConfig, OptimizerConfig
+from hbi_models.clip.configs import LoraConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.models.weights import load_model
 from pipelines.train.loop import LoopSettings, TrainingLoop
 from pipelines.train.retrieval import RetrievalTask

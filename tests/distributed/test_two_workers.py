@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hbi_models.configs import MergingConfig, TrainedPart
+from hbi_models.clip.configs import TrainedPart
+from hbi_models.configs import MergingConfig
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import all_gather_with_gradient, gather_objects, mean_over_ranks, rank, world_size
 from pipelines.train.loop import LoopSettings, NonFiniteLossError, Task, TrainingLoop

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 
 from hbi_models.clip.adaptation import add_lora, choose_trained, has_updates, merged_state_dict
 from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.clip.configs import ClipConfig, LoraConfig
 from hbi_models.clip.loading import build_clip
-from hbi_models.configs import ClipConfig, LoraConfig
 from tests.hbi_models.test_clip_backbone import captions
 from tests.hbi_models.tiny_model import IMAGE_PX, TINY_CLIP
 

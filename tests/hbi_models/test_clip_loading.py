@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.loading import ARCHITECTURES, build_clip, load_clip
-from hbi_models.configs import ClipConfig
 from tests.hbi_models.tiny_model import TINY_CLIP, write_architecture
 
 

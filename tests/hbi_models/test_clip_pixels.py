@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.loading import read_architecture
 from hbi_models.clip.pixels import CLIP_MEAN, CLIP_STD, with_pixel_statistics
 from hbi_models.clip.preprocessing import square_frames
-from hbi_models.configs import ClipConfig
 from hbi_models.retrieval import RetrievalModel
 from tests.hbi_models.tiny_model import IMAGE_PX, TINY_CLIP, tiny_config, write_architecture
 

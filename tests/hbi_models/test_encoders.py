@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from hbi_models.axes import TextBatch, VideoBatch
 from hbi_models.clip.backbone import ClipBackbone
 from hbi_models.clip.codecs import FileCodec, file_codec
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.loading import build_clip, load_clip, read_architecture, refusal
 from hbi_models.clip.tokenizer import CaptionTokenizer
-from hbi_models.configs import ClipConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.models.weights import load_model, save_model
 from pipelines.workspace.storage import Storage

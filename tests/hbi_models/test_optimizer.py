@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import (
     BertAdam,
     clamp_logit_scale_,
@@ -21,6 +20,7 @@ from hbi_models.optimizer import (
     published_schedule,
     warmup_cosine_schedule,
 )
+from hbi_models.optimizer_config import OptimizerConfig
 
 
 class SmallModel(nn.Module):

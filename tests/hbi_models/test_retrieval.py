@@ -12,16 +12,8 @@ from torch import Tensor
 
 from hbi_models.axes import PairFeatures, TextBatch, TokenFeatures, VideoBatch
 from hbi_models.banzhaf.exact import exact_interaction
-from hbi_models.configs import (
-    LEVELS,
-    ClipConfig,
-    GameConfig,
-    LossConfig,
-    MergingConfig,
-    Quirks,
-    RetrievalConfig,
-    TemporalConfig,
-)
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import LEVELS, GameConfig, LossConfig, MergingConfig, Quirks, RetrievalConfig, TemporalConfig
 from hbi_models.losses import contrastive_loss, retrieval_loss
 from hbi_models.retrieval import RetrievalModel, counted_levels
 from hbi_models.similarity import level_similarity, token_cosines

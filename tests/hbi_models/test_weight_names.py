@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hbi_models.clip.backbone import ClipBackbone
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.loading import build_clip, load_clip, read_checkpoint
-from hbi_models.configs import ClipConfig
 from hbi_models.weight_names import listed, without_wrappers
 from tests.hbi_models.tiny_model import TINY_CLIP, write_architecture
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hbi_models.axes import TokenLevel
-from hbi_models.configs import ClipConfig, ZeroShotConfig
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.zero_shot import ZeroShotModel, zero_shot_similarity
+from hbi_models.zero_shot_config import ZeroShotConfig
 from tests.hbi_models.tiny_model import IMAGE_PX, TINY_CLIP, length_mask, write_architecture
 
 LENGTHS = [3, 1, 4, 0]

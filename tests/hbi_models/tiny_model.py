@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from hbi_models.axes import TextBatch, VideoBatch
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.configs import (
     AnswerHeadConfig,
-    ClipConfig,
     GameConfig,
     MergingConfig,
     RetrievalConfig,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.loading import load_clip
-from hbi_models.configs import ClipConfig
 from jobs.run import main
 from pipelines.models.weights import load_model
 from pipelines.recipe.data import ShapesConfig

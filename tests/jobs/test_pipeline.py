@@ -34,7 +34,7 @@ from pipelines.stages.labels import labels_pool
 from pipelines.train.files import HISTORY, RAY_SNAPSHOT
 from pipelines.train.history import History
 from pipelines.train.loop import LoopSettings, TrainingLoop
-from pipelines.train.pairs import TrainingData
+from pipelines.train.pair_task import TrainingData
 from pipelines.train.retrieval import RetrievalTask
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.storage import Storage

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from jobs.settings import run_job, set_up_logging
 from pipelines.recipe.data import ShapesConfig
 from pipelines.recipe.recipe import Recipe
@@ -157,7 +157,11 @@ def test_errors_become_exit_codes(error: BaseException, code: int) -> None:
 
 
 BUG = "import jobs.settings, numpy as np; jobs.settings.run_job(lambda: np.zeros(3).reshape(2))"
-MISTAKE = "import jobs.settings, hbi_models.configs as c; jobs.settings.run_job(lambda: c.require(False, 'fps is 0'))"
+MISTAKE = """
+import jobs.settings
+from hbi_models.config_fields import require
+jobs.settings.run_job(lambda: require(False, "fps is 0"))
+"""
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
 from pipelines.recipe.recipe import Recipe
 from pipelines.train.files import HISTORY, SCORE
-from pipelines.tune.driver import run_tuning
 from pipelines.tune.journal import Journal, TrialRecord
+from pipelines.tune.run import run_tuning
 from pipelines.tune.tuning import BEST_RECIPE, POPULATION, SUMMARY, Tuning, is_done
 from pipelines.workspace.artifact import ARTIFACT
 from pipelines.workspace.storage import Storage

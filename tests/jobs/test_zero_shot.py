@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.loading import load_clip
-from hbi_models.configs import ClipConfig, ZeroShotConfig
 from hbi_models.metrics import text_to_video_ranks
 from hbi_models.zero_shot import ZeroShotModel
+from hbi_models.zero_shot_config import ZeroShotConfig
 from jobs.evaluate_retrieval import main as evaluate
 from jobs.index import main as index
 from pipelines.evaluate.zero_shot import evaluate_zero_shot

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from hbi_models.axes import TextBatch, VideoBatch
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.configs import (
     LEVELS,
     AnswerHeadConfig,
-    ClipConfig,
     GameConfig,
     LossConfig,
     MergingConfig,

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from hbi_models.configs import OptimizerConfig
 from hbi_models.optimizer import BertAdam, parameter_groups, published_schedule
+from hbi_models.optimizer_config import OptimizerConfig
 from tests.parity.conftest import Golden
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hbi_models.axes import TextBatch, VideoBatch
-from hbi_models.configs import LossConfig, OptimizerConfig
+from hbi_models.configs import LossConfig
 from hbi_models.losses import TrainingLoss, retrieval_loss
 from hbi_models.optimizer import clamp_logit_scale_, make_optimizer
+from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.published_weights import our_name, retrieval_prefixes
 from hbi_models.retrieval import RetrievalModel
 from tests.parity.conftest import Golden

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from hbi_models.configs import LEVELS, OptimizerConfig
+from hbi_models.configs import LEVELS
 from hbi_models.losses import video_qa_loss
 from hbi_models.optimizer import parameter_groups
+from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.published_weights import our_name, video_qa_prefixes
 from hbi_models.video_qa import VideoQAModel
 from tests.parity.conftest import Golden

@@ -20,7 +20,8 @@ import pipelines.evaluate.video_qa
 import pipelines.labels
 import pipelines.models.features
 import pipelines.search.features
-from hbi_models.configs import GameConfig, MergingConfig, OptimizerConfig
+from hbi_models.configs import GameConfig, MergingConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.evaluate.similarities import RetrievalScorerActor
 from pipelines.evaluate.video_qa import AnswererActor

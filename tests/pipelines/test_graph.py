@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hbi_models.configs import GameConfig, OptimizerConfig, RetrievalConfig
+from hbi_models.configs import GameConfig, RetrievalConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.datasets.answers import Vocabulary
 from pipelines.graph import make_evaluation_graph, make_graph, make_probe_graph, make_qa_evaluation_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from hbi_models.configs import ClipConfig, RetrievalConfig
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import RetrievalConfig
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.tracking import TrackingConfig

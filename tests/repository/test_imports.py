@@ -21,6 +21,8 @@ HEAVY = ("torch", "ray", "mlflow", "open_clip")
         "jobs.tune",
         "pipelines.recipe.recipe",
         "hbi_models.configs",
+        "hbi_models.zero_shot_config",
+        "hbi_models.optimizer_config",
     ],
 )
 def test_help_and_plan_load_nothing_heavy(module: str) -> None:

@@ -24,7 +24,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
 from pipelines.stages.features import GivenFeaturesStage
 from pipelines.train.loop import LoopSettings, TrainingLoop
-from pipelines.train.pairs import TrainingData
+from pipelines.train.pair_task import TrainingData
 from pipelines.video.token_store import TokenStore
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.records import INDEX_FILE, MANIFEST_FILE, tokens_schema

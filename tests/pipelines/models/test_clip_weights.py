@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.loading import build_clip
-from hbi_models.configs import ClipConfig
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from pipelines.labels import make_label_model

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.clip.pixels import CLIP_MEAN, CLIP_STD
-from hbi_models.configs import ClipConfig, RetrievalConfig
+from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_graph
 from pipelines.models.folder import DESCRIPTION

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hbi_models.configs import ClipConfig, RetrievalConfig
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import RetrievalConfig
 from pipelines.graph import make_evaluation_graph, make_graph
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.labels import LabelsConfig

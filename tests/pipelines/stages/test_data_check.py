@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from hbi_models.configs import ClipConfig, GameConfig, RetrievalConfig
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import GameConfig, RetrievalConfig
 from hbi_models.published_weights import retrieval_to_published
 from hbi_models.retrieval import RetrievalModel
 from jobs.pipeline import execute
@@ -29,8 +30,9 @@ from pipelines.stages.execution import execute_step
 from pipelines.stages.weights_check import WeightsChecks
 from pipelines.tracker import StageTracker
 from pipelines.tracking.mlflow_runs import PipelineTracker
-from pipelines.tune.driver import InputStages, run_tuning
-from pipelines.tune.tuning import Tuning, make_tuning, require_tuning_data
+from pipelines.tune.checks import make_tuning, require_tuning_data
+from pipelines.tune.run import InputStages, run_tuning
+from pipelines.tune.tuning import Tuning
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import MAX_FRAMES, retrieval_config

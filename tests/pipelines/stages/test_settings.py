@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from hbi_models.clip.backbone import ClipBackbone
-from hbi_models.configs import ClipConfig, GameConfig, OptimizerConfig, RetrievalConfig, counts_for
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.config_fields import counts_for
+from hbi_models.configs import GameConfig, RetrievalConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluation_graph
 from pipelines.labels import as_initialised

@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import RetrievalConfig
+from hbi_models.optimizer_config import OptimizerConfig
+from hbi_models.zero_shot_config import ZeroShotConfig
 from pipelines.stages import sources
 from pipelines.stages.execution import execute_step
 from pipelines.stages.plan import SOURCES, Graph
@@ -310,3 +314,18 @@ def test_who_reads_frames_and_labels_has_no_part_in_how_they_are_made(tmp_path: 
     files = {stage.name: set(made.sources.digests(stage.run)) for stage in made.stages}
     assert {name for name, found in files.items() if "pipelines/video/decoders.py" in found} == {"frames", "report"}
     assert {name for name, found in files.items() if "pipelines/labels.py" in found} == {"labels"}
+
+
+def test_settings_have_no_part_in_the_code_of_a_stage(tmp_path: Path) -> None:
+    from pipelines.graph import make_graph
+    from pipelines.recipe.data import DataConfig, ShapesConfig
+    from pipelines.recipe.evaluation import EvaluationConfig
+    from pipelines.recipe.recipe import Recipe
+
+    data, evaluation = DataConfig(shapes=ShapesConfig()), EvaluationConfig(zero_shot=True)
+    tasks = ("retrieval", "video_qa")
+    made = make_graph(Recipe(workspace=str(tmp_path), tasks=tasks, data=data, evaluation=evaluation))
+    kinds = (ClipConfig, RetrievalConfig, ZeroShotConfig, OptimizerConfig, Recipe)
+    settings = {f"{name.replace('.', '/')}.py" for name in ("hbi_models.config_fields", *(k.__module__ for k in kinds))}
+    for stage in made.stages:
+        assert settings.isdisjoint(made.sources.digests(stage.run)), stage.name

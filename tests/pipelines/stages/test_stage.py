@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hbi_models.configs import OptimizerConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.execution import execute_step
 from pipelines.stages.plan import Graph, Step

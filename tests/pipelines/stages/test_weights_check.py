@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from hbi_models.configs import ClipConfig
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.models.weights import save_model
 from pipelines.recipe.frames import FramesConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hbi_models.configs import OptimizerConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.train.averaging import WeightAverage
 from pipelines.workspace.errors import DamagedFileError
 

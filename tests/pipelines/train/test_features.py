@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from hbi_models.clip.loading import load_clip
-from hbi_models.configs import OptimizerConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.models.folder import MODEL, WEIGHTS
 from pipelines.models.weights import load_model
 from pipelines.recipe.features import FeaturesConfig, FeatureType

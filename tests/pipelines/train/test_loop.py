@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hbi_models.configs import OptimizerConfig
+from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.models.folder import DESCRIPTION
 from pipelines.models.weights import WEIGHTS
 from pipelines.train.checkpoints import Position, load_curve

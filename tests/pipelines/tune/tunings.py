@@ -12,8 +12,9 @@ from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.fields import with_values
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.tuning import SamplerConfig, SchedulerConfig, TuningConfig
+from pipelines.tune.checks import make_tuning
 from pipelines.tune.journal import Phase, Report, TrialRecord, TrialState
-from pipelines.tune.tuning import Tuning, make_tuning
+from pipelines.tune.tuning import Tuning
 from pipelines.workspace.artifact import plain
 
 KL, SKL = "model.loss.kl", "model.loss.skl"
