@@ -33,7 +33,7 @@ class BatchDraws:
         return self._rows(torch.rand((self._batch_size, *shape[1:]), generator=self._noise), shape[0])
 
     def dropout(self, values: Float[Tensor, "rows ..."], probability: float) -> Float[Tensor, "rows ..."]:
-        """Returns the values, each set to 0 with this probability and otherwise divided by 1 less it."""
+        """Returns the values, each set to 0 with this probability and otherwise divided by 1 minus it."""
         kept = torch.empty(self._batch_size, *values.shape[1:])
         kept.bernoulli_(1 - probability, generator=self._dropout).div_(1 - probability)
         return values * sent(self._rows(kept, len(values)), values.device).to(values.dtype)
@@ -41,7 +41,7 @@ class BatchDraws:
     def _rows(self, drawn: Tensor, count: int) -> Tensor:
         if self._first + count > self._batch_size:
             raise ValueError(
-                f"rows {self._first} to {self._first + count} were to be drawn for, of a batch of {self._batch_size}; "
-                "give the size of the whole batch"
+                f"numbers are needed for rows {self._first} to {self._first + count}, but the batch is said to have "
+                f"{self._batch_size} rows; give the size of the whole batch"
             )
         return drawn[self._first : self._first + count]

@@ -42,8 +42,8 @@ class OptimizerConfig:
 
     ema_decay: float | None = added_later(default=None)
     """Decay, per step, of the exponential moving average of the weights, which starts after the warm-up. Validation
-    and the checkpoints that are kept then have the average. Null = none (published). 0.999 is an average
-    over the last 1,000 steps; take no more than the training has."""
+    and the checkpoints that are kept then have the average. Null = none (published). 0.999 averages over about the
+    last 1,000 steps; the training should have more steps than that."""
 
     max_grad_norm: float = 1.0
     """Norm to which the whole gradient is clipped (published: 1)."""

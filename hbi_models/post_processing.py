@@ -93,7 +93,7 @@ def querybank_norm(similarity: Float[Tensor, "queries items"], bank: Querybank) 
 def neighbour_bias(
     bank: Float[Tensor, "bank items"], *, neighbours: int = NEIGHBOURS, weight: float = NEIGHBOUR_WEIGHT
 ) -> Float[Tensor, " items"]:
-    """Returns what nearest-neighbour normalisation (NNN) takes off the similarity of every item.
+    """Returns what nearest-neighbour normalisation (NNN) subtracts from the similarity of every item.
 
     ``weight`` times the mean similarity with the ``neighbours`` queries of the bank that are nearest to the item;
     a smaller bank is used whole. Chowdhury et al., *Nearest Neighbor Normalization Improves Multimodal Retrieval*,
@@ -110,5 +110,5 @@ def neighbour_bias(
 def nearest_neighbour_norm(
     similarity: Float[Tensor, "queries items"], bias: Float[Tensor, " items"]
 ) -> Float[Tensor, "queries items"]:
-    """Returns the similarities less the items' ``neighbour_bias``."""
+    """Returns the similarities minus the items' ``neighbour_bias``."""
     return similarity.double() - bias

@@ -44,7 +44,7 @@ ARMS = {
     "entity level only": Arm(_NONE, kind="entity"),
     "mean pooling": Arm(_NONE, kind="mean"),
 }
-"""By name; the scale of targets is 1,000 and kl 2 unless it is said."""
+"""By name. The scale of targets is 1,000 and kl is 2, unless the arm says otherwise."""
 
 CLAIMED = ("none", "exact", "cosine", "coalitions", "exact + coalitions")
 """Arms that the named contrasts need; they come first and have all seeds."""

@@ -26,7 +26,7 @@ from pipelines.shapes.events import draw_script
 from pipelines.shapes.rendering import render_clip
 
 TEST_CAPTIONS = 2
-"""Of each generated test clip, each of them a query."""
+"""Captions of each generated test clip. Each is a query."""
 _ENCODED_AT_ONCE = 64
 
 
@@ -36,7 +36,7 @@ class DataSet:
 
     shapes: ShapesConfig
     frames: int
-    """Of a clip, evenly from its first to its last."""
+    """Number of frames of a clip, taken evenly from the first to the last."""
 
 
 _DEMO = ShapesConfig(train_videos=1600, test_videos=500)
@@ -46,18 +46,19 @@ DATA_SETS = {
     "three events, 12 frames": DataSet(_THREE, 12),
     "three events, 8 frames": DataSet(_THREE, 8),
 }
-"""The demo's clips; other clips of three events with the published number of frames; these with the demo's number."""
+"""The demo's clips; other clips with three events and the published number of frames; the same with the demo's
+number."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Features of texts and videos before any adaptation; ``video_of_text`` says what belongs together."""
+    """Features of texts and videos before any adaptation; ``video_of_text`` is the video of each text."""
 
     words: TokenFeatures
     frames: TokenFeatures
     video_of_text: Tensor
     truth: Sequence[Mapping[str, Any]] = ()
-    """Of every text, which of its words are to be seen in which frames, where it is known."""
+    """For every text, which frames show which of its words, where this is known."""
 
     @property
     def texts_of_videos(self) -> list[list[int]]:

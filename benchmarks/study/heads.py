@@ -45,15 +45,16 @@ class Training:
     batch_size: int = 64
     lr: float = 1e-3
     validate_every: int | None = None
-    """Steps between two looks at the validation split, whose best weights are kept; None = the last ones are."""
+    """Steps between validations, of which the best decides which weights are kept; None = the last weights are kept."""
     choose_by: str = "r1"
-    """Which figure is best on the validation split."""
+    """The figure by which the best validation is chosen."""
     channels: int | None = None
-    """Of the predictors; None = the encoder's. A step of the arms with a teacher takes most of its time there."""
+    """Channels of the predictors; None = those of the encoder. Predictors take most of the time of a step with a
+    teacher."""
 
 
 class Adapter(nn.Module):
-    """Adds to a token what a small network makes of it; nothing at the start."""
+    """Adds the output of a small network to each token; at the start that output is 0."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Adapter(nn.Module):
 
 
 class Heads(nn.Module):
-    """A retrieval model whose towers stand still and are replaced by their stored features.
+    """A retrieval model with frozen towers, which reads their stored features.
 
     The initial weights are a function of the seed and the settings that all arms share.
     """
@@ -102,7 +103,7 @@ class Heads(nn.Module):
         return len(LEVELS) if self.arm.kind == "hierarchy" else 1
 
     def _of_arm(self, levels: Levels) -> Levels:
-        """For the mean of an item's tokens, that in front; the tokens stay for their maps."""
+        """With mean pooling, the mean token of each item goes in front; the tokens stay, for their maps."""
         return (mean_token(levels[0]), *levels) if self.arm.kind == "mean" else levels
 
     def loss(self, texts: Levels, videos: Levels, *, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
@@ -132,7 +133,7 @@ def train_heads(
     training: Training,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Trains heads, and looks at the test split once; returns what was measured there."""
+    """Trains heads and evaluates them once on the test split; returns what was measured there."""
     started = time.monotonic()
     config = arm.settings(encoder.config, data["train"].frames.mask.shape[1], training.channels)
     heads = Heads(arm, config, encoder, seed).to(device)
@@ -265,7 +266,7 @@ def measure_maps(words: TokenLevel, frames: TokenLevel, split: Split) -> dict[st
     for name, values in maps.items():
         scores: dict[str, list[float]] = {}
         for row, line in zip(values.cpu().numpy(), split.truth, strict=True):
-            # What a caption is too long for, the model has not read; the last token is the end.
+            # Words that were cut off were not read by the model; the last token is the end token.
             read = [word for word in line["words"] if word["span"][1] + 1 < len(row)]
             for attribute, score in score_words(read, row, line["frame_index"]):
                 scores.setdefault(attribute, []).append(score)

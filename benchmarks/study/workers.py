@@ -45,7 +45,7 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Cell, dict[str, Any] | Exception]]:
-    """Does the jobs in their order, so many at a time; yields what was measured, or what went wrong."""
+    """Runs the jobs in their order, ``processes`` at a time; yields what was measured, or what went wrong."""
     if not jobs:
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start) as pool:
@@ -53,7 +53,7 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Cell, dict[s
         running: dict[Future[dict[str, Any]], Cell] = {}
         try:
             while True:
-                # Only what is being done is handed out: an interrupted study has nothing waiting to be thrown away.
+                # A job is submitted only when a process is free, so an interrupted study has no queue to give up.
                 while len(running) < processes and (job := next(left, None)) is not None:
                     running[pool.submit(do, job)] = job.cell
                 if not running:
@@ -97,7 +97,7 @@ def load_encoder(place: str) -> RetrievalModel:
 
 def _start() -> None:
     torch.set_num_threads(1)
-    # Attention and softmaxes end in numbers too small for the processor's fast path.
+    # Attention and softmaxes give denormal numbers, which processors handle slowly.
     torch.set_flush_denormal(True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,7 +1,7 @@
 """How much of CLIP's towers is trained: everything, the last blocks, low-rank updates, or nothing.
 
-PEFT's LoRA for ``nn.MultiheadAttention`` adds its updates to the weights before each forward and takes them off
-again, so that gradients and rounding depend on the calls in between. Here a weight with its update is a
+PEFT's LoRA for ``nn.MultiheadAttention`` adds its updates to the weights before each forward pass and subtracts them
+afterwards, so that gradients and rounding depend on the calls in between. Here a weight with its update is a
 parametrization, which open_clip's and timm's blocks read like any weight.
 """
 
@@ -29,8 +29,8 @@ _JOINT = 3
 def choose_trained(backbone: ClipBackbone, config: ClipConfig) -> None:
     """Lets ``config.train`` decide which parameters of the towers require a gradient.
 
-    Autograd keeps nothing of a layer without trained parameters in it and below it, so that frozen
-    layers cost no memory for activations. With ``lora``, :func:`add_lora` adds what is trained.
+    Autograd stores no activations of layers below the lowest trained parameter, so frozen layers there cost no
+    memory for them. With ``lora``, :func:`add_lora` adds what is trained.
 
     Raises:
         ValueError: A tower has no blocks, or fewer than are to be trained.
@@ -84,7 +84,7 @@ class LowRankUpdate(nn.Module):
         self.scale = alpha / rank
         self.down = nn.Parameter(weight.new_empty(parts, rank, inputs))
         self.up = nn.Parameter(weight.new_zeros(parts, outputs // parts, rank))
-        # As nn.Linear starts, for each part by itself.
+        # Each part starts like an nn.Linear of its own.
         bound = 1 / math.sqrt(inputs)
         nn.init.uniform_(self.down, -bound, bound)
 
@@ -136,12 +136,12 @@ def _projections(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, int]]:
 
 
 def has_updates(model: nn.Module) -> bool:
-    """Whether a weight of the model has an update of its own beside it."""
+    """Whether any weight of the model has a low-rank update."""
     return any(parametrize.is_parametrized(module) for module in model.modules())
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the weights of a model under the names that they have without updates, each with its update in it."""
+    """Returns the weights of a model with their updates added, under the names that they have without updates."""
     state: dict[str, Tensor] = dict(model.state_dict())
     for path, module in model.named_modules():
         if not parametrize.is_parametrized(module):

@@ -50,8 +50,8 @@ class ClipConfig:
 
     pretrained: str | None = only_for("features", "training", "answering", default="openai", names="file or name")
     """An open_clip pretraining tag, the path of a local checkpoint (OpenAI's .pt archive, a
-    state dict in .pt/.bin, or .safetensors; of the model.safetensors of a model of ours its encoder
-    is taken), or null to train from scratch."""
+    state dict in .pt/.bin, or .safetensors; from the model.safetensors of a model of ours only the encoder is
+    taken), or null to train from scratch."""
 
     freeze_patch_embedding: bool = only_for("training", "answering", default=True)
     """Keep the patch convolution fixed (published). Set to false when training from scratch."""
@@ -81,10 +81,10 @@ class ClipConfig:
     cache; CLIP's where it names none."""
 
     pixel_mean: tuple[float, float, float] | None = added_later(default=None)
-    """Mean of red, green and blue, on a scale of 0 to 1, by which the input is normalised. Null = the
-    model's: what open_clip says about architecture and tag, or ``preprocess_cfg`` in the architecture's
-    file; OpenAI's where nothing is said. Set it for a checkpoint file whose architecture open_clip knows
-    with several, such as LAION's ViT-L-14 (0.5)."""
+    """Mean of red, green and blue, on a scale of 0 to 1, by which the input is normalised. Null = the model's: what
+    open_clip says about architecture and tag, or ``preprocess_cfg`` in the architecture's file; otherwise OpenAI's.
+    Set it for a checkpoint file if open_clip has weights of the same architecture with different values, such as
+    LAION's ViT-L-14 (0.5)."""
 
     pixel_std: tuple[float, float, float] | None = added_later(default=None)
     """The standard deviation, likewise."""

@@ -15,7 +15,7 @@ from pipelines.resources.ray_session import actors_that_fit, ray_options, works_
 def start_actors(kind: type, *arguments: Any, resources: ActorResources, most: int) -> list[Any]:
     """As many actors of a class as fit on the cluster, at least one and no more than ``most``.
 
-    Where the recipe wants 0, the only one is an object of this process, which is called in the same way.
+    If the recipe says 0, one object of this process takes their place, and is called in the same way.
     """
     if works_here(resources):
         with with_gpus(resources.gpus_per_actor):

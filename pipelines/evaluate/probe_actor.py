@@ -25,7 +25,7 @@ Texts = Sequence[tuple[int, Sequence[str]]]
 
 
 class ProbeActor(RetrievalScorerActor):
-    """Holds the model, like the actor of the evaluation, and looks at more than similarities."""
+    """Holds the model, like the actor of the evaluation, and computes more than similarities."""
 
     @torch.inference_mode()
     def scores(self, asked: Texts) -> Mapping[str, NDArray[np.float64]]:
@@ -53,7 +53,7 @@ class ProbeActor(RetrievalScorerActor):
 
     @torch.inference_mode()
     def perturbed(self, positions: Sequence[int], name: str, strength: int) -> Levels:
-        """Levels of the videos at ``positions`` with a perturbation, those that count in the score."""
+        """The levels that count in the score, of the videos at ``positions`` with a perturbation."""
 
         def change(video_id: str, frames: Frames) -> Frames:
             return perturb(frames, name, strength, video_id)
@@ -81,7 +81,7 @@ class ProbeActor(RetrievalScorerActor):
 
 
 def _flat(asked: Texts) -> tuple[list[int], list[str], list[int]]:
-    """The videos, all texts one after the other, and the place of each one's video."""
+    """The videos, all texts one after the other, and for each text the place of its video."""
     positions = [position for position, _ in asked]
     pairs = [(text, place) for place, (_, texts) in enumerate(asked) for text in texts]
     return positions, [text for text, _ in pairs], [place for _, place in pairs]

@@ -1,5 +1,5 @@
-"""The inputs of probes: pairs of captions, and moments. Those of generated data come from their truth, others from
-files."""
+"""The inputs of probes: pairs of captions, and moments. Of generated data they are known; for other data they come
+from files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def word_pairs(recipe: Recipe, view: SplitView) -> list[Pair]:
     ]
     require(
         bool(pairs),
-        f"{recipe.probe.negatives}: no caption is one of the split {recipe.probe.split}; they must be the same texts",
+        f"{recipe.probe.negatives}: no caption is one of the split {recipe.probe.split}; write them as there",
     )
     return pairs
 

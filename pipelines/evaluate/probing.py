@@ -177,7 +177,7 @@ def probe_moments(
         actors: with the model.
         queries: of videos in ``times``.
         times: of the frames, by position of the video.
-        prior: mean part of a video that a right span takes, from other videos.
+        prior: mean fraction of a video that a true span covers, measured on other videos.
         batch_size: videos at once.
         intervals: how to resample.
     """

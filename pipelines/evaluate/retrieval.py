@@ -61,13 +61,13 @@ def evaluate_retrieval(
         tracker: receives the metrics.
         view: the videos and their captions.
         checkpoint: folder of ours or file of the published code.
-        config: the model, where the checkpoint is a published one.
+        config: settings of the model, used if the checkpoint is a published file.
         settings: what to compute.
         resources: actors.
         seed: of the resampling.
         dataset: its name, for the protocol.
         missing_videos: how many videos of the split have no file.
-        validation: where parameters of post-processing are chosen; None = they are the published ones.
+        validation: the split on which parameters of post-processing are chosen; None = the published ones are used.
         bank: training captions, for the post-processing that needs them.
         named: the protocol of the field that the data asks for.
 
@@ -189,7 +189,7 @@ def _with_intervals(ranks: torch.Tensor, clusters: torch.Tensor, resamples: int,
 
 
 def _flat(document: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a document as curves are named: ``direction/metric``."""
+    """The figures of a document under the names of curves: ``direction/metric``."""
     return {
         f"{direction}/{name}": metric["value"]
         for direction in DIRECTIONS

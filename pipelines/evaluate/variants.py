@@ -123,7 +123,8 @@ def convention_variants(scored: Scored) -> Iterator[Variant]:
 def post_processed_variants(
     methods: Sequence[str], scored: Scored, validation: Scored | None, *, validation_split: str
 ) -> Iterator[Variant]:
-    """The raw figures with each of ``methods``, whose parameters are chosen on ``validation``, or published."""
+    """The figures with each of the ``methods``. Parameters are chosen on ``validation``; without it they are the
+    published ones."""
     for method in methods:
         if validation is None:
             parameters, chosen = PUBLISHED[method], "published values"

@@ -120,7 +120,7 @@ def evaluate_video_qa(
         trained: the training questions, for the baselines.
         vocabulary: the answers in the order of the model's classes.
         checkpoint: folder of ours or file of the published code.
-        config: the model, where the checkpoint is a published one.
+        config: settings of the model, used if the checkpoint is a published file.
         settings: what to compute.
         resources: actors.
         seed: of the resampling.

@@ -90,7 +90,7 @@ def zero_shot_matrices(
     for tile in as_finished(scores):
         rows, columns = text_blocks[tiles[tile][0]], video_blocks[tiles[tile][1]]
         found = torch.tensor(ray.get(scores[tile]))
-        # Fewer similarities would be spread over all.
+        # Otherwise the assignment would broadcast a smaller tile.
         expected = (len(ZERO_SHOT_POOLINGS), len(rows), len(columns))
         require(found.shape == expected, f"a tile of {expected} similarities came back with the shape {found.shape}")
         matrices[:, rows.start : rows.stop, columns.start : columns.stop] = found
@@ -111,10 +111,11 @@ def evaluate_zero_shot(
 ) -> dict[str, float]:
     """Writes the metrics of both ways of pooling, and returns them by ``pooling/direction/name``.
 
-    ``weights`` is where those lie that a tag names; see :mod:`pipelines.models.clip_weights`.
+    ``weights`` is the folder of the weights that a tag names; see :mod:`pipelines.models.clip_weights`.
 
     Raises:
-        ValueError: the split holds no video with frames and captions, or weights whose features are no numbers.
+        ValueError: the split holds no video with frames and captions, or the features that the weights give are not
+        finite.
     """
     captions, video_of_text, _ = view.texts_of(range(len(view)))
     require(
@@ -127,8 +128,8 @@ def evaluate_zero_shot(
     )
     require(
         not bool(matrices.isnan().any()),
-        f"the features of {config.clip.architecture} with {config.clip.pretrained} are no numbers; the weights are not "
-        "those of this architecture, or damaged",
+        f"the features of {config.clip.architecture} with {config.clip.pretrained} are not finite; the weights belong "
+        "to another architecture, or are damaged",
     )
     owners = torch.tensor(video_of_text)
     document: dict[str, Any] = {

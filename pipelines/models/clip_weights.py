@@ -83,7 +83,7 @@ def local_weights(folder: Storage | None, scratch: Path) -> Path | None:
     """The file in ``folder`` on this machine, compared with what was put there; a download goes to ``scratch``.
 
     Raises:
-        DamagedFileError: its contents are others.
+        DamagedFileError: its contents have changed.
     """
     if folder is None:
         return None

@@ -22,14 +22,15 @@ from pipelines.video.token_store import TokenStore
 Levels = tuple[TokenLevel, ...]
 
 Encoder = RetrievalModel | ZeroShotModel
-"""What turns texts and videos into levels and compares them; of a pretrained encoder alone there is one level."""
+"""A model that turns texts and videos into levels and compares them. A pretrained encoder alone has one level."""
 
 Texts = Sequence[tuple[int, str]]
 """Texts with the position of each one's video in a store."""
 
 
 def read_texts(model: RetrievalModel, store: Store, texts: Texts, *, max_words: int) -> TextBatch | TokenFeatures:
-    """What ``model`` takes of ``texts``, on the host: their tokens, or the features that ``store`` has of them."""
+    """The input of ``model`` for ``texts``, on the host: their tokens, or their features if ``store`` holds
+    features."""
     if isinstance(store, TokenStore):
         return store.words(texts, max_words=max_words)
     model.require_encoder("captions")
@@ -51,9 +52,9 @@ def read_videos(
     max_frames: int,
     change: Callable[[str, Frames], Frames] | None = None,
 ) -> Generator[FrameBatch | TokenFeatures, None, None]:
-    """What ``model`` takes of each block of videos, on the host: their frames, or the features that ``store`` has.
+    """The input of ``model`` for each block of videos, on the host: frames, or features if ``store`` holds features.
 
-    While the caller works on one, the next is read. ``change`` as for :func:`encode_videos`.
+    The next block is read while the caller works on one. ``change`` as for :func:`encode_videos`.
     """
     if isinstance(store, TokenStore):
         return store.batches(blocks, max_frames=max_frames)
@@ -74,7 +75,7 @@ def video_input(model: RetrievalModel, videos: FrameBatch | TokenFeatures) -> Vi
 
 def tokens_on_device(tokens: TokenFeatures, device: torch.device) -> TokenFeatures:
     """Stored features as a model takes them: in float32, on ``device``."""
-    # Half of the bytes travel to a GPU where features are stored in half precision.
+    # Converted on the device, so that only half of the bytes travel if features are stored in half precision.
     return TokenFeatures(sent(tokens.features, device).float(), sent(tokens.mask, device))
 
 
@@ -101,7 +102,7 @@ def encode_texts_of(
     batch_size: int,
     num_levels: int = len(LEVELS),
 ) -> Levels:
-    """The same of texts of videos in ``store``, which may hold their features."""
+    """The same for texts of videos in ``store``, which may hold features."""
     blocks = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
     batches = (read_texts(model, store, block, max_words=model.config.max_words) for block in blocks)
     return concatenate([_encoded(model, batch, num_levels) for batch in batches])

@@ -17,7 +17,7 @@ class StoreGivenFeatures:
 
     Args:
         model: how many words and frames it takes, and how many channels they have.
-        tokens: its settings of them.
+        tokens: channels of the given words and frames.
         dtype: how numbers are stored.
         pool: where the features go.
         generation: the pool's generation that they belong to.

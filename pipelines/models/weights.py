@@ -31,7 +31,7 @@ from pipelines.workspace.errors import DamagedFileError, StorageError
 from pipelines.workspace.storage import Storage
 
 LEFT_OUT = "left_out"
-"""In the description of a checkpoint on the way: names of the weights that it does not hold."""
+"""In the description of a checkpoint made during a training: names of the weights that it does not hold."""
 
 # By default cuDNN rounds the inputs of float32 convolutions to 10 bits (TF32). This is turned off, so that float32
 # means float32 on every device. It is done here because every user of a model imports this module.
@@ -59,13 +59,13 @@ def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any, leave_
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Adds the place to errors of writing a checkpoint, which the libraries' own messages leave out."""
+    """Adds the folder to errors of writing a checkpoint, because the libraries' own messages do not name it."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StorageError(
             f"cannot write a checkpoint to {folder}: {error}. If no space is left there, make room or let TMPDIR name "
-            "another place, and run the same command again: it goes on from the checkpoint before"
+            "another place, and run the same command again: it goes on from the last checkpoint"
         ) from error
 
 
@@ -115,7 +115,7 @@ def load_weights(
 def fixed_weights(model: nn.Module) -> frozenset[str]:
     """Names of the weights that no training changes, because they belong to a frozen encoder.
 
-    Whoever builds the model anew for the same training has them again.
+    A model that is built again for the same training has the same ones.
     """
     names: frozenset[str] = getattr(model, "fixed_weights", frozenset())
     return names
@@ -173,7 +173,7 @@ def load_model(storage: Storage, scratch: Path) -> RetrievalModel:
 
 
 def load_encoder(storage: Storage, scratch: Path) -> RetrievalModel | ZeroShotModel:
-    """What searches with the model folder ``storage``: a trained retrieval model, or a pretrained encoder alone.
+    """The model in the folder ``storage`` that a search uses: a trained retrieval model, or a pretrained encoder alone.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_model`.
@@ -216,7 +216,7 @@ def without_pretraining(config: RetrievalConfig) -> RetrievalConfig:
 
 
 def stored(config: RetrievalConfig, folder: Path) -> RetrievalConfig:
-    """``config`` for the model in ``folder``, which brings its weights and, where it is not CLIP's, its tokenizer."""
+    """``config`` for the model in ``folder``, which holds its weights and, if that is not CLIP's, its tokenizer."""
     return replace(config, clip=stored_clip(config.clip, folder))
 
 

@@ -105,7 +105,7 @@ def read_captions(content: bytes, place: str) -> list[str]:
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text ({error.reason}); write one training caption a line") from error
+        raise ValueError(f"{place} is not UTF-8 text ({error.reason}); write one training caption per line") from error
     captions = [line.strip() for line in lines if line.strip()]
-    require(bool(captions), f"{place} holds no caption; write one training caption a line")
+    require(bool(captions), f"{place} holds no caption; write one training caption per line")
     return captions

@@ -26,7 +26,7 @@ def bank_stage(recipe: Recipe, features: str) -> Stage:
         FileNotFoundError: there is no such file.
     """
     config = recipe.indexing
-    require(config.bank is not None, "indexing.bank is not set; give a text file with a training caption a line")
+    require(config.bank is not None, "indexing.bank is not set; give a text file with one training caption per line")
     file = absolute_uri(str(config.bank))
 
     def run(context: StageContext) -> Counts:

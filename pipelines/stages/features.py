@@ -1,6 +1,6 @@
-"""The stage ``features``: words and frames encoded once, where the encoder is frozen.
+"""The stage ``features``: words and frames are encoded once, where the encoder is frozen.
 
-What starts from the same encoder reads its features; what starts from another checkpoint reads frames.
+Stages that start from the same encoder read its features; those that start from another checkpoint read frames.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ VERSION = 1
 FEATURES = "features"
 
 _PLACE = pa.struct([("uri", pa.string()), ("group", pa.int64()), ("row", pa.int64())])
-"""Of a row in a file of the user's."""
+"""The place of a row in a file of the user."""
 
 
 def features_stage(recipe: Recipe) -> Stage:
-    """Brings every video with frames, and its texts, into the pool that are not there yet: encoded here, or given."""
+    """Adds the features of all videos with frames, and of their texts, that the pool lacks: encoded here, or given."""
     return (FeaturesStage if recipe.model.tokens is None else GivenFeaturesStage)(recipe).stage()
 
 
 def videos_from(recipe: Recipe, checkpoint: str | None) -> str:
-    """The stage whose rows a model reads that starts from ``checkpoint`` (None = CLIP): ``features`` or ``frames``."""
+    """The stage whose rows a model reads if it starts from ``checkpoint`` (None = CLIP): ``features`` or ``frames``."""
     same = recipe.model.tokens is not None or checkpoint == encoder_checkpoint(recipe)
     return FEATURES if recipe.stores_features and same else "frames"
 
@@ -127,7 +127,7 @@ def _is_drawn(recipe: Recipe) -> bool:
 
 
 def _max_words(recipe: Recipe) -> Mapping[str, list[int]]:
-    """Where the texts of each kind are cut: each text is encoded as those cut it that read it."""
+    """The lengths, in tokens, to which texts of each kind are cut; a text is encoded once for each length."""
     plays = recipe.has_estimator and recipe.estimator.epochs > 0
     captions = "retrieval" in recipe.tasks or (plays and recipe.data.has_captions)
     cuts = {recipe.video_qa.max_words} if "video_qa" in recipe.tasks else set()
@@ -187,14 +187,14 @@ class FeaturesStage(PooledStage):
     def commit(self, context: StageContext, wanted: pa.Table, found: pa.Table) -> Counts:
         splits = wanted.column("split").take(pc.index_in(found.column("key"), wanted.column("key")))
         context.output.write_table(INDEX_FILE, found.append_column("split", splits).sort_by("video_id"))
-        # Views ask the features about all videos of a split, also about those without frames.
+        # Views of a split look for all its videos here, also for those without frames.
         failed = context.inputs["frames"].storage.read_table(ERRORS_FILE) if "frames" in context.inputs else None
         context.output.write_table(ERRORS_FILE, ERRORS.empty_table() if failed is None else failed)
         return {"rows": len(found), "errors": 0, "bytes": pc.sum(found.column("bytes")).as_py() or 0}
 
 
 def wanted_features(inputs: Mapping[str, Artifact], recipe: Recipe) -> pa.Table:
-    """Videos with frames, where these lie, their texts, and of how many copies features are wanted."""
+    """Videos with frames, where the frames lie, the texts, and how many augmented copies are wanted."""
     frames = inputs["frames"].storage.read_table(INDEX_FILE, columns=["video_id", "key", "split", "shard", "row"])
     # Neighbours in a shard of frames are encoded together, so that few shards are opened.
     frames = frames.rename_columns({"key": "frames_key"}).sort_by([("shard", "ascending"), ("row", "ascending")])

@@ -1,7 +1,7 @@
 """The exponential moving average of the weights (Polyak and Juditsky, 1992; Tarvainen and Valpola, 2017).
 
-After each step from the end of the warm-up on, average = decay · average + (1 - decay) · weights. It holds what is
-trained alone: frozen weights are their own average, and ``torch.optim.swa_utils.AveragedModel`` would copy them.
+After each step from the end of the warm-up on, average = decay · average + (1 - decay) · weights. Only trained weights
+are averaged. Frozen weights equal their average, and ``torch.optim.swa_utils.AveragedModel`` would copy them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class WeightAverage:
 
     @classmethod
     def of(cls, model: nn.Module, config: OptimizerConfig, total_steps: int) -> WeightAverage | None:
-        """The average that ``config`` asks for, if it does."""
+        """The average, if ``config`` asks for one."""
         if config.ema_decay is None:
             return None
         return cls(model, decay=config.ema_decay, first_step=warmup_steps(total_steps, config.warmup_fraction))
@@ -40,7 +40,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after ``step`` steps."""
+        """Adds the weights after ``step`` steps to the average."""
         if step < self.first_step:
             return
         if not self.started:
@@ -50,7 +50,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While it lasts, the parameters of the model hold their average, once there is one."""
+        """A context in which the parameters of the model hold their average, if there is one yet."""
         if not self.started:
             yield
             return
@@ -61,7 +61,7 @@ class WeightAverage:
             self._swap()
 
     def _swap(self) -> None:
-        # What is swapped is where the numbers lie: nothing is rounded, and nothing copied.
+        # The storages are swapped, so nothing is copied or rounded.
         for number, parameter in enumerate(self._parameters):
             parameter.data, self._averages[number] = self._averages[number], parameter.data
 
@@ -70,7 +70,7 @@ class WeightAverage:
         return dict(zip(self._names, self._averages, strict=True))
 
     def restore(self, state: Mapping[str, Tensor] | None) -> None:
-        """Takes the averages of a checkpoint; None = it was made before there was one.
+        """Loads the averages of a checkpoint; None = the checkpoint was made before there was an average.
 
         Raises:
             DamagedFileError: they are not those of this model.

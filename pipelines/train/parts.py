@@ -1,10 +1,11 @@
-"""A step whose batch is too large for the device at once: parts of it, with the loss and the gradients of the whole.
+"""A step whose batch does not fit on the device: computed in parts, with the loss and the gradients of the whole batch.
 
-The losses couple all pairs of a batch, so that a sum of the losses of parts is another loss. Cached representations
-(Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup*, 2021, arXiv 2101.06983): what
-the loss sees of a pair is small. It is computed part by part without a gradient, the loss of the whole batch is taken
-of it, and each part is then computed again and takes the gradient of its pairs back to the weights. The activations
-of one part are held at a time, and every product is computed once more.
+The losses relate all pairs of a batch to each other, so the sum of the losses of its parts is another loss. The method
+is called cached representations (Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup*,
+2021, arXiv 2101.06983). The features that the loss sees of a pair are small. First, the features of all parts are
+computed without gradients. From them come the loss of the whole batch and its gradient with respect to the features.
+Then each part is computed again, and carries the gradient of its features back to the weights. So only the activations
+of one part are in memory at a time, and the forward pass is computed twice.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ Batch = TypeVar("Batch", contravariant=True)
 
 @runtime_checkable
 class PartedTask(Protocol[Batch]):
-    """A training whose loss sees its pairs through features that each pair has of its own."""
+    """A training whose loss depends on the pairs only through features that are computed for each pair alone."""
 
     def pairs(self, batch: Batch) -> int:
         """Pairs of a batch."""
         ...
 
     def encoder(self, model: nn.Module) -> RetrievalModel:
-        """The model, or the part of it, that encodes pairs, without what distributes it."""
+        """The model, or the part of it, that encodes pairs, without DistributedDataParallel around it."""
         ...
 
     def draws(self, *, first: int = 0) -> BatchDraws:
-        """What is drawn in this step for the pairs of this rank's batch from the ``first`` on."""
+        """The random numbers of this step for the pairs of this rank's batch, from the ``first`` on."""
         ...
 
     def features(self, model: nn.Module, batch: Batch, rows: slice, device: torch.device, draws: BatchDraws) -> Rows:
@@ -53,12 +54,12 @@ class PartedTask(Protocol[Batch]):
         ...
 
     def figures(self, own: Any, features: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Figures beside the loss, of this rank's features and those of all ranks."""
+        """Figures to log beside the loss, from the features of this rank and of all ranks."""
         ...
 
 
 def require_separable(task: PartedTask[Any], model: nn.Module) -> None:
-    """Checks that what the model makes of a pair does not depend on the pairs beside it.
+    """Checks that the features of a pair do not depend on the other pairs of the batch.
 
     Raises:
         ValueError: it does.
@@ -72,7 +73,7 @@ def require_separable(task: PartedTask[Any], model: nn.Module) -> None:
     coupled = next((name for name, module in model.named_modules() if isinstance(module, _BatchNorm)), None)
     require(
         coupled is None,
-        f"pairs_at_once is set, and {coupled} normalises over the images of a batch, so that parts of it give other "
+        f"pairs_at_once is set, and {coupled} normalises over the images of a batch, so parts of a batch give other "
         "features; unset pairs_at_once, or choose a tower without batch normalisation",
     )
 
@@ -88,7 +89,8 @@ def backward_in_parts(
     scaled: Callable[[Tensor], Tensor],
     watch: bool = False,
 ) -> Mapping[str, Tensor]:
-    """Adds the gradients of the loss of the whole batch to the model's, exact to rounding; returns the loss's parts.
+    """Adds the gradients of the loss of the whole batch to those of the model, exact to rounding; returns the loss's
+    parts.
 
     Args:
         task: the training.
@@ -97,14 +99,14 @@ def backward_in_parts(
         device: where to compute.
         pairs_at_once: pairs of a part, at most.
         autocast: the arithmetic of the forward passes.
-        scaled: what the gradients are of: the loss, or a multiple of it.
-        watch: return figures beside the loss, too.
+        scaled: returns what is differentiated: the loss, or a multiple of it.
+        watch: also return figures beside the loss.
     """
     seed, count = torch.initial_seed(), task.pairs(batch)
     starts = range(0, count, pairs_at_once)
 
     def features(start: int) -> Rows:
-        # Whatever a module draws by itself, it draws again in the second pass.
+        # A module that draws random numbers by itself draws the same ones in the second pass.
         torch.manual_seed(seed)
         draws = task.draws(first=start)
         torch.manual_seed(seed + start)
@@ -126,7 +128,7 @@ def backward_in_parts(
 
     for start in starts:
         is_last = start == starts[-1]
-        # What the parts have added up travels once, with the last of them.
+        # Ranks exchange the summed gradients of all parts once, with the last part.
         with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             outputs = [tensor for tensor in tensors_of(features(start)) if tensor.is_floating_point()]
             gradients = [None if leaf.grad is None else leaf.grad[start : start + pairs_at_once] for leaf in leaves]

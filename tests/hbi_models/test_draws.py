@@ -39,5 +39,5 @@ def test_noise_and_dropout_do_not_move_each_other() -> None:
 
 
 def test_more_rows_than_the_batch_has_are_refused() -> None:
-    with pytest.raises(ValueError, match="rows 2 to 5 were to be drawn for, of a batch of 4"):
+    with pytest.raises(ValueError, match="rows 2 to 5, but the batch is said to have 4 rows"):
         BatchDraws(0, batch_size=4, first=2).uniform((3, 2))
