@@ -19,7 +19,7 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 class TokenProjections(nn.Module):
     """Brings word and frame features to a common dimension, each by a layer norm and a linear map of its own.
 
-    The norm is there because other models' features have any length, and those of words another one than frames'.
+    The norm is there because features of other models have any length, and words another length than frames.
     """
 
     def __init__(self, config: TokensConfig) -> None:

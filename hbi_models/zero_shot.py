@@ -1,7 +1,8 @@
 """Search and ranking by a pretrained encoder alone: its embedding of a text against those of a video's frames.
 
-What a text says is one vector, that of its end token or wherever the encoder has it; words have none that were
-trained to be compared with frames. A video is the embeddings of its frames, each seen by itself.
+A text is one vector: the embedding of its end token, or of whichever position the encoder uses. Single words have no
+embeddings that were trained for comparison with frames. A video is the embeddings of its frames, each encoded by
+itself.
 """
 
 from __future__ import annotations

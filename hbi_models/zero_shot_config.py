@@ -41,12 +41,12 @@ class ZeroShotConfig:
 
     @property
     def game(self) -> GameConfig:
-        """What weighs tokens: there is one of a text, and frames are equally important."""
+        """How tokens are weighed: a text has one token, and all frames are equally important."""
         return GameConfig()
 
     @property
     def quirks(self) -> Quirks:
-        """None of those of the published model."""
+        """No slips of the published model."""
         return Quirks()
 
     def with_clip(self, clip: ClipConfig) -> ZeroShotConfig:

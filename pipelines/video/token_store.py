@@ -41,11 +41,11 @@ class TokenStore:
         self._dtype: FeatureType = dtype
         self._whole: _Tokens | None = None
         self._recent: tuple[dict[int, int], _Tokens] | None = None
-        """The videos that were read last, by their place among them: words, frames and views are asked one by one."""
+        """The videos that were read last, kept because words, frames and views are asked for one after the other."""
         self._ahead: ReadAhead[pa.Table] = ReadAhead()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Features stay behind when the store travels to another process.
+        # A store that is sent to another process leaves its features behind.
         return {**self.__dict__, "_whole": None, "_recent": None}
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class TokenStore:
         return _padded(tokens.words, spans[:, 0], spans[:, 1], max_words)
 
     def batches(self, blocks: Sequence[Sequence[int]], *, max_frames: int) -> Generator[TokenFeatures, None, None]:
-        """The frame features of each block of videos; while the caller works on one, the next is read."""
+        """The frame features of each block of videos; the next block is read while the caller works on one."""
         for number, block in enumerate(blocks):
             for videos in blocks[number : number + 2]:
                 self.read_ahead(videos)
