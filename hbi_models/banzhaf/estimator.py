@@ -62,7 +62,7 @@ class InteractionEstimator(nn.Module):
         counts = (word_mask * torch.arange(1, num_words + 1)).amax(dim=1)
         order = counts.argsort()
         estimates = []
-        for pairs in order.split(PAIRS_AT_ONCE_CPU):
+        for pairs in torch.split(order, PAIRS_AT_ONCE_CPU):
             longest = max(int(counts[pairs[-1]]), 1)
             padding = num_words - longest
             estimate = self._estimate(similarity[pairs, :longest], absent_words + padding)
