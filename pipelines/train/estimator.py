@@ -198,8 +198,9 @@ class EstimatorTask:
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         for start in range(rank() * 512, len(table), 512 * world_size()):
             batch = table.batch(np.arange(start, min(start + 512, len(table)))).to(device)
-            error = (model(batch.similarity, 0, batch.words) - batch.interaction)[batch.mask].double()
-            label = batch.interaction[batch.mask].double()
+            # Zeros at padding instead of an index by the mask, whose result has a size that the host would wait for.
+            error = ((model(batch.similarity, 0, batch.words) - batch.interaction) * batch.mask).double()
+            label = (batch.interaction * batch.mask).double()
             sums += torch.stack([error.square().sum(), label.sum(), label.square().sum(), batch.mask.sum().double()])
         (found,) = fetched([mean_over_ranks(sums) * world_size()])
         squared_error, total, squares, cells = found.tolist()

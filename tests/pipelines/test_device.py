@@ -214,6 +214,21 @@ def test_a_step_of_the_estimator_waits_for_nothing(tmp_path: Path) -> None:
     require_equal(estimator_task(tmp_path), estimator_task(tmp_path))
 
 
+def test_a_validation_of_the_estimator_reads_once(tmp_path: Path) -> None:
+    write_labels(tmp_path)
+    task = estimator_task(tmp_path)
+    torch.manual_seed(0)
+    model = task.make_model().eval()
+    expected = task.validate(model, CPU)
+    with absent_device() as journal, torch.no_grad():
+        there = copy.deepcopy(model).to(ABSENT)
+        journal.clear()
+        found = task.validate(there, ABSENT)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert journal.reads() == 1
+    assert not journal.others()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["retrieval", "video_qa", "estimator"])
 def test_a_whole_training_with_validation_and_checkpoints_is_that_of_the_cpu(
