@@ -11,7 +11,7 @@ configurations can be parsed and printed without loading PyTorch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hbi_models.clip.configs import ClipConfig
@@ -230,6 +230,10 @@ class RetrievalConfig:
             "one of them",
         )
 
+    def with_clip(self, clip: ClipConfig) -> RetrievalConfig:
+        """Returns these settings with another encoder."""
+        return replace(self, clip=clip)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerHeadConfig:
@@ -289,3 +293,12 @@ class VideoQAConfig:
             all(rate >= 0 for rate in self.level_rates) and any(self.level_rates),
             f"level_rates is {self.level_rates}; no rate may be negative, and at least one must be positive",
         )
+
+    @property
+    def clip(self) -> ClipConfig:
+        """The encoder's."""
+        return self.encoder.clip
+
+    def with_clip(self, clip: ClipConfig) -> VideoQAConfig:
+        """Returns these settings with another encoder."""
+        return replace(self, encoder=self.encoder.with_clip(clip))

@@ -36,12 +36,14 @@ from hbi_models.config_fields import require
 from hbi_models.configs import LEVELS, Quirks, RetrievalConfig
 from hbi_models.draws import BatchDraws
 from hbi_models.similarity import retrieval_similarity, token_cosines
+from hbi_models.stored import StoredModel
 from hbi_models.temporal_encoder import TemporalEncoder
 from hbi_models.token_merging import TokenMerge, count_clusters
 from hbi_models.token_projections import TokenProjections
+from hbi_models.transfer import is_at_hand
 
 
-class RetrievalModel(nn.Module):
+class RetrievalModel(StoredModel):
     """Encodes captions and videos into the hierarchy and predicts the interactions of pairs.
 
     With ``game.teacher`` = ``estimator`` the network ``teacher`` starts random: load a trained
@@ -55,6 +57,8 @@ class RetrievalModel(nn.Module):
     Raises:
         ValueError: The settings do not fit the CLIP architecture.
     """
+
+    kind, settings = "retrieval", RetrievalConfig
 
     def __init__(self, config: RetrievalConfig, clip_weights: Path | None = None) -> None:
         super().__init__()
@@ -238,12 +242,12 @@ class RetrievalModel(nn.Module):
         """Returns CLIP's feature of every frame, 0 at padding; with the quirk ``encode_padding`` of black frames."""
         pixels, encode_padding = videos.pixels, self.config.quirks.encode_padding
         # Which frames are padding only the device knows, and to ask it costs more than to encode them, too: it would
-        # wait for the host, and every batch would have its own size of memory.
-        if encode_padding or pixels.device.type != "cpu":
+        # wait for the host, and every batch would have its own size of memory. An exported graph cannot ask at all.
+        if encode_padding or not is_at_hand(pixels):
             if encode_padding:
                 pixels = pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
             features = self.clip.encode_frames(rearrange(pixels, "videos frames ... -> (videos frames) ..."))
-            features = rearrange(features, "(videos frames) dim -> videos frames dim", videos=len(pixels))
+            features = rearrange(features, "(videos frames) dim -> videos frames dim", videos=pixels.shape[0])
             if encode_padding:
                 return features
             return features.masked_fill(rearrange(~videos.mask, "videos frames -> videos frames 1"), 0)

@@ -21,6 +21,14 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def is_at_hand(tensor: Tensor) -> bool:
+    """Returns whether the host may decide by the values of ``tensor``, without waiting for a device.
+
+    No graph that is being exported may: it holds for other values, too.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Returns the values of tensors of one device on the host, without gradient, in a single transfer."""
     tensors = [tensor.detach() for tensor in tensors]

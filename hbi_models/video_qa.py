@@ -28,9 +28,10 @@ from hbi_models.configs import LEVELS, AnswerHeadConfig, VideoQAConfig
 from hbi_models.draws import BatchDraws
 from hbi_models.retrieval import RetrievalModel, importance_logits, importance_network, init_published
 from hbi_models.similarity import token_weights
+from hbi_models.stored import StoredModel
 
 
-class VideoQAModel(nn.Module):
+class VideoQAModel(StoredModel):
     """Answers questions about videos out of a fixed vocabulary of answers.
 
     ``encoder`` is a retrieval model in full: weights of a trained one fit into it, and its
@@ -43,6 +44,8 @@ class VideoQAModel(nn.Module):
     Raises:
         ValueError: The settings do not fit the CLIP architecture.
     """
+
+    kind, settings = "video_qa", VideoQAConfig
 
     def __init__(self, config: VideoQAConfig, clip_weights: Path | None = None) -> None:
         super().__init__()

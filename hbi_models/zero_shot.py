@@ -15,16 +15,17 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from hbi_models.axes import TextBatch, TokenLevel, VideoBatch
 from hbi_models.clip.loading import load_clip
 from hbi_models.clip.pixels import with_pixel_statistics
 from hbi_models.clip.tokenizer import CaptionTokenizer
+from hbi_models.stored import StoredModel
 from hbi_models.zero_shot_config import ZeroShotConfig, ZeroShotPooling
 
 
-class ZeroShotModel(nn.Module):
+class ZeroShotModel(StoredModel):
     """A pretrained encoder under the interface of :class:`RetrievalModel`, with one level: one text token, all frames.
 
     ``weights`` as in :func:`load_clip`.
@@ -32,6 +33,8 @@ class ZeroShotModel(nn.Module):
     Raises:
         ValueError: The encoder cannot be used.
     """
+
+    kind, settings = "zero_shot", ZeroShotConfig
 
     def __init__(self, config: ZeroShotConfig, weights: Path | None = None) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from pipelines.recipe.reading import config_from_plain
+from hbi_models.config_reading import config_from_plain
 from pipelines.recipe.recipe import Recipe
 
 logger = logging.getLogger("jobs")
@@ -33,6 +33,8 @@ _EXTRAS = {
     "optuna": "tune",
     "boto3": "cloud",
     "tokenizers": "siglip",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
 }
 """Packages that only some jobs import, and the extra of the project that installs them."""
 

@@ -47,6 +47,8 @@ class ClipBackbone(nn.Module):
         super().__init__()
         text = getattr(model, "text", model)
         self.codec: Codec = BytePairCodec() if codec is None else codec
+        self.architecture: str | None = None
+        """The JSON file that the architecture was read from, if the settings named one."""
         self.visual = model.visual
         self.token_embedding = text.token_embedding
         self.positional_embedding = text.positional_embedding

@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hbi_models.banzhaf.estimator import InteractionEstimator
+from hbi_models.config_reading import config_from_plain
 from pipelines.models.folder import DESCRIPTION
 from pipelines.models.initial_weights import initialise_estimator_from
 from pipelines.models.weights import load_weights, read_description
-from pipelines.recipe.reading import config_from_plain
 from pipelines.workspace.storage import Storage
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
+from hbi_models.model_files import ARCHITECTURE as ARCHITECTURE
+from hbi_models.model_files import DESCRIPTION as DESCRIPTION
+from hbi_models.model_files import HUB_DESCRIPTION as HUB_DESCRIPTION
+from hbi_models.model_files import TOKENIZER as TOKENIZER
+from hbi_models.model_files import WEIGHTS as WEIGHTS
 from pipelines.datasets.answers import ANSWERS_JSON, Vocabulary
+from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import last_name
 
@@ -17,13 +25,13 @@ def is_published_file(checkpoint: str) -> bool:
 
 
 def model_folder(checkpoint: str) -> Storage:
-    """The folder of a model that this project trained.
+    """The folder of a model that this project trained or exported.
 
     Raises:
         FileNotFoundError: there is none.
     """
     folder = Storage(checkpoint)
-    if not folder.exists(DESCRIPTION):
+    if description_file(folder) is None:
         raise FileNotFoundError(
             f"{checkpoint} is neither a folder with {DESCRIPTION} nor a published file "
             f"({', '.join(_PUBLISHED_SUFFIXES)}); give one of the two"
@@ -31,9 +39,31 @@ def model_folder(checkpoint: str) -> Storage:
     return folder
 
 
+def description_file(folder: Storage) -> str | None:
+    """The name of the file that describes the model in ``folder``; None = there is none."""
+    return next((name for name in (DESCRIPTION, HUB_DESCRIPTION) if folder.exists(name)), None)
+
+
+def description_of(folder: Storage) -> Mapping[str, Any]:
+    """What kind of model a folder of ours holds, and its configuration.
+
+    Raises:
+        DamagedFileError: its description is not one that this project writes.
+    """
+    name = description_file(folder) or DESCRIPTION
+    document = folder.read_json(name)
+    if not isinstance(document, Mapping) or "kind" not in document:
+        raise DamagedFileError(f"{folder.place(name)} is not a model's description as this project writes it")
+    return document
+
+
 def kind_of_model(folder: Storage) -> str:
-    """What kind of model a folder of ours holds: ``retrieval``, ``video_qa`` or ``estimator``."""
-    return str(folder.read_json(DESCRIPTION)["kind"])
+    """What kind of model a folder of ours holds: ``retrieval``, ``video_qa`` or ``estimator``.
+
+    Raises:
+        DamagedFileError: as :func:`description_of`.
+    """
+    return str(description_of(folder)["kind"])
 
 
 def vocabulary_of(checkpoint: str) -> Vocabulary:
@@ -56,14 +86,8 @@ def vocabulary_of(checkpoint: str) -> Vocabulary:
 MODEL = "model"
 """Folder that holds the chosen checkpoint."""
 
-DESCRIPTION = "model.json"
-"""File of a checkpoint: kind of the model and its configuration."""
-
 ZERO_SHOT = "zero_shot"
 """Kind of a pretrained encoder alone, as an index made without training keeps it."""
-
-WEIGHTS = "model.safetensors"
-"""File of a checkpoint: its weights."""
 
 FRAMES_JSON = "frames.json"
 """File of a model: how the videos that it was trained on were sampled and decoded."""
@@ -71,5 +95,5 @@ FRAMES_JSON = "frames.json"
 SELECTION = "selection.json"
 """File of a model: how its checkpoint was chosen among those of its training."""
 
-TOKENIZER = "tokenizer.json"
-"""File of a model that does not read CLIP's own tokens: what turns captions into its tokens."""
+ENCODER_FILES = (TOKENIZER, ARCHITECTURE)
+"""Files that a model has only where its encoder is not one of CLIP's that open_clip or this project knows by name."""

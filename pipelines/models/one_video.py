@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hbi_models.config_reading import config_from_plain
 from pipelines.models.folder import FRAMES_JSON
 from pipelines.recipe.frames import FramesConfig
-from pipelines.recipe.reading import config_from_plain
 from pipelines.recipe.recipe import Recipe
 from pipelines.video.extraction import make_extract_frames
 from pipelines.workspace.storage import Storage

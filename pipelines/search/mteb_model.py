@@ -22,7 +22,7 @@ import torch
 
 from hbi_models.config_fields import require
 from pipelines.models.encoding import Levels, concatenate, encode_texts, on_device, on_host
-from pipelines.models.folder import DESCRIPTION, MODEL, model_folder
+from pipelines.models.folder import MODEL, description_file, model_folder
 from pipelines.models.one_video import frames_of, read_video
 from pipelines.models.weights import load_model
 from pipelines.resources.device import compute_device
@@ -53,7 +53,7 @@ class MtebSearch:
         folder = root.folder(read_current(root)["artifact"], MODEL) if root.exists(CURRENT) else model_folder(place)
         with TemporaryDirectory() as scratch:
             self._model = load_model(folder, Path(scratch)).to(compute_device()).eval()
-        self._revision = digest([content_digest(join_uri(folder.uri, DESCRIPTION))])
+        self._revision = digest([content_digest(join_uri(folder.uri, str(description_file(folder))))])
         self._frames = frames_of(folder.uri)
         self._name, self._batch_size = name, batch_size
         self._ids: list[str] = []

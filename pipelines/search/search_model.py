@@ -8,7 +8,14 @@ from pathlib import Path
 from hbi_models.config_fields import require
 from hbi_models.configs import RetrievalConfig
 from hbi_models.zero_shot_config import ZeroShotConfig
-from pipelines.models.folder import DESCRIPTION, TOKENIZER, WEIGHTS, is_published_file, kind_of_model, model_folder
+from pipelines.models.folder import (
+    ENCODER_FILES,
+    WEIGHTS,
+    description_of,
+    is_published_file,
+    kind_of_model,
+    model_folder,
+)
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.workspace.artifact import digest, plain
@@ -40,14 +47,14 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
     if is_published_file(checkpoint):
         contents = {"weights": content_digest(checkpoint), "config": plain(recipe.model)}
         return SearchModel(checkpoint, recipe.model, recipe.frames, digest(contents))
+    from hbi_models.config_reading import config_from_plain
     from pipelines.models.one_video import frames_of
-    from pipelines.recipe.reading import config_from_plain
 
     folder = model_folder(checkpoint)
     kind = kind_of_model(folder)
     require(kind == "retrieval", f"{checkpoint} holds a model of kind {kind!r}; one of kind 'retrieval' is needed")
-    description = folder.read_json(DESCRIPTION)["config"]
-    config: RetrievalConfig = config_from_plain(RetrievalConfig, description, place=folder.place(DESCRIPTION))
+    description = description_of(folder)["config"]
+    config: RetrievalConfig = config_from_plain(RetrievalConfig, description, place=folder.place())
     require(
         config.tokens is None,
         f"{checkpoint} reads features that another model makes of captions and frames (model.tokens), and cannot "
@@ -55,8 +62,8 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
     )
     frames = frames_of(checkpoint, None if recipe == Recipe(workspace=recipe.workspace) else recipe)
     contents = {"weights": content_digest(join_uri(checkpoint, WEIGHTS)), "config": plain(config)}
-    if folder.exists(TOKENIZER):
-        contents["tokenizer"] = content_digest(join_uri(checkpoint, TOKENIZER))
+    for name in filter(folder.exists, ENCODER_FILES):
+        contents[name.removesuffix(".json")] = content_digest(join_uri(checkpoint, name))
     return SearchModel(checkpoint, config, frames, digest(contents))
 
 

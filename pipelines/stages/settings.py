@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hbi_models.config_fields import Use, content_named_by, counts_for, is_absent
-from pipelines.models.folder import DESCRIPTION, SELECTION, TOKENIZER, WEIGHTS, is_published_file, model_folder
+from pipelines.models.folder import (
+    ENCODER_FILES,
+    SELECTION,
+    WEIGHTS,
+    description_file,
+    is_published_file,
+    model_folder,
+)
 from pipelines.workspace.artifact import digest, plain
 from pipelines.workspace.contents import content_digest
 from pipelines.workspace.storage import Storage
@@ -52,7 +59,7 @@ def checkpoint_digest(checkpoint: str) -> str:
     if is_published_file(checkpoint):
         return _content(content_digest(checkpoint))
     folder = model_folder(checkpoint)
-    names = [DESCRIPTION, WEIGHTS, *([TOKENIZER] if folder.exists(TOKENIZER) else [])]
+    names = [str(description_file(folder)), WEIGHTS, *filter(folder.exists, ENCODER_FILES)]
     return _content([content_digest(join_uri(checkpoint, name)) for name in names])
 
 

@@ -36,7 +36,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from pipelines.models.folder import DESCRIPTION, MODEL, TOKENIZER, WEIGHTS
+from pipelines.models.folder import DESCRIPTION, ENCODER_FILES, MODEL, WEIGHTS
 from pipelines.models.weights import LEFT_OUT, fixed_weights, load_weights, save_model
 from pipelines.progress import Progress
 from pipelines.recipe.resources import TrainResources
@@ -314,13 +314,13 @@ def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Resu
 
 
 def _keep_model(task: Task[Any], folder: Path, output: Storage) -> None:
-    """Puts the chosen checkpoint's weights, description and, if it has one, tokenizer in their place.
+    """Puts the chosen checkpoint's weights and description in their place, and what its encoder needs beside them.
 
     The weights get what checkpoints leave out.
     """
     with TemporaryDirectory() as scratch:
         complete = _completed(task, folder, Path(scratch))
-        for name in (WEIGHTS, DESCRIPTION, *((TOKENIZER,) if (complete / TOKENIZER).is_file() else ())):
+        for name in (WEIGHTS, DESCRIPTION, *(name for name in ENCODER_FILES if (complete / name).is_file())):
             output.write_bytes(f"{MODEL}/{name}", (complete / name).read_bytes())
 
 

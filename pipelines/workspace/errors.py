@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from hbi_models.model_files import DamagedFileError as DamagedFileError
+
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 """What pyarrow raises about a file that is not Parquet."""
 
@@ -18,10 +20,6 @@ _FORBIDDEN_BY_STORE = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE
 
 class StorageError(OSError):
     """A place could not be read or written; the message names it, the reason and what to do."""
-
-
-class DamagedFileError(ValueError):
-    """A file is there, and its content is not what this project writes; the message names it."""
 
 
 def reason(error: Exception) -> str:

@@ -17,11 +17,11 @@ from hypothesis import given
 from torch import nn
 
 from hbi_models.clip.loading import read_checkpoint
+from hbi_models.config_reading import config_from_plain
 from hbi_models.configs import RetrievalConfig
 from pipelines.models.folder import DESCRIPTION
 from pipelines.models.weights import WEIGHTS, load_weights, read_description, save_model
 from pipelines.recipe.frames import FramesConfig
-from pipelines.recipe.reading import config_from_plain
 from pipelines.train.checkpoints import (
     CURVE,
     POSITION,

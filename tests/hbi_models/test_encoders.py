@@ -220,7 +220,7 @@ def siglip_like() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def test_a_stored_model_brings_its_tokenizer_and_its_pixels(tmp_path: Path) -> None:
+def test_a_stored_model_brings_its_architecture_its_tokenizer_and_its_pixels(tmp_path: Path) -> None:
     path = write_tokenizer(tmp_path)
     architecture = tmp_path / "siglip.json"
     architecture.write_text(json.dumps(siglip_like()))
@@ -230,6 +230,7 @@ def test_a_stored_model_brings_its_tokenizer_and_its_pixels(tmp_path: Path) -> N
     (tmp_path / "model").mkdir()
     save_model(tmp_path / "model", model, kind="retrieval", config=model.config)
     path.unlink()
+    architecture.unlink()
     loaded = load_model(Storage(str(tmp_path / "model")), tmp_path / "scratch")
     assert loaded.clip.pixel_mean == (0.5,) * 3
     texts = ["a red circle moves", "blue"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from hbi_models.config_reading import config_from_plain
 from pipelines.datasets.manifest import build_manifest
 from pipelines.datasets.protocols import PROTOCOLS, named_protocol
 from pipelines.recipe.data import DataConfig, ShapesConfig
-from pipelines.recipe.reading import config_from_plain
 from pipelines.stages.settings import counting
 from pipelines.workspace.artifact import plain
 from tests.dataset_copies import write_activitynet, write_didemo, write_msrvtt

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from hbi_models.clip.backbone import ClipBackbone
 from hbi_models.clip.configs import ClipConfig
 from hbi_models.config_fields import counts_for
+from hbi_models.config_reading import config_from_plain
 from hbi_models.configs import GameConfig, RetrievalConfig
 from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.graph import make_evaluation_graph, make_graph, make_qa_evaluation_graph
 from pipelines.labels import as_initialised
 from pipelines.recipe.data import DataConfig, ShapesConfig
-from pipelines.recipe.reading import config_from_plain
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.report import ReportConfig
 from pipelines.stages.settings import checkpoint_digest, counting

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from hbi_models.config_reading import config_from_plain
 from hbi_models.configs import GameConfig, MergingConfig, RetrievalConfig
 from hbi_models.retrieval import RetrievalModel
 from pipelines.models.weights import load_model, load_weights, read_description, save_model
-from pipelines.recipe.reading import config_from_plain
 from pipelines.train.checkpoints import TRAINING, Position, load_training, save_training
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from hbi_models.config_reading import config_from_plain
 from hbi_models.configs import RetrievalConfig, VideoQAConfig
 from pipelines.recipe.data import DataConfig, ShapesConfig
 from pipelines.recipe.frames import FramesConfig
-from pipelines.recipe.reading import config_from_plain
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.report import ReportConfig
 from pipelines.workspace.artifact import plain
