@@ -103,6 +103,9 @@ def level_similarity(
                 (tokens, token_weights(level, coalitions), place_weights(level.mask, coalitions, tokens.dtype))
                 for tokens, level in zip(sinking_padding(texts, videos), (texts, videos), strict=True)
             ]
+        if torch.compiler.is_exporting():
+            # Tiles depend on the numbers of items, and a graph is for any.
+            return tile(*sides[0], *sides[1])
         rows, columns = tile_shape(sides[0][0], sides[1][0], max_tile_elements)
         text_tiles = zip(*(torch.split(part, rows) for part in sides[0]), strict=True)
         video_tiles = list(zip(*(torch.split(part, columns) for part in sides[1]), strict=True))
@@ -187,7 +190,9 @@ def candidates(level: TokenLevel, *, zero_floor: bool) -> Float[Tensor, "items t
     if zero_floor:
         return tokens
     first_real = level.mask.int().argmax(dim=1)
-    copies = rearrange(tokens[torch.arange(len(tokens), device=tokens.device), first_real], "items dim -> items 1 dim")
+    copies = rearrange(
+        tokens[torch.arange(tokens.shape[0], device=tokens.device), first_real], "items dim -> items 1 dim"
+    )
     return torch.where(rearrange(level.mask, "items tokens -> items tokens 1"), tokens, copies)
 
 

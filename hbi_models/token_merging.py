@@ -16,7 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hbi_models.axes import TokenFeatures, at_least_float32
@@ -165,20 +165,34 @@ def cluster_tokens(
             instead of infinitely far.
         density_noise: Added to the densities.
     """
-    distances = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(tokens.shape[-1])
-    far = distances.amax() + 1 if coupled else torch.inf
+    distances = pairwise_distances(tokens) / math.sqrt(tokens.shape[-1])
+    far = distances.max() + 1 if coupled else torch.inf
     distances = torch.where(rearrange(mask, "items tokens -> items 1 tokens"), distances, far)
     densities = local_densities(distances, neighbours)
     if density_noise is not None:
         densities = densities + density_noise
     peaks = densities.mul(mask)
     prominence = (peaks * separations(distances, peaks, mask)).masked_fill(~mask, -torch.inf)
-    order = prominence.sort(dim=-1, descending=True, stable=True).indices
+    order = falling_stably(prominence)
     centres = order[:, : min(num_clusters, tokens.shape[1])]
     to_centres = distances.gather(2, centres[:, None, :].expand(-1, tokens.shape[1], -1))
     nearest = to_centres.argmin(dim=-1)
     nearest.scatter_(1, centres, torch.arange(centres.shape[1], device=centres.device).expand_as(centres))
     return F.one_hot(nearest, centres.shape[1]).bool() & rearrange(mask, "items tokens -> items tokens 1")
+
+
+def pairwise_distances(tokens: Float[Tensor, "items tokens dim"]) -> Float[Tensor, "items tokens tokens"]:
+    """Returns the Euclidean distances of the tokens of each item, exactly 0 to itself."""
+    if torch.compiler.is_exporting():  # ONNX has no cdist
+        return (tokens[:, :, None] - tokens[:, None]).square().sum(dim=-1).sqrt()
+    return torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def falling_stably(values: Float[Tensor, "items tokens"]) -> Int[Tensor, "items tokens"]:
+    """Returns the places of the values, the largest first, and of equal ones the first."""
+    if torch.compiler.is_exporting():  # ONNX's sort is stable without being asked
+        return values.argsort(dim=-1, descending=True)
+    return values.sort(dim=-1, descending=True, stable=True).indices
 
 
 def local_densities(distances: Float[Tensor, "items tokens others"], neighbours: int) -> Float[Tensor, "items tokens"]:

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from hbi_models.banzhaf.exact import bounded_log_weights, falling_order, quadrature
 from hbi_models.config_fields import require
+from hbi_models.transfer import is_at_hand
 
 LEFT_OUT = 1e-4
 """Probability that the maximum lies beyond the places that are considered."""
@@ -135,7 +136,7 @@ class _ExpectedMaxima(torch.autograd.Function):
 
 def _largest(values: Float[Tensor, "*rows tokens"], count: int) -> Float[Tensor, "*rows places"]:
     """Returns the ``count`` largest values of every row, the largest first."""
-    if values.device.type != "cpu":
+    if not is_at_hand(values):
         return values.sort(dim=-1, descending=True).values[..., :count]
     # NumPy sorts many short rows with vector instructions.
     rising = torch.from_numpy(np.sort(values.numpy(), axis=-1))

@@ -24,6 +24,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hbi_models.transfer import is_at_hand
+
 # A player whose logit lies this far below the next higher one has a softmax weight below
 # exp(-40) = 4e-18 in that player's company, less than float64 resolves. Cutting wider gaps
 # bounds the range of the integral, and with it the number of nodes, for any logits.
@@ -106,7 +108,7 @@ def maximum_gains(
 
 def falling_order(keys: Float[Tensor, "*rows tokens"]) -> Int[Tensor, "*rows tokens"]:
     """Returns the places of the values along the last axis, the largest first."""
-    if keys.device.type != "cpu":
+    if not is_at_hand(keys):
         return keys.argsort(dim=-1, descending=True)
     # Sorting many short rows is half of the whole computation. NumPy sorts with vector instructions, two to four times
     # faster than PyTorch with two threads.
@@ -155,7 +157,7 @@ def bounded_log_weights(
     """
     # The lowest finite number instead of -inf keeps the gradient finite where a row is all padding.
     padding = torch.finfo(logits.dtype).min
-    if logits.device.type != "cpu":
+    if not is_at_hand(logits):
         return _log_weights_of_any_spread(logits, mask, absence)
     log_weights = logits.masked_fill(~mask, padding).log_softmax(dim=-1)
     spread = -float(log_weights.detach().masked_fill(~mask, 0).amin()) if log_weights.numel() else 0.0
