@@ -28,6 +28,7 @@ CONTENTS = """
 
 running
 searching
+export
 features
 tuning
 evaluation
