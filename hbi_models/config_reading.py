@@ -16,7 +16,7 @@ _SHOWN = 3
 """Mistakes that a message names."""
 
 
-def config_from_plain(kind: type, document: Mapping[str, Any], *, place: str | None = None) -> Any:
+def config_from_plain(kind: type, document: Any, *, place: str | None = None) -> Any:
     """The frozen dataclass ``kind`` from its JSON form, which was read in ``place``; messages name that.
 
     Texts are not converted to numbers, nor numbers to texts. A whole number is accepted where a real one is needed.

@@ -89,8 +89,9 @@ def stored_clip(clip: ClipConfig, folder: Path) -> ClipConfig:
 
     Where they are not CLIP's own, it also brings its tokenizer and its architecture.
     """
-    brought = {"tokenizer": folder / TOKENIZER, "architecture": folder / ARCHITECTURE}
-    found = replace(clip, **{name: str(path) for name, path in brought.items() if path.is_file()})
+    tokenizer, architecture = folder / TOKENIZER, folder / ARCHITECTURE
+    found = replace(clip, tokenizer=str(tokenizer)) if tokenizer.is_file() else clip
+    found = replace(found, architecture=str(architecture)) if architecture.is_file() else found
     # What CLIP's tag says about pixels holds for the checkpoint, too.
     return replace(with_pixel_statistics(found), pretrained=None)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hbi_models.configs import require
+from hbi_models.config_fields import require
 from pipelines.datasets.answers import ANSWERS_JSON
 from pipelines.models.folder import (
     ARCHITECTURE,

@@ -230,6 +230,7 @@ def test_checkpoints_leave_the_frozen_encoder_out_and_the_chosen_model_has_it(da
     kept = load_file(place / WEIGHTS)
     assert {name for name in kept if name.startswith("clip.")} == {"clip.logit_scale"}
     model = load_model(output.folder(MODEL), tmp_path / "scratch")
+    assert model.config.clip.architecture == output.path(MODEL, "architecture.json"), "it has its own copy"
     torch.manual_seed(SEED)
     initial = load_clip(recipe.model.clip).state_dict()
     for name, value in model.clip.state_dict().items():
