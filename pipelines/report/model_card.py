@@ -100,7 +100,7 @@ def model_card(name: str, kind: str, *, files: Sequence[str], run: TrainedRun | 
         _usage(kind, files),
         *_origin(run),
         *_figures(kind, run, measured),
-        f"## Licence\n\n{'Not stated.' if licence == UNKNOWN_LICENCE else licence} The licences of the encoder's "
+        f"## Licence\n\n{'Not stated' if licence == UNKNOWN_LICENCE else licence}. The licences of the encoder's "
         "weights and of the data hold beside it.",
     ]
     return "\n\n".join(sections) + "\n"
@@ -162,7 +162,7 @@ def _figures(kind: str, run: TrainedRun | None, measured: Sequence[Mapping[str, 
     make = retrieval_table if kind == "retrieval" else answers_table
     for metrics in measured:
         table: MetricTable = make(metrics, published)
-        yield f"## Figures\n\n{_markdown(table.header, table.rows)}\n\n{table.note}"
+        yield f"## Figures on the split {metrics['split']}\n\n{_markdown(table.header, table.rows)}\n\n{table.note}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, first: str = "") -> str:
