@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from pipelines.video.containers import open_container, video_stream
@@ -162,7 +163,7 @@ class PyAVDecoder:
     name: DecoderName = "pyav"
 
     def __init__(self, source: str | bytes, *, trust_pts: bool = True, counts_pictures: bool = False) -> None:
-        self._source, self._as_stored = source, False
+        self._source, self._as_stored, self._converter = source, False, VideoReformatter()
         with reading():
             self._open()
             self.timeline = read_timeline(
@@ -187,7 +188,9 @@ class PyAVDecoder:
                 index, frame = next(found, (-1, None))
                 if frame is None:
                     return
-                image = upright(frame.to_ndarray(format="rgb24"), display_matrix(frame))
+                # The frame's own conversion would set up FFmpeg's scaler for each frame, with a thread for each core.
+                rgb = self._converter.reformat(frame, format="rgb24", threads=1)
+                image = upright(rgb.to_ndarray(), display_matrix(frame))
             yield Frame(index, self.timeline.times_s[index], image)
 
     def orientation(self) -> Matrix:
@@ -344,14 +347,16 @@ class PyAVDecoder:
 
     def _seek(self, key: KeyFrame) -> bool:
         """Goes to a key frame, or to a packet before it; returns whether it arrived there."""
-        try:
-            self._container.seek(key.seek_to, stream=self._stream)
-        except av.error.FFmpegError:
-            return False
-        packets = self._container.demux(self._stream)
-        landed = next(packets, None)
-        ordinal = None if landed is None else self.timeline.ordinals.get(landed.pts)
-        if ordinal is None or ordinal > key.ordinal:
-            return False
-        self._packets, self._ordinal = chain([landed], packets), ordinal
-        return True
+        # In MP4 and MOV, FFmpeg takes the time for one of presentation; where it comes out too late, it did not.
+        for time in dict.fromkeys((key.pts, key.pts if key.dts is None else key.dts)):
+            try:
+                self._container.seek(time, stream=self._stream)
+            except av.error.FFmpegError:
+                return False
+            packets = self._container.demux(self._stream)
+            landed = next(packets, None)
+            ordinal = None if landed is None else self.timeline.ordinals.get(landed.pts)
+            if ordinal is not None and ordinal <= key.ordinal:
+                self._packets, self._ordinal = chain([landed], packets), ordinal
+                return True
+        return False

@@ -43,7 +43,7 @@ class KeyFrame:
     """A frame from which decoding can start: ``ordinal`` counts packets in the order of the file."""
 
     pts: int
-    seek_to: int
+    dts: int | None
     ordinal: int
 
 
@@ -172,7 +172,8 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True, counts
         last_s = 1 / rates[0]
     else:
         # As exact as fractions, and many times faster.
-        times_s = [(tick - ticks[0]) * stream.time_base.numerator / stream.time_base.denominator for tick in ticks]
+        numerator, denominator = stream.time_base.numerator, stream.time_base.denominator
+        times_s = [(tick - ticks[0]) * numerator / denominator for tick in ticks]
         last = max(shown, key=lambda packet: packet.pts or 0) if pts else shown[-1]
         last_s = float(last.duration * stream.time_base)
     rate = constant_rate(times_s, rates)
@@ -184,10 +185,7 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True, counts
     for ordinal in clean if pts else []:
         packet = packets[ordinal]
         if packet.pts is not None and (not keys or packet.pts > keys[-1].pts):
-            # MP4 and MOV look for decoding times, the others for presentation times.
-            keys.append(
-                KeyFrame(packet.pts, packet.pts if name != "mov" or packet.dts is None else packet.dts, ordinal)
-            )
+            keys.append(KeyFrame(packet.pts, packet.dts, ordinal))
     return Timeline(
         container=name,
         codec=codec,

@@ -287,6 +287,18 @@ def test_what_a_seek_brings_is_what_reading_on_brings(tmp_path: Path) -> None:
     decoder.close()
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "flv"])
+def test_a_seek_arrives_at_its_key_frame_and_not_at_the_one_before(tmp_path: Path, suffix: str) -> None:
+    """All that lies between is decoded for nothing."""
+    path = write_numbered(tmp_path / f"a.{suffix}", STEADY, options={"x264-params": "keyint=12:bframes=3:scenecut=0"})
+    decoder = PyAVDecoder(str(path))
+    assert [key.ordinal for key in decoder.timeline.keys] == [0, 12, 24, 36, 48]
+    for key in decoder.timeline.keys:
+        assert decoder._seek(key)
+        assert decoder._ordinal == key.ordinal
+    decoder.close()
+
+
 def test_times_at_a_constant_rate_are_sampled_as_frames_are() -> None:
     for fps in (25.0, 30000 / 1001, 0.5):
         # Times in a file are rounded to its unit.
