@@ -16,8 +16,9 @@ from hbi_models.axes import TokenFeatures
 from hbi_models.losses import retrieval_loss
 from hbi_models.retrieval import RetrievalModel
 
-SHAPES = {Shape(128, 128, 24, 12): (7, 1.0), Shape(32, 32, 64, 64): (2, 3.0)}
-"""MSR-VTT's and ActivityNet's: how often each is timed, and how many times less memory ours is to take."""
+SHAPES = {Shape(128, 128, 24, 12): (7, None, 1.0), Shape(32, 32, 64, 64): (2, Target("≥", 2), 3.0)}
+"""MSR-VTT's and ActivityNet's: how often each is timed, how many times faster ours is to be, and how many times less
+memory it is to take."""
 BASELINE = "straightforward implementation, whole tensors"
 TOLERANCE = 1e-4
 """Of a gradient, relative to the largest element of its tensor, or to a thousandth of the largest of all."""
@@ -90,7 +91,7 @@ def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def rows(folder: Path) -> Iterator[Row]:
-    for shape, (times, less_memory) in SHAPES.items():
+    for shape, (times, faster, less_memory) in SHAPES.items():
         peaks = {name: in_own_process(step_alone, name, shape, folder) for name in STEPS}
         compare(*(torch.load(folder / f"{name}.pt", weights_only=True) for name in STEPS))
         ours, theirs = (Contender(name, shape, folder) for name in STEPS)
@@ -103,7 +104,7 @@ def rows(folder: Path) -> Iterator[Row]:
             our_seconds,
             "s",
             ratios(their_seconds, our_seconds),
-            Target("≥", 2),
+            faster,
         )
         peak, their_peak = Spread((peaks["ours"],)), Spread((peaks["theirs"],))
         yield Row(

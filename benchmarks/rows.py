@@ -62,7 +62,8 @@ class Row:
     unit: str
     """Of ``theirs`` and ``ours``."""
     figure: Spread
-    target: Target
+    target: Target | None
+    """None: nothing is asked of it; LOG.md says why."""
 
     def cells(self) -> list[str]:
         return [
@@ -70,9 +71,9 @@ class Row:
             self.baseline or "–",
             f"{self.theirs} {self.unit}" if self.theirs else "–",
             f"{self.ours} {self.unit}" if self.ours else "–",
-            f"{self.figure} {self.target.unit}",
-            str(self.target),
-            "yes" if self.target.met(self.figure) else "no",
+            f"{self.figure} {self.target.unit if self.target else '×'}",
+            str(self.target or "–"),
+            "–" if self.target is None else "yes" if self.target.met(self.figure) else "no",
         ]
 
 

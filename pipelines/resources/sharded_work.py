@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.recipe.resources import ActorResources, TaskResources
 from pipelines.resources.placement import check_new_nodes
-from pipelines.resources.ray_session import actors_that_fit, ray_options, works_here
+from pipelines.resources.ray_session import actors_that_fit, cluster_cpus, ray_options, works_here
 from pipelines.workspace.errors import StorageError
 
 SUMMARY = pa.schema([("rows", pa.int64()), ("errors", pa.int64()), ("units", pa.int64()), ("bytes", pa.int64())])
-"""What a task that wrote a shard tells the driver; ``units`` counts frames or pairs."""
+"""What is told to the driver about a shard that was written; ``units`` counts frames or pairs."""
+
+_ROWS_PER_TASK, _TASKS_PER_CORE = 64, 8
+"""Ray Data takes up to a tenth of a second until it gives a free core the next task. So small shards share a task, up
+to so many rows together, unless that left less than so many tasks for each core."""
+
+_SHARD = "shard of the task"
+"""Column that tells shards of a task apart."""
 
 
 @dataclass
@@ -59,7 +67,7 @@ def map_shards(
     A row has the ``seconds`` that the work on its shard took, besides what ``work`` returned.
 
     Args:
-        shards: one block of rows each; a block is one call of ``work``.
+        shards: one block of rows each; a shard is one call of ``work``.
         work: a function (run as tasks) or a class whose instances are callable (an actor pool).
         name: what Ray's dashboard calls the tasks or actors.
         resources: of a task, or of an actor; with at most 0 of them, this process does the work.
@@ -110,8 +118,11 @@ def _map_on_ray(
 ) -> Iterator[dict[str, Any]]:
     import ray.data
 
-    blocks = ray.data.from_arrow(list(shards))
-    # Without a batch size every call gets a whole block, which is a shard.
+    tasks = [[shard] for shard in shards]
+    if isinstance(resources, TaskResources):
+        tasks = _bundled(shards, cores=cluster_cpus() / max(resources.cpus_per_task, 1e-9))
+    blocks = ray.data.from_arrow([_joined(task) for task in tasks])
+    # Without a batch size every call gets a whole block, which is what a task does.
     options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     if isinstance(resources, ActorResources):
         gpus, actors = actors_that_fit(resources)
@@ -129,6 +140,34 @@ def _map_on_ray(
     yield from summaries.iter_rows()
 
 
+def _bundled(shards: Sequence[pa.Table], *, cores: float) -> list[list[pa.Table]]:
+    """The shards of each task."""
+    most = int(len(shards) / (_TASKS_PER_CORE * max(cores, 1.0)))
+    tasks: list[list[pa.Table]] = []
+    for shard in shards:
+        last = tasks[-1] if tasks else []
+        if last and len(last) < most and len(shard) + sum(map(len, last)) <= _ROWS_PER_TASK:
+            last.append(shard)
+        else:
+            tasks.append([shard])
+    return tasks
+
+
+def _joined(shards: Sequence[pa.Table]) -> pa.Table:
+    """Shards in one block."""
+    numbered = [
+        shard.append_column(_SHARD, pa.array([number] * len(shard), pa.int32())) for number, shard in enumerate(shards)
+    ]
+    return pa.concat_tables(numbered)
+
+
+def _separated(block: pa.Table) -> Iterator[pa.Table]:
+    """The shards of a block."""
+    numbers, rows = block.column(_SHARD), block.drop_columns([_SHARD])
+    for number in numbers.unique():
+        yield rows.filter(pc.equal(numbers, number))
+
+
 class _RemoteError(Exception):
     """The traceback from another process, for the log."""
 
@@ -144,22 +183,23 @@ class _ReportingActor:
             failure = _failure(error)
             self._work = lambda _: failure
 
-    def __call__(self, shard: pa.Table) -> pa.Table:
-        return _reporting(self._work, shard)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return _reporting(self._work, block)
 
 
 def _reporting_task(work: Callable[[pa.Table], pa.Table], name: str) -> Callable[[pa.Table], pa.Table]:
-    def task(shard: pa.Table) -> pa.Table:
-        return _reporting(work, shard)
+    def task(block: pa.Table) -> pa.Table:
+        return _reporting(work, block)
 
     task.__name__ = name
     return task
 
 
-def _reporting(work: Callable[[pa.Table], pa.Table], shard: pa.Table) -> pa.Table:
-    """The summary of a shard, or what went wrong, as a row: Ray would hide the message of an exception in its own."""
+def _reporting(work: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
+    """The summaries of a block's shards, or what went wrong, as rows: Ray would hide the message of an exception in its
+    own."""
     try:
-        return _timed(work, shard)
+        return pa.concat_tables([_timed(work, shard) for shard in _separated(block)])
     except (OSError, ValueError) as error:
         return _failure(error)
 

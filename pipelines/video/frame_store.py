@@ -7,7 +7,8 @@ disk or in an object store.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from hbi_models.clip.preprocessing import centre_crop
+from pipelines.video.batch_memory import BatchMemory
 from pipelines.workspace.records import FRAMES
 from pipelines.workspace.shard_rows import ReadAhead, ShardRows
 from pipelines.workspace.shards import ShardPool
@@ -48,17 +50,20 @@ class FrameBatch:
     frames: UInt8[Tensor, "videos frames 3 height width"]
     mask: Bool[Tensor, "videos frames"]
 
-    def put(self, row: int, images: Sequence[UInt8[Tensor, "3 height width"]]) -> None:
-        """Fills a row with the centre squares of a video's ``images``.
+    def put(self, row: int, images: Iterable[UInt8[Tensor, "3 height width"]]) -> None:
+        """Fills a row with the centre squares of a video's ``images``, each copied before the next is taken.
 
         Raises:
             ValueError: an image is smaller than the squares.
         """
         # Written by NumPy, which uses only the calling thread, and does not care about PyTorch's inference mode.
         frames, mask = self.frames.numpy()[row], self.mask.numpy()[row]
-        for position, image in enumerate(images):
-            frames[position] = centre_crop(image, self.frames.shape[-1]).numpy()
-        mask[: len(images)] = True
+        count = 0
+        for image in images:
+            frames[count] = centre_crop(image, self.frames.shape[-1]).numpy()
+            count += 1
+        frames[count:] = 0
+        mask[:count] = True
 
 
 class FrameStore:
@@ -77,6 +82,7 @@ class FrameStore:
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
         self._ahead: ReadAhead[list[bytes]] = ReadAhead()
+        self._memory = BatchMemory()
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads stay behind when the store travels to another process.
@@ -137,14 +143,16 @@ class FrameStore:
         """
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._threads)
-        batch = empty_batch(len(videos), image_size_px=image_size_px, max_frames=max_frames)
+        size = image_size_px
+        batch = _batch_in(self._memory.take((len(videos), max_frames, size, size, 3)))
 
         def put(row: int, encoded: Sequence[bytes]) -> None:
+            if change is None:
+                batch.put(row, self._one_by_one(videos[row], encoded))
+                return
             with self._decoding(videos[row]):
                 images = decode_images(encoded)
-            if change is not None:
-                images = as_images(change(row, as_channels_last(images)))
-            batch.put(row, images)
+            batch.put(row, as_images(change(row, as_channels_last(images))))
 
         # A video is decoded while others are read.
         reads = self._ahead.take(videos, self._read)
@@ -157,6 +165,13 @@ class FrameStore:
         for _ in self._executor.map(put, range(len(videos)), encoded):
             pass
         return batch
+
+    def _one_by_one(self, video: int, encoded: Sequence[bytes]) -> Iterator[UInt8[Tensor, "3 height width"]]:
+        """The images of a video, each of which is overwritten by the next one of its thread."""
+        for image in encoded:
+            with self._decoding(video):
+                decoded = _decode(image, reuse=True)
+            yield decoded
 
     def batches(
         self,
@@ -195,19 +210,36 @@ def decode_images(encoded: Sequence[bytes]) -> list[UInt8[Tensor, "3 height widt
     return [_decode(image) for image in encoded]
 
 
-def _decode(encoded: bytes) -> UInt8[Tensor, "3 height width"]:
+def _decode(encoded: bytes, *, reuse: bool = False) -> UInt8[Tensor, "3 height width"]:
+    """``reuse``: the pixels lie where this thread's last ones did, which are still in its core's cache."""
     try:
-        pixels = _decode_jpeg(encoded) if encoded.startswith(_JPEG_START) else _decode_png(encoded)
+        pixels = _decode_jpeg(encoded, reuse=reuse) if encoded.startswith(_JPEG_START) else _decode_png(encoded)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"an image cannot be used: {error}") from error
     return rearrange(torch.from_numpy(pixels), "height width rgb -> rgb height width")
 
 
-def _decode_jpeg(encoded: bytes) -> Pixels:
+class _Scratch(threading.local):
+    """Where a thread decodes."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.uint8)
+
+    def of(self, size: int) -> UInt8[np.ndarray, " size"]:
+        if len(self._room) < size:
+            self._room = np.empty(size, np.uint8)
+        return self._room[:size]
+
+
+_SCRATCH = _Scratch()
+
+
+def _decode_jpeg(encoded: bytes, *, reuse: bool) -> Pixels:
     # simplejpeg uses the same library as PIL and gives the same pixels in half the time.
     height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
     _check_size(height, width)
-    pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB")
+    room = _SCRATCH.of(height * width * 3) if reuse else None
+    pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB", buffer=room)
     return pixels
 
 
@@ -222,12 +254,10 @@ def _check_size(height: int, width: int) -> None:
         raise ValueError(f"it has {width} × {height} pixels, more than {MAX_STORED_PIXELS:,}")
 
 
-def empty_batch(videos: int, *, image_size_px: int, max_frames: int) -> FrameBatch:
-    """A batch of black frames, all of them masked out."""
-    # Allocated by NumPy, which asks the kernel for large pages: a quarter of the time that PyTorch needs.
-    frames = np.zeros((videos, max_frames, image_size_px, image_size_px, 3), np.uint8)
-    mask = torch.zeros(videos, max_frames, dtype=torch.bool)
-    return FrameBatch(rearrange(torch.from_numpy(frames), "v f height width rgb -> v f rgb height width"), mask)
+def _batch_in(memory: UInt8[np.ndarray, "videos frames height width 3"]) -> FrameBatch:
+    """A batch whose frames lie in ``memory``, all of them masked out, until rows are put into it."""
+    mask = torch.zeros(memory.shape[:2], dtype=torch.bool)
+    return FrameBatch(rearrange(torch.from_numpy(memory), "v f height width rgb -> v f rgb height width"), mask)
 
 
 def stack_frames(
@@ -238,7 +268,7 @@ def stack_frames(
     Raises:
         ValueError: a stored image is smaller than the model's input.
     """
-    batch = empty_batch(len(videos), image_size_px=image_size_px, max_frames=max_frames)
+    batch = _batch_in(np.zeros((len(videos), max_frames, image_size_px, image_size_px, 3), np.uint8))
     for row, images in enumerate(videos):
         batch.put(row, images[:max_frames])
     return batch

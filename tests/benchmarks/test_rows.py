@@ -15,7 +15,7 @@ from benchmarks.rows import ResultsDifferError, Row, Spread, Target, ratios
 OURS, THEIRS = Spread((1.0, 2.0, 4.0)), Spread((3000.0, 4000.0, 4000.0))
 
 
-def row(target: Target) -> Row:
+def row(target: Target | None) -> Row:
     return Row("adding", "by hand", THEIRS, OURS, "s", ratios(THEIRS, OURS), target)
 
 
@@ -32,6 +32,7 @@ def test_a_row_shows_medians_spread_and_target() -> None:
     ]
     assert row(Target("≥", 2500)).cells()[-1] == "no"
     assert row(Target("≤", 2500)).cells()[-1] == "yes"
+    assert row(None).cells()[-3:] == ["2,000 (1,000–3,000) ×", "–", "–"]
 
 
 @pytest.fixture(name="group")

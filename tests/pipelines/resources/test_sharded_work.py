@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from pipelines.recipe.resources import ActorResources, TaskResources
-from pipelines.resources.sharded_work import map_shards
+from pipelines.resources.sharded_work import _bundled, map_shards
 from pipelines.workspace.errors import StorageError
 
 SHARDS = [pa.table({"number": [1, 2]}), pa.table({"number": [3]})]
@@ -51,6 +52,32 @@ def test_every_shard_has_its_summary_wherever_it_is_worked_on(
     assert all(row["seconds"] >= 0 for row in rows)
     here = resources in (TaskResources(max_tasks=0), ActorResources(max_actors=0))
     assert {row["process"] == os.getpid() for row in rows} == {here}
+
+
+@pytest.mark.parametrize("resources", PLACES[:2], ids=str)
+def test_small_shards_share_a_task_and_keep_their_own_summaries(resources: TaskResources, ray_local: Any) -> None:
+    shards = [pa.table({"number": [number, 1]}) for number in range(1, 102)]
+    rows = mapped(resources, shards)
+    assert sorted(row["doubled"] for row in rows) == [2 * number + 2 for number in range(1, 102)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "cores", "sizes"),
+    [
+        ([15] * 66 + [10], 2, {4: 16, 3: 1}),
+        ([64] * 400, 2, {1: 400}),
+        ([8] * 8, 2, {1: 8}),
+        ([15] * 67, 64, {1: 67}),
+        ([1] * 1000, 1, {64: 15, 40: 1}),
+    ],
+)
+def test_no_task_has_more_rows_than_a_large_shard_and_every_core_has_tasks(
+    rows: list[int], cores: int, sizes: dict[int, int]
+) -> None:
+    shards = [pa.table({"number": list(range(count))}) for count in rows]
+    tasks = _bundled(shards, cores=cores)
+    assert [shard for task in tasks for shard in task] == shards
+    assert Counter(len(task) for task in tasks) == sizes
 
 
 @pytest.mark.parametrize("resources", PLACES, ids=str)

@@ -80,6 +80,43 @@ def test_a_batch_can_be_made_where_no_gradients_are_wanted(store: FrameStore) ->
         assert torch.equal(batch.mask, expected.mask)
 
 
+def test_memory_of_a_batch_is_used_again_when_nobody_holds_it(store: FrameStore) -> None:
+    first = store.batch([3], image_size_px=8, max_frames=4)
+    kept, place = first.frames[0, 0].clone(), first.frames.data_ptr()
+    view = first.frames[0, 0]
+    del first
+    second = store.batch([2], image_size_px=8, max_frames=4)
+    assert second.frames.data_ptr() != place
+    assert torch.equal(view, kept)
+    del view
+    # What lay there does not show where this video has fewer frames.
+    third = store.batch([0], image_size_px=8, max_frames=4)
+    assert third.frames.data_ptr() == place
+    assert third.mask.tolist() == [[True, False, False, False]]
+    assert not third.frames[0, 1:].any()
+    assert store.batch([0], image_size_px=8, max_frames=5).frames.shape == (1, 5, 3, 8, 8)
+
+
+def test_jpeg_images_of_any_sizes_come_out_as_each_alone(tmp_path: Path) -> None:
+    rows = []
+    for video in range(6):
+        sizes = [(12 + 4 * video + place, 20 - 2 * place) for place in range(3)]
+        encoded = []
+        for width, height in sizes:
+            buffer = io.BytesIO()
+            pixels = np.random.default_rng(video).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(buffer, "JPEG")
+            encoded.append(buffer.getvalue())
+        rows.append({**frames_row(video), "frames": encoded, "frame_index": [0, 1, 2], "time_s": [0.0, 1.0, 2.0]})
+    pool = ShardPool(Storage(str(tmp_path)), FRAMES)
+    pool.commit(rows)
+    store = FrameStore(pool.storage, pool.index(["video_id"]).sort_by("video_id"), threads=2)
+    batch = store.batch(range(6), image_size_px=8, max_frames=3)
+    for video in range(6):
+        alone = stack_frames([store.decoded(video)], image_size_px=8, max_frames=3)
+        assert torch.equal(batch.frames[video], alone.frames[0])
+
+
 def test_whole_frames_are_changed_before_the_crop(store: FrameStore) -> None:
     def mark(row: int, frames: np.ndarray) -> np.ndarray:
         assert frames.shape == (1 + (2 - row) % 3, 8, 12, 3)
