@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from pipelines.workspace.artifact import Artifact, Counts, digest
 from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE, NOTES, NOTES_FILE
 from pipelines.workspace.shards import ShardPool, shard_size
 from pipelines.workspace.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 VERSION = 3
 """A constant besides the class, because stages that only read the pool need its name and should not depend on the
@@ -122,10 +125,19 @@ def commit_frames(output: Storage, found: pa.Table, max_error_fraction: float) -
         counts[f"decoded_by_{item['values']}"] = item["counts"]
     notes = _notes(good)
     output.write_table(NOTES_FILE, notes)
+    _tell_of_detours(notes, len(good))
     for name, table in (("errors", errors), ("notes", notes)):
         for item in pc.value_counts(table.column("reason")).to_pylist():
             counts[f"{name}_{item['values']}"] = item["counts"]
     return counts
+
+
+def _tell_of_detours(notes: pa.Table, videos: int) -> None:
+    """Says how often PyAV took over from an optional decoder, which may be missing on a node, and the first reason."""
+    detours = notes.filter(pc.equal(notes.column("reason"), "not_torchcodec"))
+    if len(detours):
+        first = detours.column("message")[0].as_py()
+        logger.warning("frames: %s of %s videos: %s (%s has all reasons)", len(detours), videos, first, NOTES_FILE)
 
 
 def _notes(videos: pa.Table) -> pa.Table:

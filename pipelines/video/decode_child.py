@@ -24,7 +24,8 @@ from typing import Literal
 from PIL import Image
 
 from pipelines.video.containers import frame_pixels
-from pipelines.video.decoders import Decoder, Frame, PyAVDecoder, open_decoder
+from pipelines.video.decoder import Decoder, DecoderChoice, Frame
+from pipelines.video.decoders import PyAVDecoder, open_decoder
 from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError, first_line
 from pipelines.video.messages import Message, receive, send
 from pipelines.video.sampling import sample_times
@@ -46,7 +47,7 @@ class ExtractSettings:
     rate: float
     max_frames: int
     short_side_px: int
-    decoder: Literal["auto", "decord", "pyav"]
+    decoder: DecoderChoice
     format: Literal["jpeg", "png"]
     jpeg_quality: int
     start_s: float | None = None
@@ -86,8 +87,13 @@ def extract(source: str | bytes, settings: ExtractSettings) -> ExtractedVideo:
             return _extract(decoder, settings)
         except WrongTimesError as error:
             # Last resort: PyAV counts frames and ignores their times, so this error cannot come again.
-            following = PyAVDecoder(source, trust_pts=decoder.name == "decord")
+            following = PyAVDecoder(source, trust_pts=decoder.name != "pyav")
             following.notes.append(Note("wrong_times", first_line(error)))
+        except UnreadableVideoError as error:
+            if decoder.name != "torchcodec":
+                raise
+            following = PyAVDecoder(source)
+            following.notes.append(Note("not_torchcodec", f"read by PyAV, since torchcodec says: {first_line(error)}"))
         finally:
             decoder.close()
         decoder = following
@@ -110,15 +116,16 @@ def main(arguments: list[str]) -> None:
 
     Args:
         arguments: extra bytes of address space; process id of the parent, or 0 if its death
-            cannot be watched by a signal.
+            cannot be watched by a signal; modules to load at the start.
     """
-    max_memory, parent = map(int, arguments)
+    max_memory, parent = map(int, arguments[:2])
     requests, replies = os.dup(0), os.dup(1)
     _silence_standard_streams()
     _die_with(parent)
-    # Imported before the limit is set, so that the limit counts videos and not libraries. decord may be missing.
-    with contextlib.suppress(ImportError, OSError):
-        importlib.import_module("decord")
+    # Imported before the limit is set, so that the limit counts videos and not libraries. A decoder may be missing.
+    for module in arguments[2:]:
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            importlib.import_module(module)
     _limit_memory(max_memory)
     # The kernel ends this process at its time limit: a decoder may hang while it holds the interpreter's lock, and the
     # parent may be gone.

@@ -15,18 +15,21 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipelines.video.decode_child import ExtractedVideo, ExtractSettings
+from pipelines.video.decoder import DecoderChoice, DecoderName
 from pipelines.video.messages import DeadlineError, MalformedMessageError, Message, receive, send
 
 Reason = Literal["missing", "undecodable", "no_frames", "timeout", "crash", "memory"]
 
 START_TIMEOUT_S = 60.0
 """Seconds granted on top for the start of a process, which imports its libraries first."""
+
+_MODULES: Mapping[DecoderChoice, Sequence[str]] = {"decord": ["decord"], "torchcodec": ["torchcodec.decoders"]}
 
 
 class ExtractionError(Exception):
@@ -43,13 +46,22 @@ class DecodeProcess:
     Args:
         timeout_s: seconds that one video may take.
         max_memory_gb: address space of the process on top of what it has after its start.
+        decoder: the one that will be asked for, whose library the process loads at its start.
         command: what to start, for tests; it speaks the protocol of ``decode_child``.
     """
 
-    def __init__(self, *, timeout_s: float, max_memory_gb: float, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        max_memory_gb: float,
+        decoder: DecoderChoice = "auto",
+        command: Sequence[str] | None = None,
+    ) -> None:
         self._timeout_s = timeout_s
         self._max_memory = int(max_memory_gb * 1e9)
         self._command = list(command or (sys.executable, "-m", "pipelines.video.decode_child"))
+        self._modules = _MODULES.get(decoder, [])
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[..., object] | None = None
         self._lock = threading.Lock()
@@ -131,7 +143,7 @@ class DecodeProcess:
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(  # noqa: S603 - our own module, or what a test gives
-            [*self._command, str(self._max_memory), str(parent)],
+            [*self._command, str(self._max_memory), str(parent), *self._modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -165,7 +177,7 @@ def _checked_video(reply: Message) -> ExtractedVideo:
         raise ValueError("a time or a rate is not a finite number")
     if not len(video.images) == len(video.frame_index) == len(video.time_s) > 0:
         raise ValueError("there are not as many images as indices and times")
-    if video.decoder not in ("decord", "pyav"):
+    if video.decoder not in get_args(DecoderName):
         raise ValueError("the decoder is unknown")
     if video.notes is not None and not isinstance(video.notes, str):
         raise TypeError("the notes are not a text")

@@ -1,34 +1,27 @@
-"""Two video decoders behind one small interface, and the choice between them.
+"""PyAV's decoder, and the choice between it and the others.
 
 PyAV reads by presentation time: every frame that it returns says when it is shown, and this is compared with the time
-that was asked for. decord 0.6 (its last release) counts frames, and returns wrong ones for some kinds of files (see the
-table in docs/decoding.md). It reads only files that it is known to read correctly.
+that was asked for.
 """
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import av.error
-import numpy as np
 from av.video.reformatter import VideoReformatter
-from jaxtyping import UInt8
 
 from pipelines.video.containers import open_container, video_stream
+from pipelines.video.decoder import Decoder, DecoderChoice, DecoderName, Frame
+from pipelines.video.decord_decoder import DecordDecoder, decord_doubt
 from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError, first_line, reading
 from pipelines.video.key_frames import holds_no_picture
 from pipelines.video.orientation import UPRIGHT, Matrix, display_matrix, upright
-from pipelines.video.timeline import KeyFrame, Note, Timeline, read_timeline
-
-DecoderName = Literal["decord", "pyav"]
-
-_DECORD_CONTAINERS = frozenset({"mov", "matroska", "flv"})
-_DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "h263"})
+from pipelines.video.timeline import KeyFrame, Note, read_timeline
+from pipelines.video.torchcodec_decoder import StreamPlace, TorchcodecDecoder, torchcodec_doubt, torchcodec_problem
 
 _SEEK_GAIN_FRAMES = 8
 """A seek costs about as much as decoding this many frames."""
@@ -37,118 +30,28 @@ _WHOLE_FRAMES = frozenset({"mov", "matroska", "flv"})
 """Formats that hold a whole frame in each packet, never a field of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A decoded frame, upright; ``time_s`` is when it is shown, after the first frame of the file."""
-
-    index: int
-    time_s: float
-    image: UInt8[np.ndarray, "height width 3"]
-
-
-class Decoder(Protocol):
-    """An open video."""
-
-    name: DecoderName
-    timeline: Timeline
-    notes: list[Note]
-    """Remarks about the decoding so far."""
-
-    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """Yields what is shown at the times of the frames at ``indices``, which increase strictly.
-
-        Where a packet holds no picture, that is the frame before; none is yielded twice. No more is decoded than
-        needed.
-
-        Raises:
-            FrameCountError: the stream has fewer frames than its timeline.
-            UnreadableVideoError: the stream is damaged.
-            WrongTimesError: what comes is shown at other times than the timeline says.
-        """
-        ...
-
-    def close(self) -> None:
-        """Frees the file and the decoder's buffers."""
-        ...
-
-
-def open_decoder(source: str | bytes, choice: Literal["auto", "decord", "pyav"] = "auto") -> Decoder:
-    """Opens the file at path ``source``, or the file's bytes: with PyAV, or with decord if it is chosen and correct.
+def open_decoder(source: str | bytes, choice: DecoderChoice = "auto") -> Decoder:
+    """Opens the file at path ``source``, or the file's bytes: with PyAV, or with another decoder if it is chosen and
+    correct.
 
     Raises:
         UnreadableVideoError: it is not a video that the chosen decoder reads.
     """
     pyav = PyAVDecoder(source, counts_pictures=choice == "decord")
-    if choice != "decord":
-        return pyav
-    doubt = decord_doubt(pyav.timeline, pyav.orientation())
-    if doubt is not None:
+    if choice == "decord":
+        doubt = decord_doubt(pyav.timeline, pyav.orientation())
+        if doubt is None:
+            pyav.close()
+            return DecordDecoder(source, pyav.timeline)
         pyav.notes.append(Note("not_decord", f"read by PyAV, since decord returns other frames where {doubt}"))
-        return pyav
-    pyav.close()
-    return DecordDecoder(source, pyav.timeline)
-
-
-def decord_doubt(timeline: Timeline, orientation: Matrix = UPRIGHT) -> str | None:
-    """Why decord would return wrong frames of a file; None if it is correct."""
-    a, b, c, d = orientation
-    doubts = {
-        f"the format is {timeline.container}": timeline.container not in _DECORD_CONTAINERS,
-        f"the codec is {timeline.codec}": timeline.codec not in _DECORD_CODECS,
-        "frames have no presentation times": timeline.pts is None,
-        "an edit list hides frames": timeline.edited,
-        "the file begins before its first key frame": timeline.skips > 0,
-        "a key frame is not an instant refresh": not timeline.only_instant,
-        "the picture is mirrored": a * d - b * c < 0,
-        "a picture outside of MP4 and MOV is turned": orientation != UPRIGHT and timeline.container != "mov",
-        "a packet holds no picture": not timeline.all_pictures,
-        "there are several video streams": any(note.reason == "several_streams" for note in timeline.notes),
-    }
-    return next((doubt for doubt, holds in doubts.items() if holds), None)
-
-
-class DecordDecoder:
-    """decord, one thread."""
-
-    name: DecoderName = "decord"
-
-    def __init__(self, source: str | bytes, timeline: Timeline) -> None:
-        self.timeline, self.notes = timeline, list(timeline.notes)
-        # Imported here: it has no wheel for some machines.
-        try:
-            import decord
-        except (ImportError, OSError) as error:
-            raise UnreadableVideoError(f"decord cannot be loaded: {first_line(error)}") from error
-        with reading():
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            self._reader: Any = decord.VideoReader(file, num_threads=1)
-
-    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """Yields the frames at ``indices``, see ``Decoder``."""
-        self._check(indices)
-        for index in indices:
-            # One at a time: a batch of large frames would need many times the memory of the result.
-            with reading():
-                image: UInt8[np.ndarray, "height width 3"] = self._reader[index].asnumpy()
-            if image.shape[2] != 3:
-                # decord divides the bytes of a line by the width, so for narrow frames it counts padding as channels.
-                raise UnreadableVideoError(f"decord returns frames {image.shape[1]} pixels wide with their padding")
-            yield Frame(index, self.timeline.times_s[index], image)
-
-    def close(self) -> None:
-        """Frees the reader, which otherwise keeps frames buffered."""
-        self._reader = None
-
-    def _check(self, indices: Sequence[int]) -> None:
-        """Compares decord's times of the first and the last wanted frame with those of the file."""
-        times_s = self.timeline.times_s
-        with reading():
-            count = len(self._reader)
-            ends = [0, indices[0], indices[-1]]
-            found = self._reader.get_frame_timestamp(ends)[:, 0] if count == len(times_s) else np.full(3, np.nan)
-        off = np.abs(found - found[0] - [times_s[index] for index in ends])
-        if not np.all(off <= 0.5 / self.timeline.fps):
-            raise WrongTimesError(f"decord counts {count} frames of {len(times_s)}, or shows them at other times")
+    elif choice == "torchcodec":
+        doubt = torchcodec_problem() or torchcodec_doubt(pyav.timeline, pyav.orientation())
+        if doubt is None:
+            place = pyav.place()
+            pyav.close()
+            return TorchcodecDecoder(source, pyav.timeline, place)
+        pyav.notes.append(Note("not_torchcodec", f"read by PyAV, since {doubt}"))
+    return pyav
 
 
 class PyAVDecoder:
@@ -199,6 +102,10 @@ class PyAVDecoder:
             first = next(self._decoded([0]), None)
             self._rewind()
         return UPRIGHT if first is None else display_matrix(first[1])
+
+    def place(self) -> StreamPlace:
+        """Where other decoders find the stream, and the unit of its times."""
+        return StreamPlace(self._stream.index, self._stream.time_base)
 
     def close(self) -> None:
         """Closes the file."""

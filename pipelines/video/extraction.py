@@ -13,6 +13,7 @@ import pyarrow.fs as pafs
 from pipelines.recipe.frames import FramesConfig
 from pipelines.video.decode_child import ExtractedVideo, ExtractSettings
 from pipelines.video.decode_process import DecodeProcess, ExtractionError, Reason
+from pipelines.video.decoder import DecoderChoice
 from pipelines.video.errors import first_line
 from pipelines.workspace.errors import StorageError, is_forbidden, remedy
 from pipelines.workspace.file_systems import resolve
@@ -37,11 +38,11 @@ def make_extract_frames(
     Args:
         config: what to sample and how to store it.
         process: the decoding process to use; by default the calling process has one, started
-            at its first video, for all functions with the same limits.
+            at its first video, for all functions with the same limits and decoder.
     """
 
     def extract_frames(row: Row) -> dict[str, Any]:
-        decoding = process or _process_of_this_worker(config.timeout_s, config.max_memory_gb)
+        decoding = process or _process_of_this_worker(config.timeout_s, config.max_memory_gb, config.decoder)
         try:
             source = _open_source(row["uri"], max_bytes=int(config.max_memory_gb * 1e9 * MAX_REMOTE_FRACTION))
             return _frames_row(row, decoding.extract(source, _settings(config, row["start_s"], row["end_s"])))
@@ -57,7 +58,9 @@ def extract_from_bytes(content: bytes, config: FramesConfig) -> ExtractedVideo:
     Raises:
         ExtractionError: there are none.
     """
-    return _process_of_this_worker(config.timeout_s, config.max_memory_gb).extract(content, _settings(config))
+    return _process_of_this_worker(config.timeout_s, config.max_memory_gb, config.decoder).extract(
+        content, _settings(config)
+    )
 
 
 def _settings(config: FramesConfig, start_s: float | None = None, end_s: float | None = None) -> ExtractSettings:
@@ -74,8 +77,8 @@ def _settings(config: FramesConfig, start_s: float | None = None, end_s: float |
 
 
 @lru_cache(maxsize=4)
-def _process_of_this_worker(timeout_s: float, max_memory_gb: float) -> DecodeProcess:
-    return DecodeProcess(timeout_s=timeout_s, max_memory_gb=max_memory_gb)
+def _process_of_this_worker(timeout_s: float, max_memory_gb: float, decoder: DecoderChoice) -> DecodeProcess:
+    return DecodeProcess(timeout_s=timeout_s, max_memory_gb=max_memory_gb, decoder=decoder)
 
 
 def _open_source(uri: str, *, max_bytes: int) -> str | bytes:

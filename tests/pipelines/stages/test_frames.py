@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from pipelines.stages.frames import commit_frames
 from pipelines.workspace.records import ERRORS_FILE, NOTES, NOTES_FILE
@@ -39,6 +40,21 @@ def test_every_note_is_a_row_of_its_own_and_counted(tmp_path: Path) -> None:
         ("c", "late_start", "2 frames"),
     ]
     assert len(output.read_table(ERRORS_FILE)) == 1
+
+
+def test_how_often_pyav_took_over_from_torchcodec_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = "not_torchcodec: read by PyAV, since torchcodec is not installed"
+    names = ["video_id", "uri", "key", "split", "shard", "decoder"]
+    found = pa.table(
+        {name: list("abc") for name in names}
+        | {"row": pa.array(range(3), pa.int32()), "notes": [None, note, note]}
+        | {name: pa.nulls(3, pa.string()) for name in ("error_reason", "error_message")}
+    )
+    assert commit_frames(Storage(str(tmp_path)), found, 0.5)["notes_not_torchcodec"] == 2
+    (said,) = [record.getMessage() for record in caplog.records if "PyAV" in record.getMessage()]
+    assert said.startswith("frames: 2 of 3 videos: read by PyAV, since torchcodec is not installed (notes.parquet")
 
 
 def test_without_notes_the_table_is_empty(tmp_path: Path) -> None:

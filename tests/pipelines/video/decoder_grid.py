@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,8 +17,11 @@ import numpy as np
 from PIL import Image
 
 from pipelines.video.decode_child import ExtractSettings, extract
-from pipelines.video.decoders import DecordDecoder, PyAVDecoder
+from pipelines.video.decoder import Decoder, DecoderChoice
+from pipelines.video.decoders import PyAVDecoder
+from pipelines.video.decord_decoder import DecordDecoder
 from pipelines.video.errors import UnreadableVideoError, WrongTimesError
+from pipelines.video.torchcodec_decoder import TorchcodecDecoder, torchcodec_problem
 from tests.pipelines.video.numbered_videos import number_of, write_numbered
 
 Verdict = Literal["right", "wrong", "refused"]
@@ -103,7 +106,7 @@ def cases() -> Iterator[Case]:
                     yield Case(stream, suffix, rate)
 
 
-def by_project(path: Path, case: Case, choice: Literal["auto", "decord", "pyav"]) -> tuple[Verdict, str]:
+def by_project(path: Path, case: Case, choice: DecoderChoice) -> tuple[Verdict, str]:
     """How the project reads the file, whole and in segments, and by which decoder."""
     times = np.asarray(case.times_s)
     half_s = np.diff(times).min() / 2
@@ -138,13 +141,23 @@ def by_project(path: Path, case: Case, choice: Literal["auto", "decord", "pyav"]
 
 def by_decord(path: Path) -> Verdict:
     """How decord alone reads the frames that the project would ask it for, in order and with leaps."""
+    return _alone(path, lambda pyav: DecordDecoder(str(path), pyav.timeline))
+
+
+def by_torchcodec(path: Path) -> Verdict:
+    """The same for torchcodec."""
+    return _alone(path, lambda pyav: TorchcodecDecoder(str(path), pyav.timeline, pyav.place()))
+
+
+def _alone(path: Path, opened: Callable[[PyAVDecoder], Decoder]) -> Verdict:
     try:
         pyav = PyAVDecoder(str(path))
-        pyav.close()
-        for indices in ((0, 20, 40, 59), (25, 31, 57), (13,)):
-            decoder = DecordDecoder(str(path), pyav.timeline)
-            if [number_of(frame.image) for frame in decoder.frames(indices)] != list(indices):
-                return "wrong"
+        try:
+            for indices in ((0, 20, 40, 59), (25, 31, 57), (13,)):
+                if [number_of(frame.image) for frame in opened(pyav).frames(indices)] != list(indices):
+                    return "wrong"
+        finally:
+            pyav.close()
     except WrongTimesError:
         return "wrong"
     except UnreadableVideoError:
@@ -154,16 +167,21 @@ def by_decord(path: Path) -> Verdict:
 
 def main() -> None:
     """Prints the table; containers and rates that are read alike share a row."""
+    if problem := torchcodec_problem():
+        raise SystemExit(problem)
     rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in cases():
             path = case.write(Path(folder))
             auto, _ = by_project(path, case, "auto")
             chosen, used = by_project(path, case, "decord")
+            other, by = by_project(path, case, "torchcodec")
             outcome = (case.stream, auto, f"{chosen}, by {used}", by_decord(path))
+            outcome = (*outcome, f"{other}, by {by}", by_torchcodec(path))
             rows.setdefault(outcome, {}).setdefault(case.suffix, []).append(case.rate)
             path.unlink()
-    print("| stream | containers | rates | `auto` | `decord` | decord alone |\n|---|---|---|---|---|---|")
+    names = ["stream", "containers", "rates", "`auto`", "`decord`", "decord alone", "`torchcodec`", "torchcodec alone"]
+    print(f"| {' | '.join(names)} |\n" + "|---" * len(names) + "|")
     for (stream, *verdicts), rates_of in rows.items():
         alike: dict[str, list[str]] = {}
         for suffix, rates in rates_of.items():

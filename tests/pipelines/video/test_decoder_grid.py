@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.video.decoders import PyAVDecoder, decord_doubt, open_decoder
+from pipelines.video.decoders import PyAVDecoder, open_decoder
+from pipelines.video.decord_decoder import decord_doubt
 from tests.pipelines.video.decoder_grid import RATES, STREAMS, TURNS, Case, by_decord, by_project, cases
 from tests.pipelines.video.numbered_videos import number_of, picture, write_numbered
 

@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.video.decoders import DecordDecoder, PyAVDecoder, decord_doubt, open_decoder
+from pipelines.video.decoders import PyAVDecoder, open_decoder
+from pipelines.video.decord_decoder import DecordDecoder, decord_doubt
 from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError
 
 
