@@ -16,7 +16,10 @@ from hbi_models.axes import TokenFeatures
 from hbi_models.losses import retrieval_loss
 from hbi_models.retrieval import RetrievalModel
 
-SHAPES = {Shape(128, 128, 24, 12): (7, None, 1.0), Shape(32, 32, 64, 64): (2, Target("≥", 2), 3.0)}
+SHAPES: dict[Shape, tuple[int, Target | None, float]] = {
+    Shape(128, 128, 24, 12): (7, None, 1.0),
+    Shape(32, 32, 64, 64): (2, Target("≥", 2), 3.0),
+}
 """MSR-VTT's and ActivityNet's: how often each is timed, how many times faster ours is to be, and how many times less
 memory it is to take."""
 BASELINE = "straightforward implementation, whole tensors"
