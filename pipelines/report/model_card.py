@@ -18,7 +18,7 @@ from pipelines.report.metric_tables import answers_table, retrieval_table
 from pipelines.workspace.artifact import ARTIFACT, Artifact, read_document
 from pipelines.workspace.records import MANIFEST_FILE
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import last_name, parent_uri
+from pipelines.workspace.uris import is_absolute, last_name, parent_uri
 
 CARD = "README.md"
 
@@ -69,7 +69,7 @@ def without_places(value: Any) -> Any:
         return {name: without_places(item) for name, item in value.items()}
     if isinstance(value, list):
         return [without_places(item) for item in value]
-    if isinstance(value, str) and (value.startswith(("/", "~")) or "://" in value):
+    if isinstance(value, str) and is_absolute(value):
         return last_name(value)
     return value
 

@@ -27,6 +27,11 @@ def is_local(uri: str) -> bool:
     return not _SCHEME.match(uri) or uri.startswith(_FILE)
 
 
+def is_absolute(text: str) -> bool:
+    """Whether a text names a place on a machine or in a store, and not a name or a relative path."""
+    return text.startswith(("/", "~")) or bool(_SCHEME.match(text))
+
+
 def split_options(uri: str) -> tuple[str, str]:
     """``uri`` without the options of its store, and these with their question mark; a path has none."""
     found = None if is_local(uri) else _OPTIONS.search(uri)

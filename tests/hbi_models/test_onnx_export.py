@@ -54,8 +54,7 @@ def frames_of(items: int) -> Tensor:
     return torch.randint(256, (items, MAX_FRAMES, 3, IMAGE_PX, IMAGE_PX), dtype=torch.uint8)
 
 
-@pytest.mark.long  # towers, levels and head are in the two tests below
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("quirks", [Quirks(), Quirks.published()], ids=["ours", "published"])
 @torch.no_grad()
 def test_similarities_are_the_models(tmp_path: Path, quirks: Quirks) -> None:
@@ -75,7 +74,7 @@ def test_similarities_are_the_models(tmp_path: Path, quirks: Quirks) -> None:
         assert found.shape == (num_texts, num_videos) and (found.numel() == 1 or found.std() > 10 * TOLERANCE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @torch.no_grad()
 def test_answers_are_the_models(tmp_path: Path) -> None:
     torch.manual_seed(0)
