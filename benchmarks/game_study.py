@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from benchmarks.study import document, results
-from benchmarks.study.arms import ARMS, CLAIMED
+from benchmarks.study.arms import ARMS, CLAIMED, LEAST_SEEDS
 from benchmarks.study.features import DATA_SETS, generated_features, identity_of, write_features
 from benchmarks.study.heads import Training
 from benchmarks.study.recipe import recipe_features, write_encoder
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train_videos", type=int, help="fewer or more generated clips to train with")
     parser.add_argument("--test_videos", type=int, help="and to test with")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=12, help="of the arms of the named differences")
+    parser.add_argument("--seeds", type=int, default=LEAST_SEEDS, help="of the arms of the named differences")
     parser.add_argument("--other_seeds", type=int, default=6, help="of the other arms")
     parser.add_argument("--steps", type=int, default=Training.steps)
     parser.add_argument("--batch_size", type=int, default=Training.batch_size)

@@ -57,3 +57,6 @@ CONTRASTS = (
     ("exact + coalitions", "none"),
 )
 """Differences that are claims; their p-values are corrected together, within a data set."""
+
+LEAST_SEEDS = 12
+"""Of each arm of a claim, said beforehand."""

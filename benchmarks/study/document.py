@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.study.arms import ARMS
+from benchmarks.study.arms import ARMS, LEAST_SEEDS
 from benchmarks.study.results import Difference, claims, decision, difference, values_of
 from pipelines.tables import table
 
@@ -56,12 +56,14 @@ def tables(rows: Sequence[Mapping[str, Any]], data_sets: Iterable[str], *, measu
             ]
             for part in found
         ]
+        seeds = min((part.seeds for part in found), default=0)
+        too_few = f", which asks for {LEAST_SEEDS} seeds and so far has {seeds}" if seeds < LEAST_SEEDS else ""
         missing = [arm for arm in ARMS if arm not in main]
         not_run = f"\n\nArms that were not run: {', '.join(missing)}." if missing else ""
         parts.append(
             f"### {data[0].upper()}{data[1:]}\n\nMean and deviation over seeds; in brackets the difference to `none` "
             f"of the same seeds with its 95% t-interval.\n\n{_markdown(lines)}\n\n{_markdown(claim_lines)}\n\n"
-            f"By the rule: **{decision(found)}**.{not_run}"
+            f"By the rule{too_few}: **{decision(found)}**.{not_run}"
         )
     return "\n\n".join(parts)
 
@@ -104,7 +106,7 @@ def picture(rows: Sequence[Mapping[str, Any]], data_sets: Sequence[str], path: P
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(np.arange(len(arms)), arms)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(arms) - 0.5, -0.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -201,6 +201,7 @@ def test_tables_and_picture_say_what_was_measured(tmp_path: Path) -> None:
     content = document.tables(rows, [DATA], measure="r1")
     assert "| exact | 3 | 43.2 ± 0.1 (+2.9: +2.5 to +3.3) |" in content
     assert "| exact − none | 3 | +2.90 | +2.47 to +3.33 |" in content
+    assert "By the rule, which asks for 12 seeds and so far has 3: **undecided" in content
     assert content.endswith("Arms that were not run: cosine, " + ", ".join(list(ARMS)[3:]) + ".")
     assert "exact − none" in document.console(rows, [DATA], measure="r1")
     document.picture(rows, [DATA], tmp_path / "study.png", measure="r1")
