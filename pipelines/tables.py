@@ -10,6 +10,7 @@ from hbi_models.metric_names import ANSWER_METRICS, DIRECTIONS, PAIR_SCORES, RAN
 from hbi_models.student import t_interval
 from pipelines.evaluate.documents import by_questions, with_interval
 from pipelines.progress import format_seconds
+from pipelines.recipe.probe import STRENGTH_NAMES
 from pipelines.stages.execution import Outcome
 from pipelines.stages.plan import Step
 
@@ -109,7 +110,7 @@ def perturbations_table(document: Mapping[str, Any]) -> str:
         if name != "none"
     ]
     (unperturbed,) = document["none"]["recall_at_1"]
-    return f"R@1 without: {with_interval(unperturbed)}\n\n{table(['R@1 with', 'slight', 'clear', 'hard'], rows)}"
+    return f"R@1 without: {with_interval(unperturbed)}\n\n{table(['R@1 with', *STRENGTH_NAMES], rows)}"
 
 
 def moments_table(document: Mapping[str, Any]) -> str:

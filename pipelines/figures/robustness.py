@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pipelines.figures.style import DPI, FAINT, INK
+from pipelines.recipe.probe import STRENGTH_NAMES
 
 _COLUMNS = 4
 
@@ -28,7 +29,8 @@ def robustness_chart(document: Mapping[str, Any]) -> Figure:
                           color="#2171b5", alpha=0.2, linewidth=0)  # fmt: skip
         axes.plot(strengths, [each["value"] for each in measured], "o-", color="#2171b5", markersize=3)
         axes.set_title(name, fontsize=9, color=INK)
-        axes.set_xticks(list(strengths), ["–", *(f"{amount:.3g}" for amount in values["amounts"])], fontsize=7)
+        # The amounts have other units in each panel; the document has them.
+        axes.set_xticks(list(strengths), ["none", *STRENGTH_NAMES], fontsize=7)
         axes.tick_params(labelbottom=True)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(grid.flat)[len(panels) :]:

@@ -11,6 +11,9 @@ from pipelines.recipe.data import Split
 
 ProbePart = Literal["negatives", "perturbations", "moments"]
 
+STRENGTH_NAMES = ("slight", "clear", "hard")
+"""Of perturbations at strengths 1, 2 and 3."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
