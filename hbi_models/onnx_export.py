@@ -104,7 +104,7 @@ def export_onnx(model: RetrievalModel | VideoQAModel, folder: Path) -> list[str]
         ModuleNotFoundError: The extra ``onnx`` is not installed.
         ValueError: A part cannot be expressed in ONNX, or its result is not the model's within ``TOLERANCE``.
     """
-    # PyTorch asks for the second one in the middle of its work.
+    # Both are asked for before any work: PyTorch's exporter needs the second one in the middle of it.
     import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
 
