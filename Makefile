@@ -23,6 +23,8 @@ PYTHON ?= python3
 PYTHONS ?= python3.11 python3.12 python3.13
 PIP_OPTIONS ?= --constraint constraints.txt
 BIN := $(abspath $(VENV))/bin
+# Compiled modules are kept, also where the environment says otherwise: compiling takes a third of a short test run.
+unexport PYTHONDONTWRITEBYTECODE
 # One thread per process: Ray runs as many processes as there are CPUs.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
@@ -33,8 +35,9 @@ faults_killed := tests/faults/test_killed_runs.py tests/jobs/test_pipeline.py
 faults_nodes := tests/faults/test_lost_nodes.py
 faults_storage := tests/faults/test_whole_runs.py
 faults_processes := tests/faults/test_processes.py tests/faults/test_ray_neighbours.py
+faults_workers := tests/pipelines/train/test_worker_errors.py tests/pipelines/train/test_unlisted.py
 faults_mlflow := tests/faults/test_mlflow_outage.py
-FAULTS := killed nodes storage processes mlflow fuzz
+FAULTS := killed nodes storage processes workers mlflow fuzz
 cluster_jobs := tests/cluster/test_jobs_api.py
 cluster_nodes := tests/cluster/test_nodes.py
 cluster_store := tests/cluster/test_object_store.py

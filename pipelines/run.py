@@ -1,9 +1,10 @@
-"""Runs a plan: one Ray, one MLflow parent run, stage after stage."""
+"""Runs a plan: one Ray, where stages need it, one MLflow parent run, stage after stage."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from pipelines.progress import format_seconds
 from pipelines.recipe.recipe import Recipe
@@ -22,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcome]:
-    """Executes ``steps``. If all are done, Ray is not started, and MLflow only to record what it has missed.
+    """Executes ``steps``. If all are done, MLflow is only started to record what it has missed.
+
+    Ray is only started if a stage that is not done has tasks, actors or workers.
 
     Raises:
         FileNotFoundError, ValueError: ``MLFLOW_TRACKING_URI`` names no server or database, the data set does not hold
@@ -38,12 +41,8 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
     to_come, known = pending(steps), finished(steps)
     known_data(graph, known).require(recipe, to_come)
     require_weights(steps, recipe)
-    from pipelines.resources.allotment import allot
-    from pipelines.resources.ray_session import ray_session
-
     outcomes: list[Outcome] = []
-    with ray_session(recipe.resources), checked_nodes(graph.workspace, places_of(graph, recipe)):
-        allot(to_come, recipe.resources)
+    with _cluster(graph, to_come, recipe):
         tracker = PipelineTracker(graph.workspace, recipe.tracking, recipe)
         tracker.log_fingerprints(graph.fingerprints)
         try:
@@ -63,6 +62,21 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
             tracker.run.log_metrics({f"{outcome.step.stage.name}/{name}": value for name, value in counts.items()})
         tracker.finish("FINISHED")
         return outcomes
+
+
+@contextmanager
+def _cluster(graph: Graph, stages: Sequence[str], recipe: Recipe) -> Iterator[None]:
+    """Ray, with what ``stages`` take of it; none where this process does all of their work."""
+    from pipelines.resources.allotment import allot, need_ray
+    from pipelines.resources.ray_session import ray_session
+
+    if not need_ray(stages, recipe.resources):
+        logger.info("this process does all of the work; Ray is not started")
+        yield
+        return
+    with ray_session(recipe.resources), checked_nodes(graph.workspace, places_of(graph, recipe)):
+        allot(stages, recipe.resources)
+        yield
 
 
 def results(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -35,7 +36,7 @@ def stop_actors(actors: Sequence[Any]) -> None:
 
 
 class _Here:
-    """An object of this process with the interface of an actor's handle: calls take and return references."""
+    """An object of this process with the interface of an actor's handle: calls take and return what is a reference."""
 
     def __init__(self, member: Any) -> None:
         self._member = member
@@ -48,8 +49,24 @@ class _Call:
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
 
-    def remote(self, *arguments: Any) -> ray.ObjectRef[Any]:
-        return ray.put(self._method(*(ray.get(one) if isinstance(one, ray.ObjectRef) else one for one in arguments)))
+    def remote(self, *arguments: Any) -> _Result:
+        return _Result(self._method(*(one.value if isinstance(one, _Result) else one for one in arguments)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """In the place of a reference: what a call in this process has returned."""
+
+    value: Any
+
+
+def result_of(reference: Any) -> Any:
+    """What the call of an actor returned, waiting for it.
+
+    Raises:
+        ray.exceptions.RayError: the call failed.
+    """
+    return reference.value if isinstance(reference, _Result) else ray.get(reference)
 
 
 def blocks(count: int, size: int) -> list[range]:
@@ -64,7 +81,12 @@ def as_finished(references: Sequence[Any]) -> Iterator[int]:
         ray.exceptions.RayError: a call failed.
     """
     positions = {reference: position for position, reference in enumerate(references)}
-    waiting = list(references)
+    waiting = []
+    for reference in references:
+        if isinstance(reference, _Result):
+            yield positions[reference]
+        else:
+            waiting.append(reference)
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=1)
         for reference in ready:

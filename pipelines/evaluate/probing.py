@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from hbi_models.metric_names import PAIR_SCORES
 from hbi_models.metrics import ConfidenceInterval, cluster_resamples, text_to_video_ranks
 from hbi_models.moments import best_moment
 from hbi_models.span_metrics import RECALL_THRESHOLDS, Span, best_overlaps, mean_average_precision
-from pipelines.evaluate.actors import blocks
+from pipelines.evaluate.actors import blocks, result_of
 from pipelines.progress import Progress
 from pipelines.splits import SplitView
 from pipelines.video.perturbations import LEVELS as PERTURBATIONS
@@ -90,7 +89,7 @@ def probe_negatives(
     found: dict[tuple[int, str], dict[str, float]] = {}
     with Progress("negatives", total=len(videos), unit="videos") as progress:
         for part, reference in calls:
-            scores = ray.get(reference)
+            scores = result_of(reference)
             texts = [(video, text) for video, listed in part for text in listed]
             for row, key in enumerate(texts):
                 found[key] = {name: float(values[row]) for name, values in scores.items()}
@@ -145,7 +144,7 @@ def probe_perturbations(actors: Sequence[Any], view: SplitView, *, tile: int, in
             places = list(block)
             videos = actor.videos.remote(places) if name is None else actor.perturbed.remote(places, name, strength)
             columns.append([actor.tile.remote(text, videos) for text in texts])
-        matrix = torch.cat([torch.cat([torch.tensor(ray.get(part)) for part in column]) for column in columns], dim=1)
+        matrix = torch.cat([torch.cat([torch.tensor(result_of(part)) for part in column]) for column in columns], dim=1)
         hits = (text_to_video_ranks(matrix, right) <= 1).double()
         return intervals.mean(hits, right)
 
@@ -194,7 +193,7 @@ def probe_moments(
     with Progress("moments", total=len(queries), unit="queries") as progress:
         for listed, reference in calls:
             places = [(video, place) for video in listed for place in by_video[video]]
-            for (video, place), relevance in zip(places, ray.get(reference), strict=True):
+            for (video, place), relevance in zip(places, result_of(reference), strict=True):
                 for name, span in _spans(relevance, times[video], prior):
                     spans[name][place] = [span]
             progress.advance(len(places))

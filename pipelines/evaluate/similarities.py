@@ -12,14 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
 
 from hbi_models.config_fields import require
 from hbi_models.configs import RetrievalConfig
 from hbi_models.retrieval import counted_levels
-from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
+from pipelines.evaluate.actors import as_finished, blocks, result_of, start_actors, stop_actors
 from pipelines.evaluate.variants import Bank
 from pipelines.models.encoding import Levels, Texts, encode_texts_of, encode_videos, on_device
 from pipelines.models.initial_weights import load_checkpoint
@@ -117,7 +116,9 @@ def similarity_matrix(
     with Progress("evaluation", total=len(tiles), unit="tiles") as progress:
         for tile in as_finished(scores):
             rows, columns = text_blocks[tiles[tile][0]], video_blocks[tiles[tile][1]]
-            matrix[rows.start : rows.stop, columns.start : columns.stop] = _whole(ray.get(scores[tile]), rows, columns)
+            matrix[rows.start : rows.stop, columns.start : columns.stop] = _whole(
+                result_of(scores[tile]), rows, columns
+            )
             progress.advance()
     stop_actors(actors)
     return matrix

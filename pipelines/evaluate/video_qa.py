@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -28,7 +27,7 @@ from hbi_models.metric_names import ANSWER_METRICS
 from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
 from pipelines.datasets.annotations import OVERALL, Question
 from pipelines.datasets.answers import Vocabulary, most_frequent
-from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
+from pipelines.evaluate.actors import as_finished, blocks, result_of, start_actors, stop_actors
 from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE, protocol_tags
 from pipelines.evaluate.protocol import answers_protocol
 from pipelines.models.answering import Answers, answer_questions, concatenate_answers
@@ -193,7 +192,7 @@ def _answer_all(
     with Progress("qa_evaluation", total=sum(view.texts_per_video), unit="questions") as progress:
         for part in as_finished(calls):
             progress.advance(sum(view.texts_per_video[video] for video in parts[part]))
-    answers = concatenate_answers(ray.get(calls))
+    answers = concatenate_answers([result_of(call) for call in calls])
     stop_actors(actors)
     return answers
 

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from hbi_models.config_fields import require
@@ -20,7 +19,7 @@ from hbi_models.metric_names import DIRECTIONS
 from hbi_models.metrics import RetrievalMetrics, bootstrap_intervals, text_to_video_ranks, video_to_text_ranks
 from hbi_models.zero_shot import ZeroShotModel, zero_shot_similarity
 from hbi_models.zero_shot_config import ZERO_SHOT_POOLINGS, ZeroShotConfig
-from pipelines.evaluate.actors import as_finished, blocks, start_actors, stop_actors
+from pipelines.evaluate.actors import as_finished, blocks, result_of, start_actors, stop_actors
 from pipelines.evaluate.documents import METRICS_FILE
 from pipelines.models.clip_weights import local_weights
 from pipelines.models.encoding import Levels, encode_texts, encode_videos, on_device
@@ -89,7 +88,7 @@ def zero_shot_matrices(
     scores = [actors[i % count].tile.remote(texts[row], videos[column]) for i, (row, column) in enumerate(tiles)]
     for tile in as_finished(scores):
         rows, columns = text_blocks[tiles[tile][0]], video_blocks[tiles[tile][1]]
-        found = torch.tensor(ray.get(scores[tile]))
+        found = torch.tensor(result_of(scores[tile]))
         # Otherwise the assignment would broadcast a smaller tile.
         expected = (len(ZERO_SHOT_POOLINGS), len(rows), len(columns))
         require(found.shape == expected, f"a tile of {expected} similarities came back with the shape {found.shape}")

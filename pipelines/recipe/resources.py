@@ -90,7 +90,8 @@ class ResourcesConfig:
     """How much of the cluster each stage takes. Nothing here changes a result."""
 
     ray_address: str | None = None
-    """Address of a running cluster; null = RAY_ADDRESS, else a local Ray is started."""
+    """Address of a running cluster; null = RAY_ADDRESS, else a local Ray is started if a stage has tasks, actors or
+    workers."""
 
     local_cpus: int | None = None
     """CPUs of a local Ray; null = all of the machine."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 
 from pipelines.recipe.resources import ActorResources, ResourcesConfig, TaskResources, TrainResources
@@ -54,6 +55,17 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
                 logger.warning("%s leaves %g GPUs idle; raise resources.%s.workers to use them", name, idle, name)
 
 
+def need_ray(stages: Sequence[str], config: ResourcesConfig) -> bool:
+    """Whether ``stages`` have tasks, actors or workers, or are to work beside a cluster that is named.
+
+    Where GPUs are demanded, Ray is asked for them.
+    """
+    if config.ray_address or os.environ.get("RAY_ADDRESS") or config.require_gpus:
+        return True
+    resources = [found for name in stages if (found := resources_of(name, config)) is not None]
+    return any(found.workers > 0 if isinstance(found, TrainResources) else not works_here(found) for found in resources)
+
+
 def _require_gpu_each(stage: str, resources: Resources) -> None:
     """Refuses workers of which only some would have a GPU: all of them would train on CPUs, beside idle GPUs."""
     if not isinstance(resources, TrainResources) or resources.gpus_per_worker is not None:
@@ -102,8 +114,9 @@ def resources_of(stage: str, config: ResourcesConfig) -> Resources | None:
 
 
 def _section(stage: str) -> str:
-    """The field of ``resources`` that holds a stage's; a probe scores captions and videos as the evaluation does."""
-    return {"shapes": "decode", "frames": "decode", "probe": "evaluation"}.get(stage, stage)
+    """The field of ``resources`` that holds a stage's; some score captions and videos as the evaluation does."""
+    shared = {"shapes": "decode", "frames": "decode", "zero_shot": "evaluation", "probe": "evaluation"}
+    return shared.get(stage, stage)
 
 
 def describe(resources: Resources) -> str:

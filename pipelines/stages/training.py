@@ -71,12 +71,12 @@ def train(
     precision: Precision,
     compiled: bool = False,
 ) -> dict[str, float]:
-    """Trains ``task`` on Ray; returns its last validation metrics."""
+    """Trains ``task``; returns its last validation metrics."""
     from pipelines.train.loop import LoopSettings
-    from pipelines.train.ray_trainer import train_on_ray
+    from pipelines.train.trainer import train_task
 
     resources: TrainResources = getattr(recipe.resources, task.kind)
-    return train_on_ray(
+    return train_task(
         task,
         context.output,
         context.tracker,

@@ -1,22 +1,18 @@
-"""Runs a training task on a Ray Train worker group and keeps its best checkpoint.
+"""Runs a training task on a Ray Train worker group.
 
 Ray Train restarts the group from the last checkpoint when a worker or a node dies, and resumes
 when the same command runs again: its folder lies in the stage's own folder, whose name is the
 stage's fingerprint, so a different experiment never resumes this one.
-
-A trial of a tuning already has a process with the resources of one worker. If it needs only one worker, or if the
-recipe asks for none, the same loop runs in the calling process and no group is started.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -36,29 +32,19 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from pipelines.models.folder import DESCRIPTION, ENCODER_FILES, MODEL, WEIGHTS
-from pipelines.models.weights import LEFT_OUT, fixed_weights, load_weights, save_model
-from pipelines.progress import Progress
 from pipelines.recipe.resources import TrainResources
-from pipelines.resources.device import CPU, compute_device
+from pipelines.resources.device import compute_device
 from pipelines.resources.ray_session import worker_gpus
-from pipelines.tracker import StageTracker
-from pipelines.train.checkpoint_folder import CheckpointFolder
-from pipelines.train.collapse import CollapseWarnings
 from pipelines.train.collectives import OtherRankError
-from pipelines.train.files import CHECKPOINTS, NON_FINITE, RAY_TRAIN
-from pipelines.train.history import History, Point
-from pipelines.train.in_place import train_in_place
+from pipelines.train.files import RAY_TRAIN
+from pipelines.train.history import Point
 from pipelines.train.loop import SCORE, LoopSettings, NonFiniteLossError, Task, TrainingLoop
 from pipelines.train.metric_sink import POLL_S, fetch, start_sink
-from pipelines.train.trial_host import CheckpointPlace, TrialHost
 from pipelines.train.unlisted import place_to_go_on_from, unlisted_checkpoints
 from pipelines.workspace.errors import StorageError, remedy
 from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
-
-Receive = Callable[[list[Point]], None]
 
 
 @dataclass(frozen=True)
@@ -156,84 +142,19 @@ def _checkpoint(job: _Job) -> Iterator[Path | None]:
         yield None
 
 
-def train_on_ray(
+def train_on_workers(
     task: Task[Any],
     output: Storage,
-    tracker: StageTracker,
-    *,
-    resources: TrainResources,
     settings: LoopSettings,
-    trial: TrialHost | None = None,
-) -> dict[str, float]:
-    """Trains ``task`` and commits the best checkpoint's weights to ``<output>/model``.
-
-    Returns:
-        The number of steps and the last value of every validation metric, with the best score.
+    resources: TrainResources,
+    receive: Callable[[list[Point]], None],
+) -> tuple[list[Point], float, Storage]:
+    """Trains ``task`` on a worker group in ``output``; returns the whole curve, and the best score and its checkpoint.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
         ray.train.TrainingFailedError: workers died more often than ``resources.max_failures``.
     """
-    total = sum(map(task.steps, range(task.epochs)))
-    history, collapse = History(output), CollapseWarnings()
-    if trial is not None:
-        settings = replace(settings, validations_per_epoch=trial.validations_per_epoch)
-    with Progress(task.kind, total=total, unit="steps") as progress:
-
-        def receive(points: list[Point]) -> None:
-            history.extend(points)
-            tracker.log_batch(points)
-            collapse.look(points)
-            for step, metrics in points:
-                progress.advance_to(step, _note(metrics))
-
-        try:
-            if resources.workers == 0 or (trial is not None and resources.workers == 1):
-                place = (trial and trial.checkpoints) or CheckpointFolder(output.folder(CHECKPOINTS))
-                on_gpu = worker_gpus(resources) > 0
-                curve, score = _train_here(task, output, place, settings, on_gpu, receive)
-            else:
-                curve, score = _train_on_workers(task, output, settings, resources, receive)
-        except NonFiniteLossError as error:
-            report = {**error.report, "saved": output.place(NON_FINITE)}
-            output.write_json(NON_FINITE, report)
-            raise NonFiniteLossError(report) from error
-    # If a driver or a sink was killed, points are missing in the history. The checkpoints have all of them.
-    history.complete(curve)
-    return {"steps": total, **history.latest("validation/"), "best/score": score}
-
-
-def _train_here(
-    task: Task[Any],
-    output: Storage,
-    place: CheckpointPlace,
-    settings: LoopSettings,
-    on_gpu: bool,
-    receive: Receive,
-) -> tuple[list[Point], float]:
-    """Trains in this process; returns the whole curve, and the score of the checkpoint that it commits."""
-    # The process of the command itself may see GPUs that it is not to use.
-    device = compute_device() if on_gpu else CPU
-    try:
-        curve = train_in_place(task, device=device, settings=settings, place=place, receive=receive)
-    except NonFiniteLossError as error:
-        if not output.exists(CHECKPOINTS):
-            raise
-        raise NonFiniteLossError({**error.report, "last_checkpoint": output.place(CHECKPOINTS)}) from error
-    with TemporaryDirectory() as scratch:
-        folder, score = place.best(Path(scratch))
-        _keep_model(task, folder, output)
-    return curve, score
-
-
-def _train_on_workers(
-    task: Task[Any],
-    output: Storage,
-    settings: LoopSettings,
-    resources: TrainResources,
-    receive: Receive,
-) -> tuple[list[Point], float]:
-    """Trains on a worker group; returns the whole curve, and the score of the checkpoint that it commits."""
     gpus = worker_gpus(resources)
     start = place_to_go_on_from(output)
     sink = start_sink()
@@ -272,9 +193,7 @@ def _train_on_workers(
     # If Ray's list was lost, the best checkpoint may be one that the new list does not name.
     kept |= {checkpoint.name: checkpoint.score for checkpoint in unlisted_checkpoints(output, kept)}
     best = max(kept, key=lambda name: kept[name])
-    with TemporaryDirectory() as scratch:
-        _keep_model(task, output.folder(RAY_TRAIN).download(best, Path(scratch)), output)
-    return done.curve, kept[best]
+    return done.curve, kept[best], output.folder(RAY_TRAIN).folder(best)
 
 
 def _mendable(error: WorkerGroupError) -> Exception | None:
@@ -311,35 +230,3 @@ def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Resu
         fetch_points()
     fetch_points()
     return done.result()
-
-
-def _keep_model(task: Task[Any], folder: Path, output: Storage) -> None:
-    """Puts the chosen checkpoint's weights and description in their place, and what its encoder needs beside them.
-
-    The weights get what checkpoints leave out.
-    """
-    with TemporaryDirectory() as scratch:
-        complete = _completed(task, folder, Path(scratch))
-        for name in (WEIGHTS, DESCRIPTION, *(name for name in ENCODER_FILES if (complete / name).is_file())):
-            output.write_bytes(f"{MODEL}/{name}", (complete / name).read_bytes())
-
-
-def _completed(task: Task[Any], folder: Path, scratch: Path) -> Path:
-    """The checkpoint in ``folder`` with all weights: itself, or a copy with the frozen encoder in ``scratch``."""
-    if not json.loads((folder / DESCRIPTION).read_bytes()).get(LEFT_OUT):
-        return folder
-    # As the training began: the same seed draws the same weights.
-    torch.manual_seed(task.seed)
-    model = task.make_model()
-    load_weights(folder, model, left_out=fixed_weights(model))
-    save_model(scratch, model, kind=task.kind, config=task.model_config)
-    return scratch
-
-
-def _note(metrics: Mapping[str, float]) -> str:
-    shown = {
-        "train/loss": "loss {:.3f}",
-        "throughput/pairs_per_s": "{:.0f} pairs/s",
-        SCORE: "validation score {:.2f}",
-    }
-    return ", ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)

@@ -104,6 +104,7 @@ def test_only_heads_and_temperature_are_trained(encoder: RetrievalModel) -> None
     assert {"word_adapter.outer.weight", "model.predictors.event.conv_out.weight"} <= set(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ARMS))
 def test_every_arm_trains_and_is_measured(encoder: RetrievalModel, splits: dict[str, Split], name: str) -> None:
     measured = train_heads(ARMS[name], splits, encoder, seed=1, training=SHORT, device=CPU)
@@ -115,6 +116,7 @@ def test_every_arm_trains_and_is_measured(encoder: RetrievalModel, splits: dict[
     assert ("event_gradient" in measured) == ("exact" in name or name in ("cosine", "estimator"))
 
 
+@pytest.mark.slow
 def test_a_training_is_a_function_of_its_seed(encoder: RetrievalModel, splits: dict[str, Split]) -> None:
     one, again, other = (
         train_heads(ARMS["exact"], splits, encoder, seed=seed, training=SHORT, device=CPU) for seed in (1, 1, 2)
@@ -125,6 +127,7 @@ def test_a_training_is_a_function_of_its_seed(encoder: RetrievalModel, splits: d
     assert one["loss"] != other["loss"]
 
 
+@pytest.mark.slow
 def test_the_best_weights_on_the_validation_split_are_tested(encoder: RetrievalModel, splits: dict[str, Split]) -> None:
     with_validation = {**splits, "val": splits["test"]}
     training = replace(SHORT, steps=4, validate_every=1)

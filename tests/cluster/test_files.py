@@ -122,6 +122,7 @@ def plain_resources() -> Iterator[tuple[str, dict[str, Any]]]:
 PLAIN_RESOURCES = dict(plain_resources())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [OLDEST_KUBERNETES, NEWEST_KUBERNETES])
 @pytest.mark.parametrize("name", PLAIN_RESOURCES)
 def test_manifests_follow_kubernetes_schemas(name: str, version: str) -> None:
@@ -276,6 +277,7 @@ def test_the_readme_shows_commands_for_every_kind_of_cluster() -> None:
     assert any("sbatch" in line for line in command_lines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", command_lines())
 def test_commands_of_the_readme_parse(line: str) -> None:
     checked = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ from pipelines.tracker import StageTracker
 from pipelines.train.checkpoints import Position
 from pipelines.train.files import NON_FINITE
 from pipelines.train.loop import LoopSettings, NonFiniteLossError, TrainingLoop
-from pipelines.train.ray_trainer import train_on_ray
+from pipelines.train.trainer import train_task
 from pipelines.train.trial_host import TrialHost
 from pipelines.workspace.records import INDEX_FILE, MANIFEST_FILE
 from pipelines.workspace.storage import Storage
@@ -70,7 +70,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_and_the_ids_of_
     spoil_a_label(tmp_path, offender.split(",")[0])
     output = Storage(str(tmp_path / "estimator"))
     with pytest.raises(NonFiniteLossError) as failure:
-        train_on_ray(
+        train_task(
             estimator_task(tmp_path, epochs=3),
             output,
             StageTracker(),

@@ -36,6 +36,7 @@ def largest_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return (actual - expected).abs().max().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logit_scale", [0.0, 1.0, 3.0, 10.0, 100.0, 1e4])
 def test_equals_enumeration_for_every_size_up_to_nine_players(logit_scale: float) -> None:
     for words, frames in SIZES_UP_TO_NINE_PLAYERS:
@@ -200,6 +201,7 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
         exact_interaction(*game)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logit_scale", [0.0, 1.0, 10.0, 100.0, 1e4])
 def test_on_an_accelerator_it_asks_for_nothing_and_equals_enumeration(logit_scale: float) -> None:
     for words, frames in ((1, 1), (1, 7), (7, 1), (4, 4), (6, 3)):

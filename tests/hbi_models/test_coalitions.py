@@ -108,6 +108,7 @@ def test_tiles_change_neither_values_nor_gradients(max_tile_elements: int) -> No
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presence", [0.3, 0.5])
 def test_gradients_are_those_of_finite_differences(presence: float) -> None:
     texts, videos = random_level([3, 2], 3, seed=7), random_level([2, 1], 2, seed=8)

@@ -132,6 +132,7 @@ def test_resamples_draw_whole_clusters_and_give_the_quantiles_of_a_plain_loop() 
     assert [interval.low, interval.high] == pytest.approx(expected.tolist(), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_repeating_every_query_of_a_cluster_makes_no_interval_narrower() -> None:
     ranks = torch.randint(1, 4, (60,), generator=torch.Generator().manual_seed(0)).double()
 

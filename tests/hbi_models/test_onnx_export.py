@@ -23,6 +23,8 @@ from tests.hbi_models.tiny_model import (
     tiny_video_qa_config,
 )
 
+pytestmark = pytest.mark.slow
+
 ALL_LEVELS = (1.0, 0.5, 0.25)
 
 

@@ -34,6 +34,7 @@ def without_batch_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if ".bn." not in f".{name}"}
 
 
+@pytest.mark.slow
 def test_a_published_retrieval_checkpoint_survives_the_round_trip(golden: Golden, tmp_path: Path) -> None:
     published = golden.weights("keys_retrieval", seed=3)
     model = published_model(golden, "ret", 3, tmp_path)

@@ -23,12 +23,15 @@ from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, MAX_WORDS, write_architec
 
 RAY: dict[str, Any] = {"local_cpus": 4, "local_object_store_gb": 0.15}
 
-TASKS_AND_ACTORS = {stage: {"max_actors": 1} for stage in ("labels", "evaluation", "qa_evaluation")}
+TASKS_AND_ACTORS: dict[str, Any] = {
+    "decode": {"max_tasks": 2},
+    **{stage: {"max_actors": 1} for stage in ("labels", "evaluation", "qa_evaluation")},
+}
 """Tasks of Ray Data that decode, and an actor of each kind: each loads PyTorch, which takes ten seconds of a core."""
 
 IN_PLACE: dict[str, Any] = {
     "decode": {"max_tasks": 0},
-    **{stage: {"max_actors": 0} for stage in TASKS_AND_ACTORS},
+    **{stage: {"max_actors": 0} for stage in ("labels", "evaluation", "qa_evaluation")},
     **{stage: {"workers": 0} for stage in ("estimator", "retrieval", "video_qa")},
 }
 """All work in the process of the run. A group of training workers takes half a minute to start."""

@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ClipsFile:
 @pytest.fixture(scope="module")
 def recipe_file(data: ClipsFile) -> Path:
     settings = {**data.settings, "validation_videos": 5}
-    return write_recipe(data.file.parent, data=settings, resources={**RESOURCES, "decode": {}})
+    return write_recipe(data.file.parent, data=settings, resources={**RESOURCES, "decode": {"max_tasks": 2}})
 
 
 def pool_of(recipe: Recipe) -> ShardPool:

@@ -39,7 +39,7 @@ from pipelines.train.retrieval import RetrievalTask
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.storage import Storage
 from tests.jobs.killing import has_checkpoint, kill_when
-from tests.jobs.recipes import RAY, TASKS_AND_ACTORS, actions, command, read, run, run_command, write_recipe
+from tests.jobs.recipes import RESOURCES, TASKS_AND_ACTORS, actions, command, read, run, run_command, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -81,8 +81,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "duration_s": 2.0,
             },
         },
-        # Two processes train retrieval, as on a cluster; the other files do all of their work in place.
-        resources={**RAY, **TASKS_AND_ACTORS, "estimator": {"workers": 0}, "retrieval": {"workers": 2}},
+        # Tasks decode, an actor evaluates and two processes train retrieval, as on a cluster; labels by actors are in
+        # the long suites, and the other files do all of their work in place.
+        resources={
+            **RESOURCES,
+            **{stage: TASKS_AND_ACTORS[stage] for stage in ("decode", "evaluation")},
+            "retrieval": {"workers": 2},
+        },
     )
     run = Run(path, read(path), run_command(command(path), timeout_s=400))
     assert run.done.returncode == 0, run.done.stderr[-5000:]
@@ -225,13 +230,14 @@ def test_ranks_are_those_of_items_that_are_encoded_and_compared_one_by_one(finis
         assert 1 + surely <= row["rank"] <= possibly
 
 
+def in_this_process(finished: Run) -> Recipe:
+    resources = replace(finished.recipe.resources, evaluation=ActorResources(max_actors=0))
+    return replace(finished.recipe, resources=resources)
+
+
 def test_other_tiles_and_batches_in_this_process_give_the_same_ranks_as_an_actor(finished: Run, ray_local: Any) -> None:
     before = ranks_by_query(finished.artifacts["evaluation"])
-    other = replace(
-        finished.recipe,
-        evaluation=replace(finished.recipe.evaluation, tile=3, batch_size=2),
-        resources=replace(finished.recipe.resources, evaluation=ActorResources(max_actors=0)),
-    )
+    other = replace(in_this_process(finished), evaluation=replace(finished.recipe.evaluation, tile=3, batch_size=2))
     outcomes = run(other, force=["evaluation"])
     assert actions(outcomes) == dict.fromkeys(STAGES[:-1], "skipped") | {"evaluation": "done"}
     assert ranks_by_query(outcomes["evaluation"].artifact) == before
@@ -240,7 +246,7 @@ def test_other_tiles_and_batches_in_this_process_give_the_same_ranks_as_an_actor
 def test_a_checkpoint_is_evaluated_without_training(finished: Run, ray_local: Any) -> None:
     trained = finished.artifacts
     checkpoint = trained["retrieval"].storage.folder(MODEL).uri
-    outcomes = run(finished.recipe, make_evaluation_graph(finished.recipe, checkpoint))
+    outcomes = run(in_this_process(finished), make_evaluation_graph(finished.recipe, checkpoint))
     assert actions(outcomes) == dict.fromkeys(STAGES[:3], "skipped") | {"evaluation": "done"}
     evaluated = outcomes["evaluation"].artifact
     assert evaluated.fingerprint != trained["evaluation"].fingerprint

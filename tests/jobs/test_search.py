@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Made:
     whole = next(videos.glob("*.mp4")).read_bytes()
     (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     made = Made(write_model(folder), videos, folder / "made")
-    actors = ["--resources.index.max_actors", "1", "--resources.decode.max_tasks", "4"]
+    actors = ["--resources.index.max_actors", "1", "--resources.decode.max_tasks", "2"]
     assert build_index(made.model, made.videos, made.index, *actors) == 0
     return made
 

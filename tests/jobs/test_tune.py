@@ -113,19 +113,21 @@ class Tuned:
 
 @pytest.fixture(scope="module")
 def tuned(folder: Path, ray_local: Any) -> Tuned:
-    """A grid of four trials, two at a time: of the rates two are good, one learns nothing, one diverges."""
+    """A grid of four trials, one at a time: of the rates two are good, one learns nothing, one diverges.
+
+    Each process loads PyTorch, which takes ten seconds of a core; trials side by side are of ``make test-tune``.
+    """
     from pipelines.tune.ray_tune import DriverCallback
 
     options = write_tuning(
         folder,
         "grid",
-        # The bad one begins when one of the good ones has ended, which began with the diverging one.
         space={LR: f"grid {GOOD} {DIVERGING} {GOOD / 2} {BAD}"},
         trials=4,
         seeds=2,
         sampler={"name": "grid"},
         scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 2, "reports_per_epoch": 2},
-        concurrent_trials=2,
+        concurrent_trials=1,
         baselines={"half the rate": {LR: GOOD / 2}},
     )
     tuning = tuning_of(options)
@@ -179,7 +181,7 @@ def test_trials_that_wait_for_no_stage_use_processes_again(tuned: Tuned) -> None
     for phase, count in (("trial", 4), ("final", 4)):
         processes = [tuned.processes[name] for name, record in tuned.records.items() if record.phase == phase]
         assert len(processes) == count
-        assert len({*processes}) == 2
+        assert len({*processes}) == 1
 
 
 def stages_of(tuning: Tuning) -> list[str]:
@@ -239,11 +241,8 @@ def assert_runs_are_complete(tuning: Tuning, records: Mapping[str, TrialRecord],
         assert Storage(run.data.tags["checkpoint"]).exists("") == (record.state != "failed")
 
 
-def test_nested_runs_are_complete_although_trials_ran_side_by_side(tuned: Tuned) -> None:
+def test_nested_runs_are_complete(tuned: Tuned) -> None:
     assert_runs_are_complete(tuned.tuning, tuned.records, output=tuned.output)
-    began = {name: (run.info.start_time, run.info.end_time) for name, run in runs_of(tuned.tuning)[1].items()}
-    first, second = began["trial-000"], began["trial-001"]
-    assert first[0] < second[1] and second[0] < first[1], "two trials ran at once"
 
 
 def test_a_finished_trial_is_an_artifact_without_its_optimizer(tuned: Tuned) -> None:
@@ -414,6 +413,10 @@ def test_a_population_exchanges_weights_and_settings(folder: Path, ray_local: An
     first, second = Journal(tuning.storage).of("trial")
     assert first.state == second.state == "finished"
     runs = runs_of(tuning)[1]
+    one, other = (runs[record.name].info for record in (first, second))
+    assert one.start_time < other.end_time and other.start_time < one.end_time, "two trials ran at once"
+    records = {record.name: record for phase in ("trial", "final") for record in Journal(tuning.storage).of(phase)}
+    assert runs.keys() == records.keys()
     drawn = {name: float(runs[name].data.params[KL]) for name in (first.name, second.name)}
     # Whoever was worse took over the other's weights, and its kl but for a factor.
     changed = [record for record in (first, second) if record.values[KL] != drawn[record.name]]

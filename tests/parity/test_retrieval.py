@@ -26,6 +26,8 @@ from tests.parity.published_model import (
     published_model,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def token_features(arrays: Mapping[str, np.ndarray]) -> tuple[TokenFeatures, TokenFeatures]:
     """Returns the word and frame features of a golden file as leaves of the graph."""

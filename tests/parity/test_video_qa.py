@@ -24,6 +24,8 @@ from tests.parity.published_model import (
     published_video_qa_model,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(name="arrays", scope="module")
 def case(golden: Golden) -> Mapping[str, np.ndarray]:

@@ -62,6 +62,8 @@ from tests.tiny_retrieval import (
 )
 from tests.tiny_video_qa import VOCABULARY, video_qa_config, video_qa_task, write_question_data
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = (3, 1, 2, 2, 3, 1, 2, 1, 2)
 VALIDATION = (1, 2, 1)
 

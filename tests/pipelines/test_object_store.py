@@ -21,6 +21,8 @@ from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import join_uri, last_name
 from tests.dataset_copies import write_didemo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:

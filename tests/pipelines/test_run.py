@@ -144,6 +144,7 @@ def test_the_address_of_a_database_names_its_path_whatever_that_holds(name: str,
     assert [path.relative_to(tmp_path) for path in tmp_path.glob("**/*.db")] == [Path(name, "mlflow.db")]
 
 
+@pytest.mark.slow
 def test_runs_and_artifacts_lie_in_the_workspace_whatever_its_path_holds(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -192,6 +193,7 @@ def test_an_address_that_names_another_file_than_it_seems_to_is_refused_with_the
     assert tracking_uri(workspace) == right
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_named_with_what_to_do(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

@@ -64,6 +64,7 @@ def test_documents_show_commands() -> None:
     assert len(commands_in(ROOT / "docs/datasets.md")) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for guide in (README, *GUIDES) for command in commands_in(guide)])
 def test_commands_parse(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,7 +1,8 @@
-"""A Python that the project does not promise is refused in one line, which names one that is, if there is any."""
+"""Pythons that are not promised are refused in one line, and every test of a long suite is in one of its slices."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,13 @@ def test_promised_pythons_are_taken(tmp_path: Path, minor: int) -> None:
     taken = make_demo(tmp_path)
     assert "is needed" not in taken.stderr
     assert f"python3 -m venv {tmp_path / 'venv'}" in taken.stdout
+
+
+@pytest.mark.parametrize(("suite", "mark"), [("faults", "slow_fault"), ("cluster", "cluster")])
+def test_every_test_of_a_long_suite_is_in_a_slice(suite: str, mark: str) -> None:
+    text = (ROOT / "Makefile").read_text()
+    slices = re.findall(rf"^{suite}_\w+ := (.+)$", text, re.MULTILINE)
+    tests = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    marked = [path for path, text in tests.items() if re.search(rf"pytest\.mark\.{mark}\b", text)]
+    assert len(slices) > 2 and len(marked) > 2
+    assert {str(path.relative_to(ROOT)) for path in marked} == {path for listed in slices for path in listed.split()}

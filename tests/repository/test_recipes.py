@@ -26,6 +26,7 @@ def test_there_are_recipes() -> None:
     assert {path.stem for path in RECIPES} >= {"demo", "msrvtt_retrieval"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_parses_and_says_how_it_is_run(path: Path) -> None:
     recipe_of(path)
@@ -37,6 +38,7 @@ def test_a_recipe_parses_and_says_how_it_is_run(path: Path) -> None:
         assert "not run here" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_plans(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["--workspace", str(tmp_path / "workspace")]
@@ -145,6 +147,7 @@ def test_there_are_recipes_with_a_frozen_encoder() -> None:
     assert [f"{name}_frozen" for name in data_sets] == FROZEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FROZEN)
 def test_a_frozen_encoder_is_all_that_such_a_recipe_changes(name: str) -> None:
     path = ROOT / f"jobs/recipes/{name}.yaml"
@@ -186,6 +189,7 @@ def test_the_published_results_stand_in_the_recipe_and_in_the_documents(name: st
         assert " / ".join(numbers.split()) in row
 
 
+@pytest.mark.slow
 def test_a_tune_file_plans_and_says_how_it_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = sorted((ROOT / "jobs/recipes").glob("tune_*.yaml"))
     assert paths

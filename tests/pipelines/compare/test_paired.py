@@ -67,6 +67,7 @@ def test_a_run_does_not_differ_from_itself_and_one_seed_has_no_interval_over_see
     assert {(each.difference, each.over_videos, each.over_seeds) for each in found} == {(0.0, (0.0, 0.0), None)}
 
 
+@pytest.mark.slow
 def test_pairing_makes_small_steady_gains_visible(tmp_path: Path) -> None:
     """Each model alone is uncertain by many points; that one is never behind is certain."""
     before = {f"v{number}": [float(number % 3 + 1)] for number in range(60)}

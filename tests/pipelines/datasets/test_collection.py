@@ -123,6 +123,7 @@ def test_a_folder_that_is_called_like_a_pattern_or_an_address_is_a_folder(
     assert names(f"{place}/manifest.parquet") == ["a.mp4", "b.MKV", "c.mp4", "d.webm"]
 
 
+@pytest.mark.slow
 def test_patterns_in_a_bucket_name_keys(s3_bucket: str, tmp_path: Path) -> None:
     folder = Storage(f"{s3_bucket}/{tmp_path.name}")
     for name in ("a b1.mp4", "a b2.mp4", "a b22.mp4", "c#1.mp4", "what?.mp4"):

@@ -119,6 +119,7 @@ def test_a_mask_says_which_tokens_are_real_and_a_drawn_split_which_videos_are_te
         assert view.texts(video) == [f"{name}-0"], "a caption without a text is called by its id"
 
 
+@pytest.mark.slow
 def test_the_head_trains_on_them_and_is_evaluated(tmp_path: Path) -> None:
     videos, captions = rows_of(COUNTS)
     write_rows(tmp_path / "features/all.parquet", [*videos, *captions])

@@ -88,6 +88,7 @@ def test_no_memory_is_reserved_for_what_a_file_only_names() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_a_damaged_file_is_a_value_error_or_plain_data(data: st.DataObject) -> None:
     content = bytearray(pickle.dumps({"video": [["a", "man"], ["ein", "Mann"]]}, data.draw(st.sampled_from([0, 2, 4]))))

@@ -21,6 +21,8 @@ from pipelines.tracker import StageTracker
 from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import MAX_WORDS, retrieval_config, write_split_data
 
+pytestmark = pytest.mark.slow
+
 BANK = ["a red square", "small and blue"]
 
 

@@ -27,6 +27,7 @@ def texts_inside(figure: Figure) -> bool:
     return all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "frames"), SIZES)
 @pytest.mark.parametrize("draw", [hierarchy_figure, heat_map_figure])
 def test_everything_is_on_the_sheet(draw: object, words: int, frames: int) -> None:

@@ -39,6 +39,7 @@ def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None
             torch.testing.assert_close(value, others[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pytorch_model.bin.3", "pytorch_model.bin"])
 def test_a_published_file_fills_a_model(tmp_path: Path, name: str) -> None:
     config = tiny_config(tmp_path)
@@ -90,6 +91,7 @@ def test_a_published_file_in_any_folder_is_read(tmp_path: Path, monkeypatch: pyt
         torch.nn.init.zeros_(next(target.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["nowhere", "nowhere.bin"])
 def test_a_missing_checkpoint_is_named(tmp_path: Path, checkpoint: str) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):

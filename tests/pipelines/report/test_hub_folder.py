@@ -70,6 +70,7 @@ def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_folder_loads_bit_for_bit_elsewhere(model: Path, exported: Path) -> None:
     assert {file.name for file in exported.iterdir()} == {
         *(HUB_DESCRIPTION, WEIGHTS, ARCHITECTURE, FRAMES_JSON, "README.md")

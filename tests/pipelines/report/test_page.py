@@ -41,6 +41,7 @@ def page(folder: Path, artifacts: dict[str, Artifact]) -> str:
     return make_page(reader_of(artifacts, report_recipe(folder)), report_recipe(folder))
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_other_file_and_no_network(page: str) -> None:
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert links

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pipelines.recipe.resources import ActorResources, ResourcesConfig, TaskResources, TrainResources
 from pipelines.resources import allotment, ray_session
-from pipelines.resources.allotment import allot, describe
+from pipelines.resources.allotment import allot, describe, need_ray
 from pipelines.resources.ray_session import actors_that_fit, ray_options
 
 STAGES = ("manifest", "frames", "labels", "retrieval", "evaluation")
@@ -65,6 +66,30 @@ def test_cpus_are_refused_where_gpus_are_demanded() -> None:
         ResourcesConfig(require_gpus=True, labels=named, evaluation=named, retrieval=TrainResources(gpus_per_worker=1)),
     )
     allot(("frames",), ResourcesConfig(require_gpus=True))
+
+
+HERE = {
+    "decode": TaskResources(max_tasks=0),
+    **{name: ActorResources(max_actors=0) for name in ("labels", "evaluation")},
+    "retrieval": TrainResources(workers=0),
+}
+
+
+def test_ray_is_needed_for_tasks_actors_and_workers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ResourcesConfig(**HERE)
+    assert not need_ray((*STAGES, "shapes", "zero_shot", "probe", "report"), here)
+    for stage, other in (
+        ("shapes", {"decode": TaskResources()}),
+        ("zero_shot", {"evaluation": ActorResources()}),
+        ("retrieval", {"retrieval": TrainResources()}),
+    ):
+        assert need_ray(("manifest", stage), replace(here, **other))
+        assert not need_ray(("manifest", "labels"), replace(here, **other))
+    # A cluster that is named is used, and asked for the GPUs that are demanded.
+    assert need_ray(("manifest",), replace(here, ray_address="somewhere:6379"))
+    assert need_ray(("manifest",), replace(here, require_gpus=True))
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    assert need_ray(("manifest",), here)
 
 
 def test_no_gpu_asked_for_is_no_gpu_missed(caplog: pytest.LogCaptureFixture) -> None:

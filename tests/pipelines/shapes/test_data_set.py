@@ -81,6 +81,7 @@ def test_the_object_is_seen_exactly_where_the_truth_says() -> None:
         np.testing.assert_array_equal(bright, visible)
 
 
+@pytest.mark.slow
 def test_motions_look_like_their_names() -> None:
     seen = set()
     for number in TRAIN:

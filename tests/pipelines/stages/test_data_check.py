@@ -163,6 +163,7 @@ def test_a_tuning_refuses_them_planned_or_run(tmp_path: Path) -> None:
     assert not {"frames", "tune"} & set(Storage(recipe.workspace).folders()), "nothing was begun"
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_tuning_refuses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def planned(recipe: Recipe) -> int:
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain(recipe)))

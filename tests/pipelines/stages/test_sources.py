@@ -282,6 +282,7 @@ def test_an_edit_of_the_loss_is_noticed_by_the_trainings_alone(tmp_path: Path) -
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "files"),
     [

@@ -90,12 +90,14 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(), JSON, min_size=1))
 def test_a_digest_does_not_depend_on_the_order_of_keys(document: dict[str, Any]) -> None:
     assert digest(dict(reversed(document.items()))) == digest(document)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(), JSON), st.dictionaries(st.text(), JSON))
 def test_documents_share_a_digest_only_if_their_json_is_the_same(one: dict[str, Any], other: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ def config(tmp_path: Path) -> RetrievalConfig:
     return retrieval_config(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_model_comes_back_as_it_was(config: RetrievalConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = RetrievalModel(config)

@@ -28,8 +28,8 @@ from pipelines.train.files import CHECKPOINTS
 from pipelines.train.history import History
 from pipelines.train.loop import LoopSettings, TrainingLoop
 from pipelines.train.pairs import TokenPairBatch
-from pipelines.train.ray_trainer import train_on_ray
 from pipelines.train.retrieval import RetrievalTask
+from pipelines.train.trainer import train_task
 from pipelines.video.token_store import TokenStore
 from pipelines.workspace.records import INDEX_FILE, tokens_schema
 from pipelines.workspace.shard_rows import LostRowsError
@@ -95,6 +95,7 @@ def trained(task: RetrievalTask) -> tuple[Recorder, dict[str, torch.Tensor]]:
     return recorder, loop.run().state_dict()
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_frames_with_the_same_frozen_encoder(data: Storage, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, dtype="float32")
     write_features(data, recipe)
@@ -213,6 +214,7 @@ def test_views_are_the_same_whoever_makes_them(data: Storage, tmp_path: Path) ->
     assert torch.equal(views[0].features, views[1].features)
 
 
+@pytest.mark.slow
 def test_checkpoints_leave_the_frozen_encoder_out_and_the_chosen_model_has_it(data: Storage, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     write_features(data, recipe)
@@ -222,7 +224,7 @@ def test_checkpoints_leave_the_frozen_encoder_out_and_the_chosen_model_has_it(da
     def train(epochs: int) -> dict[str, float]:
         task = task_on_features(data, recipe, epochs=epochs)
         settings = LoopSettings(log_every_steps=1)
-        return train_on_ray(task, output, StageTracker(), resources=resources, settings=settings)
+        return train_task(task, output, StageTracker(), resources=resources, settings=settings)
 
     train(2)
     place = CheckpointFolder(output.folder(CHECKPOINTS)).latest(tmp_path)
@@ -243,6 +245,7 @@ def test_checkpoints_leave_the_frozen_encoder_out_and_the_chosen_model_has_it(da
         load_model(output.folder(CHECKPOINTS, Path(place).name), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_averaged_weights_leaves_the_frozen_encoder_out_too(data: Storage, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     write_features(data, recipe)

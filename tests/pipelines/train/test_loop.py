@@ -167,6 +167,7 @@ def test_validations_within_an_epoch_change_nothing_but_the_curve(tmp_path: Path
     assert len(watched.scores) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupt_after", range(1, 9))
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path, interrupt_after: int) -> None:
     whole, first, second = (Recorder(tmp_path / name) for name in ("whole", "first", "second"))
@@ -209,6 +210,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(tmp_path:
     assert recorder.scores[-1] > UNSCORED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
 @pytest.mark.parametrize(
     ("settings", "saved", "steps"),

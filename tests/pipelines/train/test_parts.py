@@ -45,6 +45,7 @@ def gradients(task: Task[Any], pairs_at_once: int | None) -> tuple[dict[str, Ten
     return dict(parts), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retrieval", "video_qa"])
 def test_loss_and_gradients_are_those_of_the_whole_batch(tmp_path: Path, kind: str) -> None:
     task = make_task(tmp_path, kind)

@@ -101,6 +101,7 @@ def test_augmentation_changes_pixels_and_differs_between_epochs(data: Storage, t
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_epochs_may_differ_in_their_number_of_steps(tmp_path: Path) -> None:
     captions = (2, 2, 1, 1)
     data = write_split_data(tmp_path, {"train": captions})
@@ -156,6 +157,7 @@ def test_training_starts_from_a_checkpoint(data: Storage, tmp_path: Path) -> Non
         assert torch.equal(model.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 def test_tie_break_noise_is_drawn_in_training(data: Storage, tmp_path: Path) -> None:
     merging = MergingConfig(text_rates=(0.5, 0.5), video_rates=(0.5, 0.5), heads=4, tie_break_noise=1e-6)
     task = retrieval_task(data, retrieval_config(tmp_path, merging=merging), CAPTIONS, epochs=1)

@@ -17,7 +17,7 @@ from pipelines.tracker import StageTracker
 from pipelines.train.checkpoints import CURVE, UNSCORED, load_curve
 from pipelines.train.files import RAY_SNAPSHOT, RAY_TRAIN, SCORE
 from pipelines.train.loop import LoopSettings, TrainingLoop
-from pipelines.train.ray_trainer import train_on_ray
+from pipelines.train.trainer import train_task
 from pipelines.train.unlisted import place_to_go_on_from, unlisted_checkpoints
 from pipelines.workspace.storage import Storage
 from tests.tiny_estimator import estimator_task, write_labels
@@ -139,7 +139,7 @@ def test_a_worker_group_goes_on_from_there_and_keeps_the_best_of_all(
     points = [json.loads(line) for line in best.read_bytes(CURVE).splitlines()]
     lines = [{**point, SCORE: 9.0} if SCORE in point else point for point in points]
     best.write_bytes(CURVE, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
-    metrics = train_on_ray(
+    metrics = train_task(
         estimator_task(trained[0]),
         output,
         StageTracker(),

@@ -203,6 +203,7 @@ def save(folder: Path, model: VideoQAModel | RetrievalModel, kind: str, answers:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("kind", ["video_qa", "retrieval"])
 def test_training_starts_from_either_kind_of_checkpoint(

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ray.train import WorkerGroupError
 
 from pipelines.recipe.resources import TrainResources
+from pipelines.resources.device import CPU
 from pipelines.tracker import StageTracker
 from pipelines.train.checkpoints import Position
 from pipelines.train.collectives import rank
 from pipelines.train.estimator import EstimatorTask
 from pipelines.train.loop import LoopSettings
-from pipelines.train.ray_trainer import train_on_ray
+from pipelines.train.trainer import train_task
 from pipelines.workspace.storage import Storage
 from tests.tiny_estimator import estimator_task, write_labels
 
@@ -29,10 +31,10 @@ class UnreadableBatch(EstimatorTask):
 
     error: Exception
 
-    def batches(self, position: Position) -> Generator[Any, None, None]:
+    def batches(self, position: Position, device: torch.device = CPU) -> Generator[Any, None, None]:
         if rank() == 1:
             raise self.error
-        yield from super().batches(position)
+        yield from super().batches(position, device)
 
 
 def error_of(folder: Path, error: Exception) -> BaseException:
@@ -40,7 +42,7 @@ def error_of(folder: Path, error: Exception) -> BaseException:
         **{name: value for name, value in vars(estimator_task(folder)).items() if name != "kind"}, error=error
     )
     with pytest.raises(Exception) as found:
-        train_on_ray(
+        train_task(
             task,
             Storage(str(folder / "output")),
             StageTracker(),

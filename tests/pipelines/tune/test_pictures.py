@@ -18,6 +18,8 @@ from pipelines.tune.space import parse_space
 from pipelines.tune.tuning import Tuning
 from tests.pipelines.tune.tunings import BOTH, KL, SKL, record_of, tuning_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tuning(tmp_path_factory: pytest.TempPathFactory) -> Tuning:

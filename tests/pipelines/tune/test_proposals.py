@@ -41,6 +41,7 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tuning_of(tmp_path).storage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_tuning_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Path, sampler: str) -> None:
     options: dict[str, Any] = {"trials": 9, "sampler": {"name": sampler, "startup_trials": 3}}
@@ -108,6 +109,7 @@ def test_a_grid_is_tried_in_full_and_once(tmp_path: Path) -> None:
     assert found == [(kl, skl) for kl in (0.5, 1, 2) for skl in (1, 2)]
 
 
+@pytest.mark.slow
 def test_a_space_of_few_settings_ends_when_all_are_tried(tmp_path: Path) -> None:
     tuning = tuning_of(tmp_path, space={KL: "choice 0.5 1 2"}, trials=99)
     records = run(tuning, Journal(tuning.storage))

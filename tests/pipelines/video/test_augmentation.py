@@ -124,6 +124,7 @@ def test_augmentation_is_off_where_disabled(clip: np.ndarray) -> None:
     np.testing.assert_array_equal(augmented, clip)
 
 
+@pytest.mark.slow
 def test_the_generator_depends_on_each_of_its_parts_and_on_nothing_else() -> None:
     arguments = [(0, 0, 0, "a"), (1, 0, 0, "a"), (0, 1, 0, "a"), (0, 0, 1, "a"), (0, 0, 0, "b"), (0, 0, 0, "a")]
     values = [augmentation_rng(*argument).random() for argument in arguments]

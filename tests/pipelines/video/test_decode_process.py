@@ -57,6 +57,7 @@ def test_the_process_loads_neither_torch_nor_ray_nor_arrow() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_hanging_decoder_costs_one_video(write_video: Any) -> None:
     path = str(write_video("a.mp4"))
     process = DecodeProcess(timeout_s=0.5, max_memory_gb=4)
@@ -97,6 +98,7 @@ decode_child.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "reason", "message"),
     [(_CRASHES_AT_BAD, "crash", "ended with SIGSEGV"), (_HANGS_AT_BAD, "timeout", "longer than frames.timeout_s")],
@@ -117,6 +119,7 @@ def test_a_video_that_breaks_the_decoder_costs_itself_only(
     assert outcomes == ["[0, 10]", reason, "[0, 10]"]
 
 
+@pytest.mark.slow
 def test_a_process_that_died_for_another_reason_blames_no_video(process: DecodeProcess, write_video: Any) -> None:
     path = str(write_video("a.mp4"))
     process.extract(path, SETTINGS)

@@ -20,6 +20,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stream", "suffix"), KINDS)
 def test_frames_are_those_shown_at_their_times(tmp_path: Path, stream: str, suffix: str) -> None:
     mine = [case for case in cases() if (case.stream, case.suffix) == (stream, suffix)]

@@ -22,6 +22,7 @@ def _images(decoder: Any, indices: list[int]) -> list[np.ndarray]:
     return [frame.image for frame in frames]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bigbuckbunny", "bikes", "carphone_distorted", "carphone_pristine"])
 def test_both_decoders_agree_on_real_videos(real_videos: dict[str, Path], name: str) -> None:
     path = str(real_videos[name])

@@ -62,6 +62,7 @@ def test_resizing_agrees_with_torchvision() -> None:
         np.testing.assert_array_equal(np.asarray(resize_short_side(image, 24)), np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_jpeg_is_close_to_lossless_and_smaller(process: DecodeProcess, real_videos: dict[str, Path]) -> None:
     rows = [
         make_extract_frames(FramesConfig(format=form), process=process)(manifest_row(real_videos["bikes"]))
@@ -73,6 +74,7 @@ def test_jpeg_is_close_to_lossless_and_smaller(process: DecodeProcess, real_vide
     assert sum(map(len, rows[0]["frames"])) < sum(map(len, rows[1]["frames"])) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["with space.mp4", "ünïcode.mp4", "-leading-dash.mp4", "hash#and%20.mp4"])
 def test_any_file_name_is_fine(process: DecodeProcess, write_video: Any, name: str) -> None:
     row = make_extract_frames(FramesConfig(short_side_px=32), process=process)(manifest_row(write_video(name)))
@@ -122,6 +124,7 @@ def test_bad_files_become_rows_with_a_reason_and_one_line(
     assert all(row["frames"] == [] for row in rows.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [24, 48, 72])
 def test_narrow_frames_are_right_and_refused_where_decord_is_to_read_them(
     process: DecodeProcess, write_video: Any, width: int

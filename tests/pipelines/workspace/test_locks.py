@@ -63,6 +63,7 @@ def _claim(storage: Storage, **changes: Any) -> str:
     return path
 
 
+@pytest.mark.slow
 def test_processes_that_want_the_same_name_take_turns(storage: Storage, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     processes = [subprocess.Popen([sys.executable, "-c", _ENTER_AND_LEAVE, storage.uri, str(journal)]) for _ in "abc"]

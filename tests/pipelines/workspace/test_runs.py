@@ -90,6 +90,7 @@ def test_a_run_is_recorded_once_with_what_it_needs(workspace: Storage) -> None:
     assert leftovers(workspace) == []
 
 
+@pytest.mark.slow
 def test_what_only_a_forgotten_run_needed_is_left_over(workspace: Storage) -> None:
     old, new = _graph(workspace, first=1, second=1), _graph(workspace, first=1, second=2)
     old_id, new_id = _run(old), _run(new)
@@ -139,6 +140,7 @@ def test_an_unknown_run_cannot_be_forgotten(workspace: Storage) -> None:
         forget_run(workspace, "nonsense")
 
 
+@pytest.mark.slow
 def test_shards_that_were_made_anew_are_left_over_once_nothing_points_at_them(workspace: Storage) -> None:
     first, second = _pool_graph(workspace, "abcdef"), _pool_graph(workspace, "abxy")
     _run(first)
