@@ -16,6 +16,7 @@ from pipelines.recipe.frames import FramesConfig
 from pipelines.shapes.data_set import VIDEOS_FOLDER, write_clips
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
+from tests.mlflow_database import copy_database
 from tests.tiny_retrieval import IMAGE_PX, MAX_FRAMES, retrieval_config
 
 OPTIONS = ["--frames.videos_per_shard", "4", "--indexing.videos_per_shard", "5", "--indexing.batch_size", "3"]
@@ -44,5 +45,7 @@ def write_videos(folder: Path, count: int) -> Path:
 
 def build_index(model: Path | str, videos: Path | str, index: Path | str, *options: str) -> int:
     """Runs ``jobs.index`` in this process; returns its exit code."""
+    if "://" not in str(index):
+        copy_database(Path(index))
     places = ["--checkpoint", str(model), "--videos", str(videos), "--index", str(index)]
     return index_main([*places, *OPTIONS, *IN_PLACE, *options])

@@ -26,6 +26,7 @@ from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.train.history import History
 from pipelines.workspace.errors import StorageError
 from pipelines.workspace.storage import Storage
+from tests.mlflow_database import copy_database
 
 
 def graph(workspace: Path, last: Callable[[StageContext], Mapping[str, float]]) -> Graph:
@@ -56,8 +57,9 @@ def runs(workspace: Path) -> dict[str, Any]:
     return {run.info.run_name: run for run in found}
 
 
-def test_a_run_that_fails_is_recorded_as_failed_and_can_be_repeated(tmp_path: Path, ray_local: Any) -> None:
+def test_a_run_that_fails_is_recorded_as_failed_and_can_be_repeated(tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
+    copy_database(workspace)
     recipe = Recipe(workspace=str(workspace))
 
     def fail(context: StageContext) -> Mapping[str, float]:
@@ -102,6 +104,7 @@ def test_data_that_cannot_serve_the_recipe_stop_the_run_at_the_manifest(tmp_path
     data = DataConfig(dataset="captions_file", annotations=str(tmp_path / "own.csv"), validation_videos=0)
     model = RetrievalConfig(clip=ClipConfig(pretrained=None))
     recipe = Recipe(workspace=str(tmp_path / "workspace"), data=data, model=model)
+    copy_database(tmp_path / "workspace")
 
     def decode(context: StageContext) -> Mapping[str, float]:
         raise AssertionError("nothing may be decoded")
@@ -198,6 +201,7 @@ def test_a_deleted_experiment_is_named_with_what_to_do(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     workspace = Storage(str(tmp_path))
+    copy_database(tmp_path)
     client = MlflowClient(tracking_uri(workspace))
     number = client.create_experiment("gone")
     client.delete_experiment(number)
