@@ -31,7 +31,7 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/python
 # Two processes on two cores; on more, no more than four: tests of Ray start several processes each.
 PYTEST := $(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # The slices of the long suites, each of which can run alone: make test-faults SLICE=storage.
-faults_killed := tests/faults/test_killed_runs.py tests/jobs/test_pipeline.py
+faults_killed := tests/faults/test_killed_runs.py tests/faults/test_killed_in_place.py
 faults_nodes := tests/faults/test_lost_nodes.py
 faults_storage := tests/faults/test_whole_runs.py
 faults_processes := tests/faults/test_processes.py tests/faults/test_ray_neighbours.py

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,11 @@ from pipelines.models.weights import WEIGHTS, load_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import ActorResources
 from pipelines.splits import SplitView
-from pipelines.stages.execution import Outcome
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.labels import labels_pool
 from pipelines.train.files import HISTORY, RAY_SNAPSHOT
-from pipelines.train.history import History
-from pipelines.train.loop import LoopSettings, TrainingLoop
-from pipelines.train.pair_task import TrainingData
-from pipelines.train.retrieval import RetrievalTask
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.storage import Storage
-from tests.jobs.killing import has_checkpoint, kill_when
 from tests.jobs.recipes import RESOURCES, TASKS_AND_ACTORS, actions, command, read, run, run_command, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -264,34 +258,6 @@ def test_a_changed_training_setting_trains_and_evaluates_again_and_nothing_else(
     assert outcomes["evaluation"].step.reason == "invalidated by a new retrieval"
 
 
-@dataclass(frozen=True)
-class Retrained:
-    """A training with another setting, killed on the way and run again."""
-
-    recipe: Recipe
-    told: Mapping[int, Mapping[str, float]]
-    """What the killed run told of, by step."""
-    outcomes: Mapping[str, Outcome]
-
-
-@pytest.fixture(scope="module")
-def retrained(finished: Run, ray_local: Any) -> Retrained:
-    options = ["--retrieval.epochs", "12", "--retrieval.checkpoint.every_steps", "3", *IN_THIS_PROCESS]
-    recipe = read(finished.recipe_file, *options)
-    output = make_graph(recipe).output("retrieval")
-    kill_when(command(finished.recipe_file, *options), lambda: has_checkpoint(output))
-    return Retrained(recipe, dict(History(output).points), run(recipe))
-
-
-@pytest.mark.slow_fault
-def test_a_killed_training_goes_on_from_its_last_checkpoint(finished: Run, retrained: Retrained) -> None:
-    outcome = retrained.outcomes["retrieval"]
-    assert (outcome.step.state, outcome.step.reason) == ("partial", f"stopped at step {max(retrained.told):,}")
-    # How fast a step was is a figure that no second run of it gives again.
-    first, pace = min(retrained.told), "throughput/pairs_per_s"
-    assert dict(History(outcome.artifact.storage).points)[first][pace] == retrained.told[first][pace]
-
-
 def test_a_training_whose_first_points_were_lost_is_partial_where_it_has_a_checkpoint(finished: Run) -> None:
     recipe = read(finished.recipe_file, "--retrieval.epochs", "13")
     graph = make_graph(recipe)
@@ -304,32 +270,6 @@ def test_a_training_whose_first_points_were_lost_is_partial_where_it_has_a_check
     graph.output("retrieval").write_json(RAY_SNAPSHOT, {"checkpoint_results": []})
     assert planned() == "partial"
     graph.output("retrieval").delete(RAY_SNAPSHOT)
-
-
-@pytest.mark.slow_fault
-def test_the_curve_of_a_killed_training_has_every_step_once(finished: Run, retrained: Retrained) -> None:
-    artifact = retrained.outcomes["retrieval"].artifact
-    steps = list(range(1, int(artifact.counts["steps"]) + 1))
-    assert max(retrained.told) < len(steps)
-    found = losses(artifact.storage)
-    assert list(found) == steps
-    client, _, children = mlflow_runs(finished, latest=True)
-    points = client.get_metric_history(children["retrieval"].info.run_id, "train/loss")
-    assert sorted((point.step, point.value) for point in points) == list(found.items())
-
-
-@pytest.mark.slow_fault
-def test_a_killed_training_ends_as_an_uninterrupted_one(finished: Run, retrained: Retrained) -> None:
-    artifact, expected = retrained.outcomes["retrieval"].artifact, Best()
-    task = retrieval_task_of(finished, retrained.recipe)
-    loop = TrainingLoop(task, device=torch.device("cpu"), reporter=expected, settings=LoopSettings(log_every_steps=1))
-    loop.run()
-    assert loop.total_steps == artifact.counts["steps"]
-    # The same operations in another process, whose kernels may depend on the alignment of memory.
-    assert losses(artifact.storage) == pytest.approx(expected.losses, rel=1e-4)
-    model = load_model(artifact.storage.folder(MODEL), Path())
-    for name, value in expected.weights.items():
-        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=1e-5, msg=name)
 
 
 def test_the_teacher_of_the_trained_model_is_the_trained_estimator(finished: Run) -> None:
@@ -409,50 +349,14 @@ def test_the_model_that_mlflow_holds_scores_captions_and_clips(finished: Run) ->
     assert not given
 
 
-@dataclass
-class Best:
-    """Keeps the losses, and the weights with the best score; of equal ones the last."""
-
-    losses: dict[int, float] = field(default_factory=dict)
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    score: float = -1.0
-
-    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        if "train/loss" in metrics:
-            self.losses[step] = metrics["train/loss"]
-
-    def checkpoint(self, folder: Path | None, score: float) -> None:
-        assert folder is not None
-        if score >= self.score:
-            self.score, self.weights = score, load_file(folder / WEIGHTS)
-
-
 def losses(output: Storage) -> dict[int, float]:
     """The training loss of each step that the history holds."""
     points = [json.loads(line) for line in output.read_bytes(HISTORY).splitlines()]
     return {point["step"]: point["train/loss"] for point in points if "train/loss" in point}
 
 
-def retrieval_task_of(finished: Run, recipe: Recipe) -> RetrievalTask:
-    """The training that the stage does, to be done in this process."""
-    view, batch_size = finished.view("train"), recipe.retrieval.batch_size
-    return RetrievalTask(
-        model_config=recipe.model,
-        training=recipe.retrieval,
-        seed=recipe.seed,
-        data=TrainingData(
-            manifest=finished.artifacts["manifest"].storage,
-            frames=finished.artifacts["frames"].storage,
-            frames_pool=frames_pool(Storage(recipe.workspace), recipe).storage,
-            estimator=finished.artifacts["estimator"].storage.folder(MODEL),
-        ),
-        loader_processes=0,
-        steps_per_epoch=[len(view) * CAPTIONS // batch_size] * recipe.retrieval.epochs,
-    )
-
-
-def mlflow_runs(finished: Run, *, latest: bool = False) -> tuple[Any, Any, Mapping[str, Any]]:
-    """The client, the parent run of the first pipeline run or of the latest, and its children by stage."""
+def mlflow_runs(finished: Run) -> tuple[Any, Any, Mapping[str, Any]]:
+    """The client, the parent run of the first pipeline run, and its children by stage."""
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{finished.recipe.workspace}/mlflow.db")
@@ -461,7 +365,7 @@ def mlflow_runs(finished: Run, *, latest: bool = False) -> tuple[Any, Any, Mappi
     assert experiment is not None
     assert experiment.artifact_location == f"file://{finished.recipe.workspace}/mlartifacts"
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
-    parent = [run for run in runs if "mlflow.parentRunId" not in run.data.tags][-1 if latest else 0]
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     return client, parent, {run.data.tags["stage"]: run for run in children}
 
