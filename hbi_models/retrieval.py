@@ -40,7 +40,6 @@ from hbi_models.stored import StoredModel
 from hbi_models.temporal_encoder import TemporalEncoder
 from hbi_models.token_merging import TokenMerge, count_clusters
 from hbi_models.token_projections import TokenProjections
-from hbi_models.transfer import is_at_hand
 
 
 class RetrievalModel(StoredModel):
@@ -240,23 +239,10 @@ class RetrievalModel(StoredModel):
 
     def encode_frames(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
         """Returns CLIP's feature of every frame, 0 at padding; with the quirk ``encode_padding`` of black frames."""
-        pixels, encode_padding = videos.pixels, self.config.quirks.encode_padding
-        # Which frames are padding only the device knows, and to ask it costs more than to encode them, too: it would
-        # wait for the host, and every batch would have its own size of memory. An exported graph cannot ask at all.
-        if encode_padding or not is_at_hand(pixels):
-            if encode_padding:
-                pixels = pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
-            features = self.clip.encode_frames(rearrange(pixels, "videos frames ... -> (videos frames) ..."))
-            features = rearrange(features, "(videos frames) dim -> videos frames dim", videos=pixels.shape[0])
-            if encode_padding:
-                return features
-            return features.masked_fill(rearrange(~videos.mask, "videos frames -> videos frames 1"), 0)
-        # Towers take no empty batch, and in training their parameters still need a gradient of 0.
-        encoded = videos.mask if videos.mask.any() else torch.ones_like(videos.mask)
-        features = self.clip.encode_frames(pixels[encoded])
-        padded = features.new_zeros((*encoded.shape, features.shape[-1]))
-        padded[encoded] = features
-        return padded
+        if self.config.quirks.encode_padding:
+            black = videos.pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
+            videos = VideoBatch(black, torch.ones_like(videos.mask))
+        return self.clip.encode_videos(videos)
 
     def _interaction(self, name: str, text: TokenLevel, video: TokenLevel) -> Interaction:
         cosines = token_cosines(text, video)

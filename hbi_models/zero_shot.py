@@ -70,11 +70,7 @@ class ZeroShotModel(StoredModel):
 
     def encode_video(self, videos: VideoBatch, *, levels: int = 1) -> tuple[TokenLevel, ...]:
         """Returns the embeddings of each video's frames."""
-        features = self.clip.encode_frames(videos.pixels[videos.mask]) if videos.mask.any() else None
-        padded = torch.zeros(*videos.mask.shape, self.clip.embedding_dim, device=self.device)
-        if features is not None:
-            padded[videos.mask] = features.float()
-        return (_level(padded, videos.mask),)
+        return (_level(self.clip.encode_videos(videos), videos.mask),)
 
     def similarity(
         self, texts: Sequence[TokenLevel], videos: Sequence[TokenLevel], rates: Sequence[float] | None = None

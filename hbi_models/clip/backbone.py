@@ -17,7 +17,7 @@ from hbi_models.clip.codecs import Codec
 from hbi_models.clip.preprocessing import CLIP_MEAN, CLIP_STD, normalize_pixels
 from hbi_models.clip.tokenizer import BytePairCodec
 from hbi_models.config_fields import require
-from hbi_models.transfer import sent
+from hbi_models.transfer import is_at_hand, sent
 
 IMAGE_EMBEDDINGS = ("class_embedding", "positional_embedding", "ln_pre", "cls_token", "pos_embed", "norm_pre")
 """What open_clip's and timm's image transformers call their layers between patches and blocks."""
@@ -135,6 +135,23 @@ class ClipBackbone(nn.Module):
         # Some towers also return their patch tokens.
         projected: Tensor = features[0] if isinstance(features, tuple) else features
         return at_least_float32(projected)
+
+    def encode_videos(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
+        """Returns the feature of every frame, 0 at padding."""
+        pixels, mask = videos.pixels, videos.mask
+        if is_at_hand(pixels):
+            # Towers take no empty batch, and in training their parameters still need a gradient of 0.
+            encoded = mask if mask.any() else torch.ones_like(mask)
+            features = self.encode_frames(pixels[encoded])
+            padded = features.new_zeros((*encoded.shape, features.shape[-1]))
+            padded[encoded] = features
+        else:
+            # Which frames are padding only the device knows, and to ask it costs more than to encode them, too: it
+            # would wait for the host, and every batch would have its own size of memory. An exported graph cannot ask
+            # at all.
+            features = self.encode_frames(rearrange(pixels, "videos frames ... -> (videos frames) ..."))
+            padded = rearrange(features, "(videos frames) dim -> videos frames dim", videos=pixels.shape[0])
+        return padded.masked_fill(rearrange(~mask, "videos frames -> videos frames 1"), 0)
 
     def encode_words(
         self, token_ids: Int[Tensor, "texts words"], mask: Bool[Tensor, "texts words"]

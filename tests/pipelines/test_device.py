@@ -23,6 +23,8 @@ import pipelines.search.features
 from hbi_models.configs import GameConfig, MergingConfig
 from hbi_models.optimizer_config import OptimizerConfig
 from hbi_models.retrieval import RetrievalModel
+from hbi_models.zero_shot import ZeroShotModel
+from hbi_models.zero_shot_config import ZeroShotConfig
 from pipelines.evaluate.similarities import RetrievalScorerActor
 from pipelines.evaluate.video_qa import AnswererActor
 from pipelines.figures.reading import PairReader
@@ -369,6 +371,28 @@ def test_features_of_an_index_come_in_one_transfer_per_batch(
     assert not journal.others(but="copy")
     for one, two in zip(expected, found, strict=True):
         np.testing.assert_allclose(np.array(two["coarse"], np.float32), np.array(one["coarse"], np.float32), atol=2e-3)
+
+
+def test_a_pretrained_encoder_alone_asks_the_device_for_nothing(data: Storage, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    clip = retrieval_config(tmp_path).clip
+    model = ZeroShotModel(ZeroShotConfig(clip=clip, max_frames=MAX_FRAMES, pooling="softmax")).eval()
+    batch = next(retrieval_task(data, retrieval_config(tmp_path), CAPTIONS).batches(Position()))
+    assert not batch.frame_mask.all()
+    captions = ["a red circle", "blue"]
+
+    def score() -> Tensor:
+        videos = model.encode_video(model.video_batch(batch.frames, batch.frame_mask))
+        return model.similarity(model.encode_text(model.text_batch(captions)), videos)
+
+    with torch.inference_mode():
+        expected = score()
+        with absent_device() as journal:
+            model.to(ABSENT)
+            journal.clear()
+            found = score()
+            assert not journal.waits and journal.reads() == 0
+            torch.testing.assert_close(values(found), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_query_and_a_clip_come_in_one_transfer_each(data: Storage, tmp_path: Path) -> None:
