@@ -2,7 +2,7 @@
 # make tune   set up, and tune the loss weights on generated videos; make search is its former name
 # make demo-frozen, make tune-frozen   the same on stored features of a frozen encoder, which is trained first
 # make test   set up, and run every check: format, lint, types, import contracts, tests
-# make test-fast      the tests that start no Ray: after each edit
+# make test-fast      what starts no Ray and takes less than half a second: after each edit
 # make test-tune      tunings that take minutes; make test-search is its former name
 # make test-long      what takes long and is shown in part by shorter tests: large encoders, benchmarks at toy sizes
 # make test-cluster   the tests that start Ray clusters, of several nodes too
@@ -10,8 +10,8 @@
 # make docs           the documentation site, in docs/_build
 # make bench          ours against honest baselines, on this machine: benchmarks/RESULTS.md
 # make bench-gpu      the models alone on a CUDA GPU, against its limits
-# make test-pythons   set-up, fast tests and a tiny demo on every Python that the project promises and that is found here
-# make test-latest    the fast tests with the newest release of every dependency
+# make test-pythons   set-up, the tests that start no Ray and a tiny demo on every Python that the project promises and that is found here
+# make test-latest    the tests that start no Ray with the newest release of every dependency
 # make update-dependencies   write constraints.txt, the tested set that the targets above install, anew
 #
 # The virtual environment is made on first use and reused afterwards; VENV=path chooses another, PYTHON=python3.12
@@ -46,7 +46,7 @@ TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.v
   --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
   --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
 
-.PHONY: demo tune demo-frozen tune-frozen search test test-tune test-long test-search test-cluster test-faults test-fast test-pythons test-python \
+.PHONY: demo tune demo-frozen tune-frozen search test test-tune test-long test-search test-cluster test-faults test-fast test-no-ray test-pythons test-python \
   test-latest update-dependencies check docs bench bench-gpu clean
 
 demo: $(VENV)/.installed-serve
@@ -75,8 +75,13 @@ search:
 test: $(VENV)/.installed-dev check
 	$(PYTEST) -m 'not cluster and not slow_fault and not tune and not long'
 
+NO_RAY := not ray and not fault and not cluster and not tune and not long
+
 test-fast: $(VENV)/.installed-dev
-	$(PYTEST) -m 'not ray and not slow and not fault and not cluster and not tune and not long'
+	$(PYTEST) -m '$(NO_RAY) and not slow'
+
+test-no-ray: $(VENV)/.installed-dev
+	$(PYTEST) -m '$(NO_RAY)'
 
 test-faults: $(addprefix faults-,$(or $(SLICE),$(FAULTS)))
 
@@ -114,14 +119,14 @@ test-pythons:
 
 test-python: $(VENV)/.installed-dev
 	$(BIN)/python --version
-	$(MAKE) --no-print-directory test-fast
+	$(MAKE) --no-print-directory test-no-ray
 	rm -rf $(VENV)/demo
 	$(RUN) -m jobs.run --config jobs/recipes/demo.yaml $(TINY_DEMO) --workspace $(VENV)/demo
 	rm -rf $(VENV)/demo
 
 test-latest:
 	rm -f $(VENV)/latest/.installed-dev
-	$(MAKE) test-fast VENV=$(VENV)/latest PIP_OPTIONS='--upgrade --upgrade-strategy eager'
+	$(MAKE) test-no-ray VENV=$(VENV)/latest PIP_OPTIONS='--upgrade --upgrade-strategy eager'
 
 update-dependencies: $(VENV)/bin/uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
