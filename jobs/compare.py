@@ -52,8 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require_comparable(sides, allowed=options.allow)
     first, *others = sides
     found = {side.name: compare(first, side, seed=options.seed, resamples=options.resamples) for side in others}
-    text = "\n\n".join(differences_table(first.name, name, differences) for name, differences in found.items())
-    print(f"{describe_protocol(first.runs[0].protocol)}\n\n{text}")
+    seeds = "; ".join(f"{side.name} {', '.join(str(run.seed) for run in side.runs)}" for side in sides)
+    if any(run.seed is None for side in sides for run in side.runs):
+        seeds = ""  # a checkpoint that was given has none
+    tables = [differences_table(first.name, name, differences) for name, differences in found.items()]
+    text = "\n\n".join([describe_protocol(first.runs[0].protocol, seeds), *tables])
+    print(text)
     if options.output is not None:
         output = Storage(options.output)
         output.write_json(

@@ -46,8 +46,8 @@ def _comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def describe_protocol(protocol: Mapping[str, Any]) -> str:
-    """A protocol in words, for the note below a table."""
+def describe_protocol(protocol: Mapping[str, Any], seeds: str | None = None) -> str:
+    """A protocol in words, for the note below a table; ``seeds`` take the place of its own."""
     missing = f"{protocol['missing_videos']:,} videos missing"
     if protocol["task"] == "retrieval":
         what = (
@@ -64,7 +64,7 @@ def describe_protocol(protocol: Mapping[str, Any]) -> str:
             f"{protocol['videos']:,} videos, {protocol['vocabulary']:,} answers to choose from"
         )
         how = f"answer: {protocol['answer']}"
-    seeds = ", ".join(
+    seeds = seeds or ", ".join(
         f"{name} {seed}"
         for name, seed in {"training": protocol["checkpoint"].get("seed"), **protocol["seeds"]}.items()
         if seed is not None

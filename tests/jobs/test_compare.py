@@ -24,6 +24,8 @@ def test_two_sides_with_seeds_become_a_table_numbers_and_a_picture(
     assert main([*sides, "--resamples", "50", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     assert "16 captions (2 a video) and 8 videos of the split test of msvd" in printed
+    assert printed.splitlines()[0].endswith("; seeds: none 1, 2; exact 1, 2")
+    assert printed.startswith((output / "comparison.txt").read_text())
     (row,) = [line.split() for line in printed.splitlines() if line.startswith("text → video R@1 ")]
     assert row[4:7] == ["50.0", "75.0", "+25.0"]
     document = Storage(str(output)).read_json("comparison.json")
