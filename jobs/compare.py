@@ -52,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require_comparable(sides, allowed=options.allow)
     first, *others = sides
     found = {side.name: compare(first, side, seed=options.seed, resamples=options.resamples) for side in others}
-    seeds = "; ".join(f"{side.name} {', '.join(str(run.seed) for run in side.runs)}" for side in sides)
-    if any(run.seed is None for side in sides for run in side.runs):
-        seeds = ""  # a checkpoint that was given has none
+    # A published checkpoint does not say its seed.
+    known = {side.name: ["unknown" if run.seed is None else str(run.seed) for run in side.runs] for side in sides}
+    seeds = "; ".join(f"{name} {', '.join(listed)}" for name, listed in known.items())
     tables = [differences_table(first.name, name, differences) for name, differences in found.items()]
     text = "\n\n".join([describe_protocol(first.runs[0].protocol, seeds), *tables])
     print(text)
