@@ -33,7 +33,7 @@ PYTEST := $(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-load
 # The slices of the long suites, each of which can run alone: make test-faults SLICE=storage.
 faults_killed := tests/faults/test_killed_runs.py tests/faults/test_killed_in_place.py
 faults_nodes := tests/faults/test_lost_nodes.py
-faults_storage := tests/faults/test_whole_runs.py
+faults_storage := tests/faults/test_whole_runs.py tests/faults/test_damaged_files.py
 faults_processes := tests/faults/test_processes.py tests/faults/test_ray_neighbours.py
 faults_workers := tests/pipelines/train/test_worker_errors.py tests/pipelines/train/test_unlisted.py
 faults_mlflow := tests/faults/test_mlflow_outage.py
@@ -87,7 +87,8 @@ test-faults: $(addprefix faults-,$(or $(SLICE),$(FAULTS)))
 
 faults-fuzz: $(VENV)/.installed-dev
 	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest -n 2 --dist load --timeout 1200 \
-	  tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py
+	  tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py \
+	  tests/serve/test_api.py::test_no_request_that_the_schema_allows_is_a_server_error
 
 faults-%: $(VENV)/.installed-dev
 	$(if $(faults_$*),,$(error SLICE is $*; the slices of test-faults are: $(FAULTS)))

@@ -61,8 +61,18 @@ LONGEST_FIRST = (
 """So that two processes end at about the same time."""
 
 
-TOGETHER = ("tests/serve/", "tests/distributed/")
-"""Folders whose files share a server, or a process from which others are copied."""
+TOGETHER = (
+    ("tests/serve/",),
+    ("tests/distributed/",),
+    (
+        "tests/jobs/test_tune.py",
+        "tests/jobs/test_search.py",
+        "tests/pipelines/resources/",
+        "tests/pipelines/stages/test_pooled.py",
+        "tests/pipelines/train/test_metric_sink.py",
+    ),
+)
+"""Files that share a server, a process from which others are copied, or the Ray of ``ray_local``."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,12 +84,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A process does whole files, as with ``--dist loadfile``; those of ``TOGETHER`` as if they were one."""
+    """A process does whole files, as with ``--dist loadfile``; those of a group in ``TOGETHER`` as if they were one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return next((f for f in TOGETHER if nodeid.startswith(f)), None) or super()._split_scope(nodeid)
+            group = next((files for files in TOGETHER if nodeid.startswith(files)), None)
+            return group[0] if group else super()._split_scope(nodeid)
 
     return Together(config, log)
 

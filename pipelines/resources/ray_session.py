@@ -30,6 +30,8 @@ _ENVIRONMENT = {
     # checkpoint and loses the last one when a worker dies.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Training workers and trials stay in the folder of the command, which relative paths of a recipe start from.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 

@@ -78,7 +78,8 @@ def record_run(
     """
     run_id = digest(stages)
     document = {
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        # Runs with nothing left to do follow each other within a second, and which is the latest must be known.
+        "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         # Lists keep the order of the stages, which a JSON object does not promise.
         "stages": [list(item) for item in stages.items()],
         "locks": [list(item) for item in locks.items()],

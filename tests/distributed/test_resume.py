@@ -21,6 +21,7 @@ from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import retrieval_config, retrieval_task, write_split_data
 
 CAPTIONS = (3, 1, 2, 2, 3, 1, 2, 1, 2)
+LONG = pytest.mark.long
 SETTINGS = LoopSettings(checkpoint_every_steps=1, log_every_steps=1)
 
 
@@ -50,7 +51,9 @@ class Recorder:
             raise InterruptError
 
 
-@pytest.mark.parametrize("steps_from_the_end_of_an_epoch", [-1, 0, 1])
+@pytest.mark.parametrize(
+    "steps_from_the_end_of_an_epoch", [pytest.param(-1, marks=LONG), 0, pytest.param(1, marks=LONG)]
+)
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     tmp_path: Path, steps_from_the_end_of_an_epoch: int
 ) -> None:
@@ -59,7 +62,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     check(task, tmp_path, steps_from_the_end_of_an_epoch)
 
 
-@pytest.mark.parametrize("steps_from_the_end_of_an_epoch", [-2, 1])
+@pytest.mark.parametrize("steps_from_the_end_of_an_epoch", [pytest.param(-2, marks=LONG), 1])
 def test_updates_of_low_rank_and_the_average_go_on_to_the_bit(
     tmp_path: Path, steps_from_the_end_of_an_epoch: int
 ) -> None:

@@ -257,7 +257,7 @@ def test_an_open_shard_that_is_replaced_by_a_shorter_one_is_noticed(pool: ShardP
         store.encoded(2)
 
 
-@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow_fault)])
 def test_the_message_comes_through_the_loader(pool: ShardPool, processes: int) -> None:
     store = FrameStore(pool.storage, pool.index(["video_id"]).sort_by("video_id"))
     path = shard_of(pool, "a")

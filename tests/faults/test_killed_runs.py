@@ -39,6 +39,28 @@ def kill_run(full_run: FinishedRun, recipe: Recipe, stage: str, condition: Any, 
     kill_when(command(full_run.recipe_file, *place, *options), condition, timeout_s=400)
 
 
+def test_frames_whose_driver_is_killed_go_on_at_the_shard(full_run: FinishedRun, tmp_path: Path) -> None:
+    recipe = full_run.until_before("frames", tmp_path)
+    pool = pools(recipe)["frames"]
+    kill_run(full_run, recipe, "frames", lambda: len(shards(pool)) >= 3)
+    before, total = shards(pool), shards(pools(full_run.recipe)["frames"])
+    assert 3 <= len(before) < len(total), "the driver was killed in the middle"
+    decoded = len(videos_in(pool, before))
+
+    outcomes = run(recipe, until_stage="frames")
+    assert actions(outcomes) == {"shapes": "skipped", "manifest": "skipped", "frames": "done"}
+    step, counts = outcomes["frames"].step, outcomes["frames"].artifact.counts
+    assert (step.state, step.reason) == ("partial", f"{decoded} of {counts['rows']:.0f} videos are done")
+    after = shards(pool)
+    # What was committed was not done again, so each worker lost at most the shard in its hands.
+    assert {name: after[name] for name in before} == before
+    # And what it lost came back in the same pieces.
+    assert after.keys() == total.keys()
+    assert frame_rows(recipe) == frame_rows(full_run.recipe)
+
+    assert set(actions(run(recipe, until_stage="frames")).values()) == {"skipped"}
+
+
 def test_labels_whose_driver_is_killed_go_on_at_the_shard(full_run: FinishedRun, tmp_path: Path) -> None:
     recipe = full_run.until_before("labels", tmp_path)
     pool = pools(recipe)["labels"]

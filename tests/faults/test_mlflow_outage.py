@@ -252,6 +252,7 @@ def test_what_a_hanging_server_missed_of_a_killed_driver_is_recorded_by_the_next
     assert recorded["training"].data.params == {"rate": "0.1"}
 
 
+@pytest.mark.slow_fault
 def test_a_run_that_is_recorded_again_is_what_it_was(server: MlflowServer, tmp_path: Path) -> None:
     workspace = Storage(str(tmp_path))
     model = retrieval_config(tmp_path)
@@ -289,6 +290,7 @@ def test_a_run_that_is_recorded_again_is_what_it_was(server: MlflowServer, tmp_p
     assert len(MlflowClient(server.uri).search_logged_models([found.info.experiment_id])) == 1
 
 
+@pytest.mark.slow_fault
 def test_what_a_server_missed_of_a_run_at_work_is_left_to_that_run(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +310,7 @@ def test_what_a_server_missed_of_a_run_at_work_is_left_to_that_run(
     assert curve(server, recorded["at work"], "rows") == [(0, 1.0)]
 
 
+@pytest.mark.slow_fault
 def test_a_search_whose_server_is_down_tells_it_all_when_it_is_back(
     server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,7 +25,7 @@ from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, 
 from tests.jobs.killing import descendants, kill, wait_until, wait_until_gone, worker_at, workers_at
 from tests.jobs.recipes import RAY, TASKS_AND_ACTORS, actions, read, run, write_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow_fault
 
 VIDEOS, SHARD = 80, 4
 
@@ -59,7 +59,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Und
     return Undisturbed(recipe, frame_rows(recipe), label_rows(recipe))
 
 
-@pytest.mark.slow_fault
 def test_a_fresh_workspace_with_one_worker_at_a_time_holds_the_same_rows(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -72,7 +71,6 @@ def test_a_fresh_workspace_with_one_worker_at_a_time_holds_the_same_rows(
     assert label_rows(recipe) == undisturbed.labels
 
 
-@pytest.mark.slow_fault
 def test_shards_of_another_size_hold_the_same_frames_and_the_same_labels_up_to_rounding(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -93,7 +91,6 @@ def done_again(before: dict[str, str], after: dict[str, str]) -> int:
     return sum(after[name] != state for name, state in before.items())
 
 
-@pytest.mark.slow_fault
 def test_a_decoding_worker_that_is_killed_costs_its_shard_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
     recipe = undisturbed.elsewhere(tmp_path)
     pool = frames_pool(Storage(recipe.workspace), recipe)
@@ -120,7 +117,6 @@ def test_a_decoding_worker_that_is_killed_costs_its_shard_alone(undisturbed: Und
     assert done_again(before, after) <= 1
 
 
-@pytest.mark.slow_fault
 def test_an_actor_that_is_killed_while_it_labels_is_replaced(undisturbed: Undisturbed, tmp_path: Path) -> None:
     recipe = undisturbed.elsewhere(tmp_path)
     run(recipe, until_stage="frames")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import shapiq
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +50,8 @@ def test_equals_enumeration_for_every_size_up_to_nine_players(logit_scale: float
 
 @pytest.mark.parametrize(("words", "frames"), [(2, 2), (5, 2), (3, 4)])
 def test_equals_the_banzhaf_interaction_index_of_shapiq(words: int, frames: int) -> None:
+    import shapiq  # takes seconds, in every process that collects tests
+
     game = random_game(pairs=1, words=words, frames=frames, logit_scale=4.0, seed=frames)
 
     def value(coalitions: object) -> object:

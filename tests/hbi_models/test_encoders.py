@@ -67,6 +67,8 @@ SMALL = {
     "ViTamin-S": 224,
     "ViT-L-14-worldwide": 28,
 }
+SLOW = ("ViT-B-16-SigLIP2", "MobileCLIP2-B", "EVA02-B-16")
+"""Built in seconds, because only timm's towers can be shrunk to two blocks by their settings."""
 
 
 def captions(settings: dict[str, Any], lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +82,9 @@ def captions(settings: dict[str, Any], lengths: list[int]) -> tuple[torch.Tensor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in SMALL]
+)
 @torch.no_grad()
 def test_images_words_and_whole_texts_are_those_of_open_clip(name: str, tmp_path: Path) -> None:
     settings, size = shrunk(name, SMALL[name]), SMALL[name]

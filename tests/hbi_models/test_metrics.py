@@ -151,7 +151,7 @@ def test_no_query_is_refused() -> None:
         RetrievalMetrics.from_ranks(torch.zeros(0, dtype=torch.float64))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bootstrap_interval_covers_the_true_recall_as_often_as_it_says() -> None:
     generator = torch.Generator().manual_seed(0)
     covered = 0

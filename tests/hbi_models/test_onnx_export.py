@@ -96,7 +96,7 @@ def test_answers_are_the_models(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @torch.no_grad()
 def test_a_head_on_given_features_takes_them_also_with_coalitions(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -309,7 +309,7 @@ def test_mixed_precision_keeps_answers_and_losses_in_float32(tmp_path: Path) -> 
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_few_answers_can_be_learnt_by_heart(tmp_path: Path) -> None:
     model = make_model(tmp_path)
     batch = questions()

@@ -99,9 +99,11 @@ def command(recipe: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "jobs.run", "--config", str(recipe), *options]
 
 
-def run_command(line: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
-    return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False)
+def run_command(
+    line: Sequence[str], *, timeout_s: float, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, in ``folder``."""
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=folder)
 
 
 def raise_version(monkeypatch: pytest.MonkeyPatch, stage: type[PooledStage]) -> None:

@@ -209,7 +209,7 @@ class Run:
 
 
 @pytest.fixture(scope="module", params=WRITERS)
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Run:
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp(request.param)
     copy = WRITERS[request.param](folder)
     path = write_recipe(

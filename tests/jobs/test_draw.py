@@ -40,34 +40,39 @@ def run(folder: Path, **options: str) -> int:
     return draw.main([part for name, value in {**base, **options}.items() for part in (f"--{name}", value)])
 
 
-def test_pictures_and_numbers_lie_in_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = folder / "exact"
-    assert run(folder, output=str(output)) == 0
+@pytest.fixture(scope="module")
+def drawn(folder: Path) -> Path:
+    """What a run without options wrote."""
+    assert run(folder, output=str(folder / "exact")) == 0
+    return folder / "exact"
+
+
+def test_pictures_and_numbers_lie_in_the_folder(drawn: Path) -> None:
     names = {f"{figure}_exact.{ending}" for figure in ("hierarchy", "heat_maps") for ending in ("png", "svg")}
-    assert {path.name for path in output.iterdir()} == {*names, "interaction.json"}
-    assert {Path(line).name for line in capsys.readouterr().out.split()} == {*names, "interaction.json"}
-    document = json.loads((output / "interaction.json").read_text())
+    assert {path.name for path in drawn.iterdir()} == {*names, "interaction.json"}
+    document = json.loads((drawn / "interaction.json").read_text())
     assert [token["text"] for token in document["tokens"]] == ["⟨start⟩", "a", "star", "falls", "⟨end⟩"]
     assert [token["special"] for token in document["tokens"]] == [True, False, False, False, True]
     assert [level["level"] for level in document["levels"]] == ["entity", "action", "event"]
     assert document["frames"][0]["time_s"] == 0
 
 
-def test_a_second_run_writes_the_same_bytes(folder: Path) -> None:
-    for name in ("first", "second"):
-        run(folder, output=str(folder / name))
-    for path in (folder / "first").iterdir():
+def test_a_second_run_writes_the_same_bytes_and_says_where(
+    folder: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, output=str(folder / "second"))
+    assert {Path(line) for line in capsys.readouterr().out.split()} == {*(folder / "second").iterdir()}
+    for path in drawn.iterdir():
         assert path.read_bytes() == (folder / "second" / path.name).read_bytes(), path.name
 
 
-def test_a_published_file_is_drawn_with_its_recipe(folder: Path) -> None:
+def test_a_published_file_is_drawn_with_its_recipe(folder: Path, drawn: Path) -> None:
     published = str(folder / "published.bin")
     with pytest.raises(ValueError, match="give the recipe that says its model and frames"):
         run(folder, checkpoint=published, output=str(folder / "refused"))
-    run(folder, output=str(folder / "ours"))
     recipe = write_recipe(folder)
     run(folder, checkpoint=published, config=str(recipe), output=str(folder / "published"))
-    ours, theirs = (json.loads((folder / name / "interaction.json").read_text()) for name in ("ours", "published"))
+    ours, theirs = (json.loads((place / "interaction.json").read_text()) for place in (drawn, folder / "published"))
     assert theirs["levels"] == ours["levels"]
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed, run again, and run once more with changed data: only what is missing is done."""
+"""A run that is run again, with changed data and settings: only what is missing is done."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 from tests.jobs.clips import ClipsFile
 from tests.jobs.contents import assert_labels_equal_up_to_rounding, frame_rows, label_rows, shards, videos_in
-from tests.jobs.killing import kill_when
-from tests.jobs.recipes import RESOURCES, actions, command, raise_version, read, run, write_recipe
+from tests.jobs.recipes import actions, raise_version, read, run, write_recipe
 
 pytestmark = pytest.mark.slow
 
-VIDEOS, NEW_VIDEOS, SHARD = 60, 5, 4
+VIDEOS, NEW_VIDEOS, SHARD = 20, 5, 4
 
 
 @pytest.fixture(scope="module")
@@ -35,36 +34,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ClipsFile:
 @pytest.fixture(scope="module")
 def recipe_file(data: ClipsFile) -> Path:
     settings = {**data.settings, "validation_videos": 5}
-    return write_recipe(data.file.parent, data=settings, resources={**RESOURCES, "decode": {"max_tasks": 2}})
+    return write_recipe(data.file.parent, data=settings)
 
 
 def pool_of(recipe: Recipe) -> ShardPool:
     return frames_pool(Storage(recipe.workspace), recipe)
 
 
-def test_a_killed_run_goes_on_at_the_video(recipe_file: Path, ray_local: Any) -> None:
-    recipe = read(recipe_file)
-    pool = pool_of(recipe)
-    kill_when(command(recipe_file, "--until_stage", "frames"), lambda: len(shards(pool)) >= 3)
-    before = shards(pool)
-    assert 3 <= len(before) < VIDEOS // SHARD, "the driver was killed in the middle"
-
-    outcomes = run(recipe, until_stage="frames")
-    assert actions(outcomes) == {"manifest": "skipped", "frames": "done"}
-    step = outcomes["frames"].step
-    assert (step.state, step.reason) == ("partial", f"{len(before) * SHARD} of {VIDEOS} videos are done")
-    assert outcomes["frames"].artifact.counts["rows"] == VIDEOS
-    after = shards(pool)
-    # What was committed was not done again, so each worker lost at most the shard in its hands.
-    assert {name: after[name] for name in before} == before
-    # And what it lost came back in the same pieces.
-    assert len(after) == VIDEOS // SHARD
-    assert len(set(videos_in(pool, after))) == len(videos_in(pool, after)) == VIDEOS
-
-    assert set(actions(run(recipe, until_stage="frames")).values()) == {"skipped"}
-
-
-def test_new_videos_cost_the_work_of_new_videos(data: ClipsFile, recipe_file: Path, ray_local: Any) -> None:
+def test_new_videos_cost_the_work_of_new_videos(data: ClipsFile, recipe_file: Path) -> None:
     run(read(recipe_file), until_stage="frames")
     pool = pool_of(read(recipe_file))
     before = shards(pool)
@@ -82,9 +59,7 @@ def test_new_videos_cost_the_work_of_new_videos(data: ClipsFile, recipe_file: Pa
     assert len(artifact.storage.read_table(INDEX_FILE)) == VIDEOS + NEW_VIDEOS
 
 
-def test_a_setting_of_the_frames_decodes_all_of_them_again_and_going_back_none(
-    recipe_file: Path, ray_local: Any
-) -> None:
+def test_a_setting_of_the_frames_decodes_all_of_them_again_and_going_back_none(recipe_file: Path) -> None:
     run(read(recipe_file), until_stage="frames")
     before = shards(pool_of(read(recipe_file)))
     other = read(recipe_file, "--frames.jpeg_quality", "50")
@@ -98,7 +73,7 @@ def test_a_setting_of_the_frames_decodes_all_of_them_again_and_going_back_none(
 
 
 @pytest.fixture
-def small(tmp_path: Path, ray_local: Any) -> Iterator[tuple[ClipsFile, Path]]:
+def small(tmp_path: Path) -> Iterator[tuple[ClipsFile, Path]]:
     """A few videos with two captions each, decoded and labelled."""
     data = ClipsFile(tmp_path)
     data.add(20, captions=2)

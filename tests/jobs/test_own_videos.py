@@ -41,7 +41,7 @@ def write_captions(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_trained_model_stands_beside_the_frozen_encoder_alone(
-    tmp_path: Path, ray_local: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos, workspace = write_videos(tmp_path / "shapes", CLIPS), tmp_path / "workspace"
     clip = ClipConfig(architecture=write_architecture(tmp_path), pretrained=None)

@@ -33,7 +33,7 @@ from pipelines.stages.labels import labels_pool
 from pipelines.train.files import HISTORY, RAY_SNAPSHOT
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.storage import Storage
-from tests.jobs.recipes import RESOURCES, TASKS_AND_ACTORS, actions, command, read, run, run_command, write_recipe
+from tests.jobs.recipes import RESOURCES, actions, command, read, run, run_command, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -75,15 +75,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "duration_s": 2.0,
             },
         },
-        # Tasks decode, an actor evaluates and two processes train retrieval, as on a cluster; labels by actors are in
-        # the long suites, and the other files do all of their work in place.
-        resources={
-            **RESOURCES,
-            **{stage: TASKS_AND_ACTORS[stage] for stage in ("decode", "evaluation")},
-            "retrieval": {"workers": 2},
-        },
+        # A task decodes and two processes train retrieval, as on a cluster; actors are in the long suites, and the other
+        # files do all of their work in place.
+        resources={**RESOURCES, "decode": {"max_tasks": 1}, "retrieval": {"workers": 2}},
     )
-    run = Run(path, read(path), run_command(command(path), timeout_s=400))
+    # Workers, too, find what a path names that starts from the folder of the command.
+    relative = ["--model.clip.architecture", Path(read(path).model.clip.architecture).name]
+    run = Run(path, read(path), run_command(command(path, *relative), timeout_s=400, folder=folder))
     assert run.done.returncode == 0, run.done.stderr[-5000:]
     return run
 
@@ -224,23 +222,23 @@ def test_ranks_are_those_of_items_that_are_encoded_and_compared_one_by_one(finis
         assert 1 + surely <= row["rank"] <= possibly
 
 
-def in_this_process(finished: Run) -> Recipe:
-    resources = replace(finished.recipe.resources, evaluation=ActorResources(max_actors=0))
-    return replace(finished.recipe, resources=resources)
-
-
-def test_other_tiles_and_batches_in_this_process_give_the_same_ranks_as_an_actor(finished: Run, ray_local: Any) -> None:
+@pytest.mark.parametrize("actors", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_other_tiles_and_batches_give_the_same_ranks_also_by_an_actor(finished: Run, actors: int) -> None:
     before = ranks_by_query(finished.artifacts["evaluation"])
-    other = replace(in_this_process(finished), evaluation=replace(finished.recipe.evaluation, tile=3, batch_size=2))
+    other = replace(
+        finished.recipe,
+        resources=replace(finished.recipe.resources, evaluation=ActorResources(max_actors=actors)),
+        evaluation=replace(finished.recipe.evaluation, tile=3, batch_size=2),
+    )
     outcomes = run(other, force=["evaluation"])
     assert actions(outcomes) == dict.fromkeys(STAGES[:-1], "skipped") | {"evaluation": "done"}
     assert ranks_by_query(outcomes["evaluation"].artifact) == before
 
 
-def test_a_checkpoint_is_evaluated_without_training(finished: Run, ray_local: Any) -> None:
+def test_a_checkpoint_is_evaluated_without_training(finished: Run) -> None:
     trained = finished.artifacts
     checkpoint = trained["retrieval"].storage.folder(MODEL).uri
-    outcomes = run(in_this_process(finished), make_evaluation_graph(finished.recipe, checkpoint))
+    outcomes = run(finished.recipe, make_evaluation_graph(finished.recipe, checkpoint))
     assert actions(outcomes) == dict.fromkeys(STAGES[:3], "skipped") | {"evaluation": "done"}
     evaluated = outcomes["evaluation"].artifact
     assert evaluated.fingerprint != trained["evaluation"].fingerprint
@@ -248,11 +246,10 @@ def test_a_checkpoint_is_evaluated_without_training(finished: Run, ray_local: An
     assert ranks_by_query(evaluated) == ranks_by_query(trained["evaluation"])
 
 
-IN_THIS_PROCESS = ["--resources.retrieval.workers", "0", "--resources.evaluation.max_actors", "0"]
-IN_THIS_PROCESS += ["--tracking.log_model", "false"]
+IN_THIS_PROCESS = ["--resources.retrieval.workers", "0", "--tracking.log_model", "false"]
 
 
-def test_a_changed_training_setting_trains_and_evaluates_again_and_nothing_else(finished: Run, ray_local: Any) -> None:
+def test_a_changed_training_setting_trains_and_evaluates_again_and_nothing_else(finished: Run) -> None:
     outcomes = run(read(finished.recipe_file, "--retrieval.optimizer.lr", "5e-4", *IN_THIS_PROCESS))
     assert actions(outcomes) == dict.fromkeys(STAGES[:5], "skipped") | dict.fromkeys(STAGES[5:], "done")
     assert outcomes["evaluation"].step.reason == "invalidated by a new retrieval"

@@ -43,7 +43,7 @@ class Probed:
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Probed:
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Probed:
     folder = tmp_path_factory.mktemp("probe")
     shapes = {"train_videos": 4, "test_videos": TEST_VIDEOS, "image_size_px": 32, "duration_s": 2.0}
     path = write_recipe(
@@ -118,7 +118,7 @@ def test_moments_stand_beside_three_baselines(probed: Probed) -> None:
         assert values["recall_at_1_iou_0.3"]["value"] >= values["recall_at_1_iou_0.5"]["value"]
 
 
-def test_files_take_the_place_of_the_generated_truth(probed: Probed, tmp_path: Path, ray_local: Any,
+def test_files_take_the_place_of_the_generated_truth(probed: Probed, tmp_path: Path,
                                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     caption, video = probed.view.texts(0)[0], probed.view.store.video_ids[0]
     (tmp_path / "negatives.csv").write_text(

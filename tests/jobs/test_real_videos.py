@@ -62,7 +62,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Run:
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("real-videos")
     good = real_videos()
     assert len(good) == 4
@@ -151,7 +151,7 @@ def test_training_sees_the_good_videos_alone(labelled: Run) -> None:
     assert batch.mask.any(dim=1).all()
 
 
-def test_too_many_errors_stop_the_job_and_cost_no_work(labelled: Run, tmp_path: Path, ray_local: Any) -> None:
+def test_too_many_errors_stop_the_job_and_cost_no_work(labelled: Run, tmp_path: Path) -> None:
     """Raising the bound afterwards goes on with the frames that are there."""
     workspace = str(tmp_path / "workspace")
     file = f"{Path(labelled.recipe.workspace).parent}/recipe.yaml"

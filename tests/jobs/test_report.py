@@ -16,7 +16,7 @@ from tests.jobs.recipes import actions, read, run, write_recipe
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_ends_with_a_page_that_mlflow_holds(tmp_path: Path, ray_local: Any) -> None:
+def test_a_run_ends_with_a_page_that_mlflow_holds(tmp_path: Path) -> None:
     shapes = {
         "train_videos": 10,
         "test_videos": 6,

@@ -31,7 +31,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_seeds_are_run_and_stand_beside_the_published_figures(
-    recipe_file: Path, ray_local: Any, capsys: pytest.CaptureFixture[str]
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = recipe_file.parent / "reproduction"
     options = ["--config", str(recipe_file), "--model.game.teacher", "none"]

@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Made:
     whole = next(videos.glob("*.mp4")).read_bytes()
     (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     made = Made(write_model(folder), videos, folder / "made")
-    actors = ["--resources.index.max_actors", "1", "--resources.decode.max_tasks", "2"]
+    actors = ["--resources.index.max_actors", "1", "--resources.decode.max_tasks", "1"]
     assert build_index(made.model, made.videos, made.index, *actors) == 0
     return made
 
@@ -144,7 +144,7 @@ def test_a_bank_corrects_the_order_as_the_evaluation_does(
     assert QUERIES[0] in capsys.readouterr().out
 
 
-def test_new_videos_cost_their_own_work_and_removed_ones_are_found_no_more(copy: Made, ray_local: Any) -> None:
+def test_new_videos_cost_their_own_work_and_removed_ones_are_found_no_more(copy: Made) -> None:
     assert build_index(copy.model, copy.videos, copy.index) == 0
     before = copy.shards()
     removed = sorted(copy.videos.glob("video*.mp4"))[0]
@@ -159,7 +159,7 @@ def test_new_videos_cost_their_own_work_and_removed_ones_are_found_no_more(copy:
 
 
 def test_an_interrupted_index_goes_on_where_it_was(
-    copy: Made, ray_local: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add = Work.add
 
@@ -185,9 +185,7 @@ def test_an_interrupted_index_goes_on_where_it_was(
     assert len(Searcher(str(copy.index))) == VIDEOS
 
 
-def test_raising_the_version_of_a_stage_makes_its_rows_again(
-    copy: Made, ray_local: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_raising_the_version_of_a_stage_makes_its_rows_again(copy: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_index(copy.model, copy.videos, copy.index) == 0
     pools = [copy.current]
     for stage in (IndexStage, FramesStage):
@@ -272,7 +270,7 @@ def test_the_job_prints_tables_and_json(made: Made, tmp_path: Path, capsys: pyte
         search_job.main(index)
 
 
-def test_a_damaged_shard_is_named_and_made_again(made: Made, copy: Made, ray_local: Any) -> None:
+def test_a_damaged_shard_is_named_and_made_again(made: Made, copy: Made) -> None:
     assert build_index(copy.model, copy.videos, copy.index) == 0
     pool = copy.index / "shards" / copy.current["features"]
     shard = sorted(pool.glob("*.parquet"))[0]

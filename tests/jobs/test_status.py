@@ -45,9 +45,7 @@ def _status(capsys: pytest.CaptureFixture[str], workspace: str, *options: str) -
     return capsys.readouterr().out
 
 
-def test_status_tells_states_holders_and_errors(
-    recipe_file: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_tells_states_holders_and_errors(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = read(recipe_file, "--frames.max_error_fraction", "0.5")
     with pytest.raises(ValueError, match="holds no run"):
         status.main(["--workspace", recipe.workspace])
@@ -67,9 +65,7 @@ def test_status_tells_states_holders_and_errors(
     assert "running" in next(line for line in out.splitlines() if line.startswith("retrieval"))
 
 
-def test_gc_lists_and_removes_what_no_run_needs(
-    recipe_file: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gc_lists_and_removes_what_no_run_needs(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--frames.max_error_fraction", "0.5"]
     few = read(recipe_file, *options, "--frames.jpeg_quality", "50")
     recipe = read(recipe_file, *options)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 LR, QUALITY, KL = "retrieval.optimizer.lr", "frames.jpeg_quality", "model.loss.kl"
 GOOD, BAD, DIVERGING = 3e-3, 1e-9, 1e30
-EPOCHS = 3
+EPOCHS = 2
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +158,8 @@ def test_every_setting_is_tried_and_bad_ones_are_ended_early(tuned: Tuned) -> No
     for record in trials:
         if record.state == "stopped":
             assert record.reason == "asha: below the best 1/2 of those that came as far"
-            # At the first rung, epoch 1, or at the second, epoch 2.
-            assert record.reports[-1].progress in (2, 4)
-            assert [report.progress for report in record.reports] == list(range(1, record.reports[-1].progress + 1))
+            # At the rung after the first epoch.
+            assert [report.progress for report in record.reports] == [1, 2]
         if record.state == "finished":
             assert [report.progress for report in record.reports] == list(range(1, 2 * EPOCHS + 1))
 

@@ -280,7 +280,7 @@ def published(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_a_published_checkpoint_is_evaluated_without_training(finished: Run, published: str, ray_local: Any) -> None:
+def test_a_published_checkpoint_is_evaluated_without_training(finished: Run, published: str) -> None:
     graph = make_qa_evaluation_graph(finished.recipe, published)
     outcomes = run(finished.recipe, graph)
     assert actions(outcomes) == dict.fromkeys(["shapes", "manifest", "answers", "frames"], "skipped") | {
@@ -368,7 +368,7 @@ def test_what_cannot_be_asked_is_refused(
 
 
 @pytest.fixture(scope="module")
-def questions_alone(finished: Run, ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def questions_alone(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """MSR-VTT-QA's own files, in the copy that names videos by number, with an estimator to teach."""
     folder = tmp_path_factory.mktemp("msrvtt-qa")
     shapes = finished.artifacts["shapes"].storage

@@ -53,9 +53,7 @@ def model(clip: ClipConfig, pooling: Any = "mean") -> ZeroShotModel:
     return ZeroShotModel(ZeroShotConfig(clip=clip, max_frames=MAX_FRAMES, pooling=pooling)).eval()
 
 
-def test_an_index_without_training_ranks_as_the_encoder_does_and_has_no_map(
-    clip: ClipConfig, tmp_path: Path, ray_local: Any
-) -> None:
+def test_an_index_without_training_ranks_as_the_encoder_does_and_has_no_map(clip: ClipConfig, tmp_path: Path) -> None:
     videos, folder = write_videos(tmp_path / "shapes", VIDEOS), tmp_path / "made"
     encoder = ["--encoder", clip.architecture, "--pretrained", str(clip.pretrained), "--pooling", "softmax"]
     places = ["--videos", str(videos), "--index", str(folder), "--frames.fps", "4"]
@@ -104,7 +102,7 @@ def test_one_of_checkpoint_and_encoder_is_needed(clip: ClipConfig, tmp_path: Pat
     assert not (tmp_path / "made").exists() or not list((tmp_path / "made").glob("frames*"))
 
 
-def test_the_evaluation_is_that_of_the_encoder(clip: ClipConfig, tmp_path: Path, ray_local: Any) -> None:
+def test_the_evaluation_is_that_of_the_encoder(clip: ClipConfig, tmp_path: Path) -> None:
     captions = (2, 1, 3, 1, 2)
     data = write_split_data(tmp_path, {"test": captions})
     view = SplitView(data.folder("manifest"), data.folder("frames"), data.folder("pool"), "test")

@@ -144,7 +144,7 @@ def train(golden: Golden, model: RetrievalModel, arrays: Mapping[str, Any]) -> I
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [8, pytest.param(24, marks=pytest.mark.long)])
+@pytest.mark.parametrize("steps", [4, pytest.param(24, marks=pytest.mark.long)])
 def test_training_follows_the_published_losses(golden: Golden, tmp_path: Path, steps: int) -> None:
     """In float64, where rounding is a billion times smaller than what the golden file can show.
 

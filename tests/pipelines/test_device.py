@@ -128,7 +128,7 @@ def require_equal(task: Task[Any], other: Task[Any]) -> None:
     assert torch.stack(apart).median() < 1e-5
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("bert_adam", marks=pytest.mark.long)])
 def test_a_step_of_the_retrieval_training_waits_for_nothing(data: Storage, tmp_path: Path, optimizer: Any) -> None:
     noisy = MergingConfig(text_rates=(0.5, 0.5), video_rates=(0.5, 0.5), heads=4, tie_break_noise=1e-3)
     config = retrieval_config(tmp_path, merging=noisy)
@@ -137,7 +137,7 @@ def test_a_step_of_the_retrieval_training_waits_for_nothing(data: Storage, tmp_p
     require_equal(one, other)
 
 
-@pytest.mark.parametrize("teacher", ["estimator", "none"])
+@pytest.mark.parametrize("teacher", ["estimator", pytest.param("none", marks=pytest.mark.long)])
 def test_so_do_steps_with_other_teachers(data: Storage, tmp_path: Path, teacher: Any) -> None:
     config = retrieval_config(tmp_path, game=GameConfig(teacher=teacher, estimator_channels=8))
     tasks = []
@@ -155,7 +155,15 @@ def test_so_do_steps_with_other_teachers(data: Storage, tmp_path: Path, teacher:
     require_equal(*tasks)
 
 
-@pytest.mark.parametrize("game", [{"coalitions": 0.5}, {"coalitions": 0.2}, {"similarity_scale": "auto"}])
+@pytest.mark.parametrize(
+    "game",
+    [
+        {"coalitions": 0.5, "similarity_scale": "auto"},
+        pytest.param({"coalitions": 0.2}, marks=pytest.mark.long),
+        pytest.param({"coalitions": 0.5}, marks=pytest.mark.long),
+        pytest.param({"similarity_scale": "auto"}, marks=pytest.mark.long),
+    ],
+)
 def test_so_does_a_step_with_random_coalitions_or_scaled_targets(data: Storage, tmp_path: Path, game: Any) -> None:
     game = GameConfig(teacher="exact", estimator_channels=8, **game)
     one, other = (retrieval_task(data, retrieval_config(tmp_path, game=game), CAPTIONS) for _ in range(2))

@@ -14,6 +14,7 @@ from hbi_models.clip.configs import ClipConfig
 from hbi_models.configs import RetrievalConfig
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.resources import ActorResources, ResourcesConfig, TaskResources, TrainResources
 from pipelines.recipe.tracking import TrackingConfig
 from pipelines.run import run_plan
 from pipelines.stages.execution import execute_step
@@ -97,13 +98,18 @@ def test_a_run_that_fails_is_recorded_as_failed_and_can_be_repeated(tmp_path: Pa
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
-def test_data_that_cannot_serve_the_recipe_stop_the_run_at_the_manifest(tmp_path: Path, ray_local: Any) -> None:
+def test_data_that_cannot_serve_the_recipe_stop_the_run_at_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("path,caption,split\na.mp4,x,train\nb.mp4,y,train\n")
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).touch()
     data = DataConfig(dataset="captions_file", annotations=str(tmp_path / "own.csv"), validation_videos=0)
     model = RetrievalConfig(clip=ClipConfig(pretrained=None))
-    recipe = Recipe(workspace=str(tmp_path / "workspace"), data=data, model=model)
+    resources = ResourcesConfig(
+        decode=TaskResources(max_tasks=0),
+        retrieval=TrainResources(workers=0),
+        evaluation=ActorResources(max_actors=0),
+    )
+    recipe = Recipe(workspace=str(tmp_path / "workspace"), data=data, model=model, resources=resources)
     copy_database(tmp_path / "workspace")
 
     def decode(context: StageContext) -> Mapping[str, float]:

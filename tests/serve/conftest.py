@@ -59,7 +59,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve")
     videos = write_videos(folder / "shapes", VIDEOS)
     model, video_qa, index = write_model(folder), write_video_qa(folder), folder / "made"

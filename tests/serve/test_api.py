@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 from pipelines.models.prediction import load_answerer
 from pipelines.search.searcher import Searcher
+from tests.faults.mutations import fuzz
 from tests.serve.conftest import MAX_UPLOAD_MB, VIDEOS, Server
 
 QUERY = "a red circle moves left"
@@ -151,7 +152,7 @@ def test_no_request_that_the_schema_allows_is_a_server_error(server: Server) -> 
         operation = found.ok()
         tried.append(operation.path)
 
-        @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @fuzz(8)
         @given(operation.as_strategy())
         def send(case: schemathesis.Case) -> None:
             case.validate_response(case.call(timeout=180), checks=checks)

@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(params=SIZES)
+@pytest.fixture(params=["desk", pytest.param("phone", marks=pytest.mark.long)])
 def page(browser: Browser, server: Server, request: pytest.FixtureRequest) -> Iterator[Page]:
     """The page, opened; afterwards nothing must have gone wrong in it, and nothing stick out at the side."""
     width, height = SIZES[request.param]
@@ -48,6 +48,9 @@ def page(browser: Browser, server: Server, request: pytest.FixtureRequest) -> It
     assert complaints == []
     assert all(url.startswith((server.address, "data:")) for url in asked)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for width, height in SIZES.values():
+        page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
 
 

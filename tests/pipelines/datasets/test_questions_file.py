@@ -109,12 +109,11 @@ def test_without_splits_a_hash_of_the_file_decides(write_questions: WriteQuestio
     assert all(item["split"] == row["split"] for row in found.values() for item in row["questions"])
     fewer = write_questions([ask(name) for name in names[:30]], videos=())
     tested = {row["uri"] for row in found.values() if row["split"] == "test"}
-    again = {row["uri"] for row in manifest_rows(DataConfig(dataset="captions_file", questions=fewer))}
-    assert {
-        row["uri"]
-        for row in manifest_rows(DataConfig(dataset="captions_file", questions=fewer))
-        if row["split"] == "test"
-    } == tested & again
+    rows = manifest_rows(DataConfig(dataset="captions_file", questions=fewer))
+    still = tested & {row["uri"] for row in rows}
+    tested_now = {row["uri"] for row in rows if row["split"] == "test"}
+    # The hash is one of the folder, too: it may leave none of these for the test, and then there is one all the same.
+    assert tested_now == still or (not still and len(tested_now) == 1)
 
 
 def test_a_question_has_its_own_split_and_else_that_of_its_video(

@@ -269,7 +269,7 @@ def own_digests(tree: Path) -> dict[str, dict[str, str]]:
     return dict(found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_edit_of_the_loss_is_noticed_by_the_trainings_alone(tmp_path: Path) -> None:
     for package in sources.PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))

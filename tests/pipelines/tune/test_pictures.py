@@ -94,15 +94,11 @@ def drawn_of(tuning: Tuning, trials: list[TrialRecord], ranking: list[Standing])
 
 
 @pytest.mark.slow
-def test_the_same_trials_give_the_same_files(tuning: Tuning) -> None:
+def test_the_same_trials_give_the_same_files_and_leave_nothing_behind_in_pyplot(tuning: Tuning) -> None:
+    before = dict(pyplot.rcParams)
     first = drawn_of(tuning, records(), STANDINGS)
     assert first == drawn_of(tuning, records(), STANDINGS)
     assert all(picture.startswith(b"\x89PNG") and len(picture) > 10_000 for picture in first)
-
-
-def test_pictures_leave_nothing_behind_in_pyplot(tuning: Tuning) -> None:
-    before = dict(pyplot.rcParams)
-    drawn_of(tuning, records(), STANDINGS)
     assert pyplot.get_fignums() == []
     assert {name: value for name, value in pyplot.rcParams.items() if value != before[name]}.keys() <= {"backend"}
 
