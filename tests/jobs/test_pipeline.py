@@ -75,8 +75,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "duration_s": 2.0,
             },
         },
-        # A task decodes and two processes train retrieval, as on a cluster; actors are in the long suites, and the other
-        # files do all of their work in place.
+        # A task decodes and two processes train retrieval, as on a cluster. Actors are in the long suites, and the other
+        # files work in place.
         resources={**RESOURCES, "decode": {"max_tasks": 1}, "retrieval": {"workers": 2}},
     )
     # Workers, too, find what a path names that starts from the folder of the command.
