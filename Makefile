@@ -86,7 +86,7 @@ test-no-ray: $(VENV)/.installed-dev
 test-faults: $(addprefix faults-,$(or $(SLICE),$(FAULTS)))
 
 faults-fuzz: $(VENV)/.installed-dev
-	HBI_FUZZ_FACTOR=20 $(RUN) -m pytest -n 2 --dist load --timeout 1200 \
+	HBI_FUZZ_FACTOR=40 $(RUN) -m pytest -n 2 --dist load --timeout 1200 \
 	  tests/faults/test_fuzz_annotations.py tests/faults/test_fuzz_files.py \
 	  tests/serve/test_api.py::test_no_request_that_the_schema_allows_is_a_server_error
 

@@ -111,7 +111,7 @@ def test_files_of_published_data_sets(copies: Path, dataset: str, name: str) -> 
     elif name.endswith(".pkl"):
         strategy |= json_values().map(pickle.dumps)
 
-    @fuzz(25)
+    @fuzz(12)
     @given(strategy)
     def try_to_read(new: bytes) -> None:
         with replaced(path, new):
@@ -149,7 +149,7 @@ def test_the_users_own_files(tmp_path: Path, kind: str, suffix: str) -> None:
     path.write_text(text)
     assert len(build_manifest(config).table) == 1, "the file itself is read"
 
-    @fuzz(60)
+    @fuzz(30)
     @given(strategy)
     def try_to_read(new: bytes) -> None:
         path.write_bytes(new)
@@ -190,7 +190,7 @@ def test_recipes(tmp_path: Path) -> None:
         | st.text(max_size=60).map(lambda value: value.encode("utf-8", "surrogatepass"))
     )
 
-    @fuzz(15)
+    @fuzz(8)
     @given(strategy)
     def try_to_read(new: bytes) -> None:
         path.write_bytes(new)
@@ -236,7 +236,7 @@ def test_documents_of_artifacts(tmp_path: Path) -> None:
         "finished_at": "2020-01-01T00:00:00+00:00",
     }
 
-    @fuzz(150)
+    @fuzz(75)
     @given(damaged_json(document), st.booleans())
     def try_to_plan(new: bytes, own: bool) -> None:
         output = graph.output("frames") if own else tmp_path_storage.folder("frames", "other")
@@ -257,7 +257,7 @@ def test_texts_of_a_manifest_are_nothing_but_texts(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     config = DataConfig(dataset="captions_file", annotations=str(path), max_missing_fraction=1)
 
-    @fuzz(60)
+    @fuzz(30)
     @given(st.text(max_size=12) | st.sampled_from(["..", ".", "a/b", "../a", "/etc", "a\\b", "a\nb", "~", "$HOME"]))
     def try_to_read(video_id: str) -> None:
         path.write_text(json.dumps({"path": "a.mp4", "caption": "x", "video_id": video_id}))

@@ -62,7 +62,7 @@ def test_shards(tmp_path: Path) -> None:
         tmp_path.mkdir()
         (tmp_path / name).write_bytes(content)
 
-    @fuzz(60)
+    @fuzz(30)
     @given(damaged(whole[footer:]).map(lambda tail: whole[:footer] + tail) | damaged(whole))
     def try_to_read(new: bytes) -> None:
         put(new)
@@ -93,7 +93,7 @@ def test_frames_of_a_shard_are_never_changed_unnoticed(tmp_path: Path) -> None:
     whole, index, frames = (tmp_path / name).read_bytes(), pool.index(["video_id"]), rows("a")[0]["frames"]
     start = whole.index(frames[0])
 
-    @fuzz(40)
+    @fuzz(20)
     @given(damaged(frames[0]).filter(lambda new: len(new) == len(frames[0]) and new != frames[0]))
     def try_to_read(new: bytes) -> None:
         shutil.rmtree(tmp_path)
@@ -156,7 +156,7 @@ def test_checkpoints(checkpoint: Path, name: str, read: Callable[[Path], Any]) -
 
         strategy |= damaged_json(json.loads(content))
 
-    @fuzz(40)
+    @fuzz(20)
     @given(strategy)
     def try_to_read(new: bytes) -> None:
         path.write_bytes(new)
@@ -199,7 +199,7 @@ def test_videos(tmp_path: Path, name: str) -> None:
     assert len(extract(manifest_row(path))["frames"]) >= 3, "the video itself is read"
     header = min(len(content), 1500)
 
-    @fuzz(12)
+    @fuzz(6)
     @given(damaged(content[:header]).map(lambda head: head + content[header:]) | damaged(content))
     def try_to_decode(new: bytes) -> None:
         path.write_bytes(new)

@@ -177,9 +177,9 @@ def test_stages_that_all_trials_share_run_once(tuned: Tuned) -> None:
 
 
 def test_trials_that_wait_for_no_stage_use_processes_again(tuned: Tuned) -> None:
-    for phase, count in (("trial", 4), ("final", 4)):
+    for phase in ("trial", "final"):
         processes = [tuned.processes[name] for name, record in tuned.records.items() if record.phase == phase]
-        assert len(processes) == count
+        assert len(processes) >= 2
         assert len({*processes}) == 1
 
 

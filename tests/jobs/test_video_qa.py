@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.published_weights import video_qa_to_published
 from jobs import ask as ask_job
 from jobs import evaluate_video_qa
+from jobs import run as run_job
 from pipelines.graph import make_graph, make_qa_evaluation_graph
 from pipelines.models.folder import MODEL
 from pipelines.models.mlflow_model import VideoAnswerer, served_model
@@ -34,7 +36,7 @@ from pipelines.stages.labels import labels_pool
 from pipelines.workspace.artifact import Artifact
 from pipelines.workspace.records import ANSWERS, MANIFEST_FILE
 from pipelines.workspace.storage import Storage
-from tests.jobs.recipes import actions, command, read, run, run_command, write_recipe
+from tests.jobs.recipes import actions, read, run, write_recipe
 from tests.tiny_retrieval import MAX_WORDS
 
 pytestmark = pytest.mark.slow
@@ -57,7 +59,8 @@ class Run:
 
     recipe_file: Path
     recipe: Recipe
-    done: subprocess.CompletedProcess[str]
+    out: str
+    err: str
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -109,13 +112,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
         tracking={"every_steps": 1, "log_model": False},
     )
     options = ["--model.game.teacher", "exact"]
-    run = Run(path, read(path, *options), run_command(command(path, *options), timeout_s=400))
-    assert run.done.returncode == 0, run.done.stderr[-5000:]
-    return run
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        assert run_job.main(["--config", str(path), *options]) == 0
+    return Run(path, read(path, *options), out.getvalue(), err.getvalue())
 
 
 def test_the_printed_next_steps_work(finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, _, printed = finished.done.stdout.partition("Next, for example:")
+    _, _, printed = finished.out.partition("Next, for example:")
     commands = {line.split()[2]: shlex.split(line) for line in printed.splitlines() if line}
     assert list(commands) == ["jobs.index", "jobs.search", "jobs.serve", "jobs.draw", "jobs.ask"]
     assert import_module("jobs.ask").main(commands["jobs.ask"][3:]) == 0
@@ -132,8 +135,8 @@ def test_the_printed_next_steps_work(finished: Run, tmp_path: Path, capsys: pyte
 
 
 def test_work_of_one_process_needs_no_ray(finished: Run) -> None:
-    assert "this process does all of the work; Ray is not started" in finished.done.stderr
-    assert "Ray: started" not in finished.done.stderr
+    assert "this process does all of the work; Ray is not started" in finished.err
+    assert "Ray: started" not in finished.err
 
 
 def test_both_tasks_share_videos_and_frames(finished: Run) -> None:
@@ -147,12 +150,12 @@ def test_both_tasks_share_videos_and_frames(finished: Run) -> None:
     assert counts["video_qa"]["rows"] == counts["answers"]["train_answerable"] < asked["questions_train"]
     assert counts["qa_evaluation"]["rows"] == asked["questions_test"]
     # The retrieval model saw no test video; where question answering starts is said.
-    assert "its encoder is used, the answer heads are new" in finished.done.stderr
-    assert "has seen their captions" not in finished.done.stderr
+    assert "its encoder is used, the answer heads are new" in finished.err
+    assert "has seen their captions" not in finished.err
 
 
 def test_the_terminal_shows_both_results(finished: Run) -> None:
-    out = finished.done.stdout
+    out = finished.out
     asked = f"{TEST_VIDEOS} videos, 8 answers to choose from of the split test"
     for words in ("text → video", asked, "most frequent answer per type", "answerable top-1"):
         assert words in out
@@ -390,7 +393,7 @@ def questions_alone(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> 
     recipe = read(path)
     outcomes = run(recipe)
     assert set(actions(outcomes).values()) == {"done"}
-    return Run(path, recipe, finished.done)
+    return Run(path, recipe, finished.out, finished.err)
 
 
 def test_published_files_run_without_captions(finished: Run, questions_alone: Run) -> None:

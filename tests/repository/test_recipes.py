@@ -28,19 +28,13 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_parses_and_says_how_it_is_run(path: Path) -> None:
-    recipe_of(path)
+def test_a_recipe_says_how_it_is_run_and_plans(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)
     for word in ("command", "hardware", f"jobs/recipes/{path.name}"):
         assert word in text, f"the header of {path.name} does not say its {word}"
     if not path.stem.startswith("demo"):
         assert "not run here" in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_plans(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["--workspace", str(tmp_path / "workspace")]
     data = recipe_of(path).data
     if data.shapes is None:

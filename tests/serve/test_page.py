@@ -82,6 +82,7 @@ def test_the_map_shows_words_and_frames(page: Page) -> None:
     expect(first.locator(".map")).to_be_hidden()
 
 
+@pytest.mark.long
 def test_a_question_is_answered(page: Page) -> None:
     search(page, "a red circle")
     first = page.locator("#results .card").first
@@ -91,6 +92,7 @@ def test_a_question_is_answered(page: Page) -> None:
     expect(first.locator(".answers .share").first).to_contain_text("%")
 
 
+@pytest.mark.long
 def test_an_own_clip_can_be_asked_about(page: Page, server: Server) -> None:
     page.locator("#file").set_input_files(sorted(server.videos.glob("*.mp4"))[0])
     own = page.locator("#own .card")

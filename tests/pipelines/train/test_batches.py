@@ -41,7 +41,7 @@ def loader_threads() -> list[threading.Thread]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_batches_come_in_order(processes: int) -> None:
     batches = list(load_ahead(Source(), ADDRESSES, processes=processes, pin_memory=False))
     assert len(batches) == len(ADDRESSES)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -129,9 +127,8 @@ def test_the_generator_depends_on_each_of_its_parts_and_on_nothing_else() -> Non
     arguments = [(0, 0, 0, "a"), (1, 0, 0, "a"), (0, 1, 0, "a"), (0, 0, 1, "a"), (0, 0, 0, "b"), (0, 0, 0, "a")]
     values = [augmentation_rng(*argument).random() for argument in arguments]
     assert len(set(values)) == 5
-    code = "from pipelines.video.augmentation import augmentation_rng; print(augmentation_rng(0, 0, 0, 'a').random())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) == values[0]
+    # In every process, whatever the seed of its hashes.
+    assert values[0] == values[-1] == 0.7525483159505371
 
 
 def test_an_unknown_operation_is_refused(clip: np.ndarray) -> None:
