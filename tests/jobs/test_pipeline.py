@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "duration_s": 2.0,
             },
         },
-        # A task decodes and two processes train retrieval, as on a cluster. Actors are in the long suites, and the other
+        # A task decodes and two processes train retrieval, as on a cluster. Actors are in the long suites; the other
         # files work in place.
         resources={**RESOURCES, "decode": {"max_tasks": 1}, "retrieval": {"workers": 2}},
     )
