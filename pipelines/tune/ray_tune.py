@@ -36,8 +36,6 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # After Ctrl-C Tune would return as if all trials were done.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # So that relative paths of a recipe mean the same in a trial as in the command.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # The driver logs what happens.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
