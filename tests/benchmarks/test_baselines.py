@@ -21,6 +21,7 @@ from hbi_models.banzhaf.exact import exact_interaction
 DIM = 32
 
 
+@pytest.mark.slow
 def test_the_straightforward_retrieval_step_has_our_loss_and_gradients(tmp_path: Path) -> None:
     ours, theirs = (Contender(name, Shape(5, 5, 13, 12), tmp_path, dim=DIM) for name in ("ours", "theirs"))
     expected = theirs.results()
@@ -55,6 +56,7 @@ def test_sampling_agrees_with_the_exact_labels() -> None:
         labels.check_scores("sampling", mean - 1.1 * exact, error)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_work() -> None:
     megabytes = in_own_process(peak_extra_mb, partial(np.ones, (64, 1 << 17)))
     assert 60 < megabytes < 100

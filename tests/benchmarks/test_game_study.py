@@ -48,6 +48,7 @@ def heads(name: str, encoder: RetrievalModel, seed: int = 1) -> Heads:
     return Heads(ARMS[name], ARMS[name].settings(encoder.config, 12), encoder, seed)
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_encoder_and_know_what_is_seen(
     encoder: RetrievalModel, splits: dict[str, Split]
 ) -> None:

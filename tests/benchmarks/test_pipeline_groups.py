@@ -34,6 +34,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return generated_clips(tmp_path_factory.mktemp("clips"), config)
 
 
+@pytest.mark.slow
 def test_a_real_clip_has_the_size_and_the_length_asked_for(tmp_path: Path) -> None:
     (file,) = real_clips(tmp_path / "real", [2], width=64, height=48)
     indices, pictures = frames.decode(file, FramesConfig(fps=1, max_frames=8, short_side_px=24))
@@ -90,6 +91,7 @@ def test_pils_operations_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         training_input.require_equal_operations(noise)
 
 
+@pytest.mark.slow
 def test_the_published_loader_gives_the_pixels_of_the_stored_frames(clips: list[Path], tmp_path: Path) -> None:
     order = [2, 0, 1, 0]
     published = decoding_per_epoch.PublishedLoader(clips, order)

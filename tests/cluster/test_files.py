@@ -236,6 +236,7 @@ def test_scripts_have_no_findings() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_resources_for_nodes_on_demand_are_settings_of_a_recipe() -> None:
     from jobs.settings import read_recipe, recipe_parser
 

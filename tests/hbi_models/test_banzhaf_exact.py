@@ -71,6 +71,7 @@ def test_single_precision_holds_at_sixty_four_words_and_frames(logit_scale: floa
     assert largest_error(exact_interaction(*rounded), reference) < FLOAT32_ERROR
 
 
+@pytest.mark.slow
 @given(game=GAMES)
 @settings(max_examples=40, deadline=None)
 def test_padding_changes_nothing_and_has_no_interaction(game: Game) -> None:

@@ -85,6 +85,7 @@ def test_only_real_frames_are_encoded_unless_published(tmp_path: Path) -> None:
         assert seen == [num_encoded]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -47,6 +47,7 @@ def test_both_ways_of_pooling_are_what_their_formulas_say() -> None:
             assert softmax[row, column].item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_of_single_frames_the_scores_are_the_cosines_of_the_pretrained_model(tmp_path: Path) -> None:
     architecture = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "vocab_size": 49408}}

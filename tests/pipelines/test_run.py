@@ -58,6 +58,7 @@ def runs(workspace: Path) -> dict[str, Any]:
     return {run.info.run_name: run for run in found}
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_recorded_as_failed_and_can_be_repeated(tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     copy_database(workspace)
@@ -98,6 +99,7 @@ def test_a_run_that_fails_is_recorded_as_failed_and_can_be_repeated(tmp_path: Pa
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
+@pytest.mark.slow
 def test_data_that_cannot_serve_the_recipe_stop_the_run_at_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("path,caption,split\na.mp4,x,train\nb.mp4,y,train\n")
     for name in ("a.mp4", "b.mp4"):

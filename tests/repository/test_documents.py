@@ -88,6 +88,7 @@ def test_commands_parse(
     assert capsys.readouterr().out.strip(), "the configuration was printed"
 
 
+@pytest.mark.slow
 def test_readme_plan_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     options = ["--config", "jobs/recipes/demo.yaml", "--plan", "--workspace", str(tmp_path)]

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "faults.md"
 TEST_ID = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
@@ -48,6 +50,7 @@ def test_every_row_says_what_happens_what_is_lost_and_which_test_shows_it() -> N
         assert TEST_ID.search(row[3]), f"no test shows: {row[0]}"
 
 
+@pytest.mark.slow
 def test_the_tests_in_the_table_exist() -> None:
     known = {path: marked_tests(ROOT / path) for row in rows() for path, _ in TEST_ID.findall(row[3])}
     for row in rows():
@@ -55,6 +58,7 @@ def test_the_tests_in_the_table_exist() -> None:
             assert name in known[path], f"{path} has no {name}, which shows: {row[0]}"
 
 
+@pytest.mark.slow
 def test_every_test_of_a_fault_is_in_the_table() -> None:
     listed = {found for row in rows() for found in TEST_ID.findall(row[3])}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):

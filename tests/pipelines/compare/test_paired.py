@@ -41,6 +41,7 @@ def recall(ranks: Ranks, videos: list[str]) -> float:
     return 100 * sum(rank <= 1 for rank in drawn) / len(drawn)
 
 
+@pytest.mark.slow
 def test_differences_and_their_intervals_are_those_of_a_plain_loop_over_videos(tmp_path: Path) -> None:
     runs = [[random_ranks(seed) for seed in seeds] for seeds in ((1, 2), (3, 4, 5))]
     found = compare(side(tmp_path, "a", runs[0]), side(tmp_path, "b", runs[1]), seed=7, resamples=200)
@@ -78,6 +79,7 @@ def test_pairing_makes_small_steady_gains_visible(tmp_path: Path) -> None:
     assert measured.over_videos[0] > 0
 
 
+@pytest.mark.slow
 def test_questions_are_drawn_with_their_clip(tmp_path: Path) -> None:
     """Twenty questions a clip that are all right or all wrong: as uncertain as one question a clip."""
     clips = {f"v{number}": number % 2 == 0 for number in range(30)}

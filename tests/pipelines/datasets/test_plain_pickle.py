@@ -40,6 +40,7 @@ class Words(dict[str, Any]):
     """A dictionary that is not a plain one."""
 
 
+@pytest.mark.slow
 @given(data=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_comes_back(data: Any, protocol: int) -> None:
     assert load_plain_pickle(pickle.dumps(data, protocol)) == data

@@ -87,6 +87,7 @@ def test_the_same_interaction_gives_the_same_files(draw: object) -> None:
     ElementTree.fromstring(svg(draw(maps)))  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_an_interaction_that_is_zero_everywhere_can_be_drawn() -> None:
     maps = maps_of(5, 3)
     for level in maps.levels:

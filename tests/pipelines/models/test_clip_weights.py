@@ -96,6 +96,7 @@ def test_actors_need_neither_the_hub_nor_a_cache(recipe: Recipe, release: Path) 
     assert model.clip.pixel_mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_a_training_needs_neither_the_hub_nor_a_cache(recipe: Recipe, release: Path, tmp_path: Path) -> None:
     data = write_split_data(tmp_path / "data", {"train": (1, 1)})
     workspace = Storage(recipe.workspace)
@@ -110,6 +111,7 @@ def test_a_training_needs_neither_the_hub_nor_a_cache(recipe: Recipe, release: P
     assert model.config.clip.pixel_mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_handed_out_weights_make_the_same_models_as_the_tag(recipe: Recipe, tmp_path: Path) -> None:
     hand_out(Storage(recipe.workspace), recipe.model.clip)
     handed = handed_out(Storage(recipe.workspace), recipe.model.clip)
@@ -145,6 +147,7 @@ def test_they_are_fetched_once_for_a_workspace_and_made_again_where_they_are_dam
     assert file.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_training_from_a_checkpoint_asks_for_no_tag(recipe: Recipe, release: Path, tmp_path: Path) -> None:
     torch.manual_seed(2)
     start = RetrievalModel(recipe.model)

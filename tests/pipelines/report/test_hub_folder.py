@@ -119,6 +119,7 @@ def test_the_card_says_what_was_measured(exported: Path) -> None:
     assert "workspace" not in card.text and "RetrievalModel.from_pretrained" in card.text
 
 
+@pytest.mark.slow
 def test_a_question_answering_model_takes_its_answers_with_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = VideoQAModel(tiny_video_qa_config(tmp_path))
@@ -140,6 +141,7 @@ def test_a_question_answering_model_takes_its_answers_with_it(tmp_path: Path) ->
     assert "no evaluation of this model was found" in card.text
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(model: Path, exported: Path, tmp_path: Path) -> None:
     output = Storage(str(tmp_path / "hub"))
     with pytest.raises(ValueError, match=r"is not empty, it holds README\.md, .*; give another folder"):

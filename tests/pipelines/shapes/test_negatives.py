@@ -43,6 +43,7 @@ def events_told(text: str) -> list[tuple[str, str, str]]:
     return told[::order]
 
 
+@pytest.mark.slow
 def test_true_captions_tell_the_events_of_their_clip() -> None:
     for script, caption, _ in clips():
         assert events_told(caption.text) == [
@@ -50,6 +51,7 @@ def test_true_captions_tell_the_events_of_their_clip() -> None:
         ]
 
 
+@pytest.mark.slow
 def test_changed_captions_tell_other_events_in_their_class_alone() -> None:
     counts: Counter[str] = Counter()
     places = {"colour": 0, "shape": 1, "motion": 2}
@@ -71,6 +73,7 @@ def test_changed_captions_tell_other_events_in_their_class_alone() -> None:
     assert min(counts.values()) > 100
 
 
+@pytest.mark.slow
 def test_one_word_is_changed_where_the_language_has_one() -> None:
     for _, caption, negatives in clips():
         for kind in ("colour", "shape"):

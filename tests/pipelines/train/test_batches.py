@@ -49,6 +49,7 @@ def test_batches_come_in_order(processes: int) -> None:
         assert torch.equal(batch, Source()[address])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 1])
 def test_an_error_reaches_the_consumer_after_the_batches_before_it(processes: int) -> None:
     batches = load_ahead(BrokenSource(), ADDRESSES, processes=processes, pin_memory=False)
@@ -58,6 +59,7 @@ def test_an_error_reaches_the_consumer_after_the_batches_before_it(processes: in
     assert loader_threads() == []
 
 
+@pytest.mark.slow
 def test_batches_are_made_ahead_but_not_without_bound() -> None:
     source = CountingSource()
     batches = load_ahead(source, ADDRESSES, processes=0, pin_memory=False)

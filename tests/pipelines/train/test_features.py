@@ -114,6 +114,7 @@ def test_the_losses_are_those_of_frames_with_the_same_frozen_encoder(data: Stora
             assert torch.equal(weights[name], others[name]), name
 
 
+@pytest.mark.slow
 def test_half_precision_is_the_same_rounded(data: Storage, tmp_path: Path) -> None:
     """Losses then differ more than by rounding: a distance between tokens may fall to the other side of a cluster."""
     (tmp_path / "half").mkdir()
@@ -131,6 +132,7 @@ def test_half_precision_is_the_same_rounded(data: Storage, tmp_path: Path) -> No
         assert torch.equal(other, one.half())
 
 
+@pytest.mark.slow
 def test_no_image_and_no_word_is_encoded_again(data: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(tmp_path)
     write_features(data, recipe)
@@ -158,6 +160,7 @@ def test_features_that_do_not_fit_into_memory_are_the_same(data: Storage, tmp_pa
             assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_features_of_a_batch_are_read_once_and_ahead(
     data: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +184,7 @@ def test_features_of_a_batch_are_read_once_and_ahead(
     assert sorted(read) == wanted, "words, frames and views are read together"
 
 
+@pytest.mark.slow
 def test_views_are_augmented_copies_and_training_takes_one_of_them(data: Storage, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, views=3)
     write_features(data, recipe)
@@ -205,6 +209,7 @@ def test_views_are_augmented_copies_and_training_takes_one_of_them(data: Storage
     assert 0 not in seen and len(seen) > 1
 
 
+@pytest.mark.slow
 def test_views_are_the_same_whoever_makes_them(data: Storage, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     again = write_split_data(tmp_path / "other", {"train": CAPTIONS, "val": (1, 2, 1)})
@@ -269,6 +274,7 @@ def test_a_checkpoint_with_averaged_weights_leaves_the_frozen_encoder_out_too(da
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["removed", "cut off"])
 def test_a_lost_shard_of_features_is_named_with_what_mends_it(data: Storage, tmp_path: Path, damage: str) -> None:
     recipe = make_recipe(tmp_path)

@@ -74,6 +74,7 @@ def test_other_curves_of_a_step_stay(storage: Storage) -> None:
     assert recorded(storage, "epoch") == {10: 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_what_is_added_to_a_long_history_leaves_its_full_files_alone(
     place: str, tmp_path: Path, s3_bucket: str, short_files: None

@@ -71,6 +71,7 @@ def test_it_trains_what_the_loop_trains_and_keeps_the_best(tmp_path: Path, place
     assert torch.equal(load_file(latest / WEIGHTS)["1.weight"], expected["1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [3 / 5, 1, 2 + 4 / 7])
 def test_one_that_is_ended_at_a_report_goes_on_from_there(
     tmp_path: Path, place: CheckpointFolder, epoch: float

@@ -115,6 +115,7 @@ def test_an_epoch_ends_with_validation_and_a_checkpoint(tmp_path: Path) -> None:
     assert list(recorder.curve("train/loss")) == list(range(1, 19))
 
 
+@pytest.mark.slow
 def test_training_improves_and_constraints_hold(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     weights = train(LineTask(epochs=12), recorder)
@@ -238,6 +239,7 @@ def test_on_a_gpu_a_loss_that_is_not_finite_stops_before_anything_is_saved(
         assert all(values(parameter).isfinite().all() for parameter in loop.core.parameters())
 
 
+@pytest.mark.slow
 def test_scaled_gradients_that_overflow_cost_a_step_and_resume_where_they_were(tmp_path: Path) -> None:
     whole, first, second = (Recorder(tmp_path / name) for name in ("whole", "first", "second"))
     settings: dict[str, Any] = {"precision": "float16", "checkpoint_every_steps": 1}
@@ -257,6 +259,7 @@ def test_scaled_gradients_that_overflow_cost_a_step_and_resume_where_they_were(t
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.slow
 def test_runs_with_the_same_seed_are_the_same(tmp_path: Path) -> None:
     one, other, third = (
         train(LineTask(seed=seed), Recorder(tmp_path / str(number))) for number, seed in enumerate((1, 1, 2))

@@ -62,6 +62,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tmp_path: Path, kind: s
             torch.testing.assert_close(parted[name], gradient, rtol=0, atol=tolerance, msg=f"{name}, parts of {size}")
 
 
+@pytest.mark.slow
 def test_a_loss_of_parts_alone_would_be_another(tmp_path: Path) -> None:
     """What the cache is for: pairs of other parts are wrong answers, too."""
     task = make_task(tmp_path, "retrieval")

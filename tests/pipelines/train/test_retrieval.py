@@ -70,6 +70,7 @@ def test_loader_processes_make_the_batches_of_the_thread(task: RetrievalTask) ->
         assert_same(one, other)
 
 
+@pytest.mark.slow
 def test_batches_go_on_from_any_position(task: RetrievalTask) -> None:
     every = list(task.batches(Position()))
     for position, done in ((Position(epoch=0, step_in_epoch=2), 2), (Position(epoch=1), task.steps(0))):
@@ -144,6 +145,7 @@ def test_validation_may_be_with_one_half_of_the_videos(tmp_path: Path, half: Any
             assert found[f"validation/{direction}/{name}"] == pytest.approx(value)
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_checkpoint(data: Storage, tmp_path: Path) -> None:
     config = retrieval_config(tmp_path)
     torch.manual_seed(99)

@@ -48,6 +48,7 @@ def test_nothing_is_left_out_where_the_batch_divides_the_videos(
     assert sum(map(len, batches)) == captions * size * factor
 
 
+@pytest.mark.slow
 @given(epochs())
 def test_an_epoch_is_a_function_of_seed_and_number(epoch: dict[str, Any]) -> None:
     assert epoch_batches(**epoch) == epoch_batches(**epoch)
@@ -68,6 +69,7 @@ def test_passes_follow_each_other(epoch: dict[str, Any]) -> None:
         assert passes == list(range(len(passes)))
 
 
+@pytest.mark.slow
 @given(epochs(), st.integers(1, 4))
 def test_captions_of_a_video_can_be_limited(epoch: dict[str, Any], most: int) -> None:
     shown = Counter(pair.video for batch in epoch_batches(**epoch, max_texts=most) for pair in batch)

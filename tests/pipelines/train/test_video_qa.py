@@ -157,6 +157,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(task: VideoQATask,
     assert loaded == replace(task.model_config, encoder=encoder.with_clip(own))
 
 
+@pytest.mark.slow
 def test_validation_counts_questions_without_a_known_answer_as_wrong(data: Storage, task: VideoQATask) -> None:
     torch.manual_seed(0)
     model = task.make_model().eval()
@@ -227,6 +228,7 @@ def test_training_starts_from_either_kind_of_checkpoint(
         assert torch.equal(value, (source if taken else new).state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_other_answers_is_refused(data: Storage, tmp_path: Path) -> None:
     config = video_qa_config(tmp_path)
     turned = Vocabulary(reversed(VOCABULARY.answers))

@@ -91,6 +91,7 @@ def test_trials_find_the_workspace_from_any_folder(tmp_path: Path, monkeypatch: 
     assert tuning_of(Path("here")).recipe.workspace == str(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_a_tuning_is_known_by_what_it_tries_and_not_by_how_long(tmp_path: Path) -> None:
     base = tuning_of(tmp_path).fingerprint
     longer = tuning_of(tmp_path, trials=99, finalists=5, seeds=9, baselines={"none": {KL: 0}}, map=[KL])

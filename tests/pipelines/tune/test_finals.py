@@ -60,6 +60,7 @@ def test_all_settings_are_trained_with_the_same_seeds_which_chose_none_of_them(t
     assert records[0].values == NONE
 
 
+@pytest.mark.slow
 def test_finals_of_an_earlier_run_stand_unless_the_setting_is_another(tmp_path: Path) -> None:
     tuning, journal = journal_of(tmp_path)
     first, second, *_ = final_records(tuning, journal)

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from pipelines.tune.journal import Journal, Report
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage
@@ -36,6 +38,7 @@ def test_values_are_those_of_the_last_report_up_to_then() -> None:
     assert [record.value_at(progress) for progress in range(5)] == [None, 1.0, 2.0, 3.0, 3.0]
 
 
+@pytest.mark.slow
 def test_a_journal_of_an_earlier_version_is_read_and_gone_on_with(tmp_path: Path) -> None:
     former = tuning_of(tmp_path)
     record, final = record_of(0, {KL: 0.1}, [3.0]), record_of(1, {KL: 0.1}, [5.0], phase="final")

@@ -54,6 +54,7 @@ def test_a_tuning_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Pa
     assert len({record.fingerprint for record in whole}) == 9
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_interrupted_comes_first(tmp_path: Path, journal: Journal) -> None:
     tuning = tuning_of(tmp_path, trials=3)
     queue = ProposedTrials(tuning, journal)
@@ -87,6 +88,7 @@ def test_values_lie_in_their_ranges_and_samplers_differ_by_seed(tmp_path: Path) 
     assert settings[0] != settings[1]
 
 
+@pytest.mark.slow
 def test_the_estimator_learns_where_the_metric_is_good(tmp_path: Path) -> None:
     means = {}
     for sampler in ("random", "tpe"):

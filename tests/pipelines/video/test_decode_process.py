@@ -39,6 +39,7 @@ def test_messages_survive_the_pipe() -> None:
     os.close(reading)
 
 
+@pytest.mark.slow
 def test_the_process_starts_at_the_first_video_and_is_reused(process: DecodeProcess, write_video: Any) -> None:
     path = str(write_video("a.mp4"))
     assert process.pid is None
@@ -49,6 +50,7 @@ def test_the_process_starts_at_the_first_video_and_is_reused(process: DecodeProc
     assert first.frame_index == [0, 10]
 
 
+@pytest.mark.slow
 def test_the_process_loads_neither_torch_nor_ray_nor_arrow() -> None:
     code = (
         "import sys, pipelines.video.decode_child; print([m for m in ('torch', 'ray', 'pyarrow') if m in sys.modules])"
@@ -149,6 +151,7 @@ def test_memory_is_limited(real_videos: dict[str, Path], write_video: Any) -> No
     process.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_process_dies_with_its_parent(write_video: Any) -> None:
     code = f"""
@@ -168,6 +171,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_the_process_ends_when_its_owner_is_collected(write_video: Any) -> None:
     process = DecodeProcess(timeout_s=30, max_memory_gb=4)
     process.extract(str(write_video("a.mp4")), SETTINGS)

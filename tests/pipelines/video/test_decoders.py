@@ -35,6 +35,7 @@ def test_both_decoders_agree_on_real_videos(real_videos: dict[str, Path], name: 
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.slow
 def test_seeking_gives_the_frames_of_sequential_decoding(real_videos: dict[str, Path]) -> None:
     # Key frames at 0, 30, 76, 137, 187 and 242: some of these are reached by seeking, some by reading on.
     indices = [3, 60, 61, 140, 186, 187, 249]

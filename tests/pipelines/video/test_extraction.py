@@ -38,6 +38,7 @@ def test_rows_follow_the_schema_with_and_without_an_error(process: DecodeProcess
     assert table.column("decoder").to_pylist() == ["pyav", None]
 
 
+@pytest.mark.slow
 def test_stored_frames_are_the_decoded_ones_resized_as_clip_does(
     process: DecodeProcess, real_videos: dict[str, Path]
 ) -> None:
@@ -82,12 +83,14 @@ def test_any_file_name_is_fine(process: DecodeProcess, write_video: Any, name: s
     assert row["frame_index"] == [0, 10]
 
 
+@pytest.mark.slow
 def test_one_frame_is_enough(process: DecodeProcess, write_video: Any) -> None:
     extract = make_extract_frames(FramesConfig(short_side_px=32), process=process)
     row = extract(manifest_row(write_video("a.mp4", num_frames=1)))
     assert (row["frame_index"], row["source_frames"]) == ([0], 1)
 
 
+@pytest.mark.slow
 def test_a_segment_gives_its_frames_and_an_empty_one_a_reason(process: DecodeProcess, write_video: Any) -> None:
     extract = make_extract_frames(FramesConfig(short_side_px=32, fps=10), process=process)
     path = write_video("a.mp4")
@@ -97,6 +100,7 @@ def test_a_segment_gives_its_frames_and_an_empty_one_a_reason(process: DecodePro
     assert "20 frames, 2.00 s" in row["error_message"]
 
 
+@pytest.mark.slow
 def test_bad_files_become_rows_with_a_reason_and_one_line(
     process: DecodeProcess, tmp_path: Path, real_videos: dict[str, Path], remux: Any
 ) -> None:

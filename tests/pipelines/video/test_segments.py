@@ -31,6 +31,7 @@ def two_seconds(write_video: Any) -> Path:
     return path.parent
 
 
+@pytest.mark.slow
 def test_overlapping_segments_share_frames_and_are_videos_of_their_own(
     two_seconds: Path, process: DecodeProcess
 ) -> None:
@@ -47,6 +48,7 @@ def test_overlapping_segments_share_frames_and_are_videos_of_their_own(
     assert rows[0.6, 0.8]["frames"] == rows[0, 1]["frames"][6:8] == rows[0.5, 1.5]["frames"][1:3]
 
 
+@pytest.mark.slow
 def test_a_segment_is_cut_at_the_end_of_the_video_and_one_behind_it_is_an_error(
     two_seconds: Path, process: DecodeProcess
 ) -> None:
@@ -62,6 +64,7 @@ def test_a_segment_is_cut_at_the_end_of_the_video_and_one_behind_it_is_an_error(
     assert rows[60, 70]["error_message"] == "no frame between 60.0 and 70.0 s: the video has 20 frames, 2.00 s"
 
 
+@pytest.mark.slow
 def test_a_segment_between_two_frames_gives_the_one_that_is_shown(two_seconds: Path, process: DecodeProcess) -> None:
     rows = frames_of("a.mp4,between two frames,train,0.51,0.59\na.mp4,around one,train,0.59,0.61", two_seconds, process)
     assert (rows[0.51, 0.59]["frame_index"], rows[0.51, 0.59]["time_s"]) == ([5], [0.5])

@@ -206,6 +206,7 @@ def test_of_several_streams_the_default_and_then_the_largest_is_taken(
     assert (video.notes or "") == "several_streams: the file has 2 video streams; stream 1 is taken"
 
 
+@pytest.mark.slow
 def test_a_size_that_changes_midway(tmp_path: Path) -> None:
     path, unit = tmp_path / "a.mkv", Fraction(1, 1000)
     with av.open(str(path), "w") as container:

@@ -91,6 +91,7 @@ def test_the_name_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.slow
 def test_another_machine_is_waited_for_by_name(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
     path = _claim(storage)
     caplog.set_level("INFO")

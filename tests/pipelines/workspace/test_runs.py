@@ -73,6 +73,7 @@ def _run(graph: Graph, force: Sequence[str] = ()) -> str:
     return graph.record({"workspace": graph.workspace.uri})
 
 
+@pytest.mark.slow
 def test_a_run_is_recorded_once_with_what_it_needs(workspace: Storage) -> None:
     graph = _graph(workspace, first=1, second=1)
     run_id = _run(graph)
@@ -118,6 +119,7 @@ def test_what_only_a_forgotten_run_needed_is_left_over(workspace: Storage) -> No
     assert [record.run_id for record in read_runs(workspace)] == [new_id]
 
 
+@pytest.mark.slow
 def test_nothing_is_removed_while_a_run_is_at_work(workspace: Storage) -> None:
     graph = _graph(workspace, first=1, second=1)
     forget_run(workspace, _run(graph))
@@ -126,6 +128,7 @@ def test_nothing_is_removed_while_a_run_is_at_work(workspace: Storage) -> None:
     assert graph.artifact("two") is not None
 
 
+@pytest.mark.slow
 def test_folders_that_are_no_artifacts_are_never_left_over(workspace: Storage) -> None:
     _run(_graph(workspace, first=1, second=1))
     workspace.write_bytes("logs/run.log", b"x")
@@ -134,6 +137,7 @@ def test_folders_that_are_no_artifacts_are_never_left_over(workspace: Storage) -
     assert leftovers(workspace) == []
 
 
+@pytest.mark.slow
 def test_an_unknown_run_cannot_be_forgotten(workspace: Storage) -> None:
     run_id = _run(_graph(workspace, first=1, second=1))
     with pytest.raises(ValueError, match=f"has no run 'nonsense'; its runs are: {run_id}"):
