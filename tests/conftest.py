@@ -66,7 +66,6 @@ TOGETHER = (
     ("tests/distributed/",),
     (
         "tests/jobs/test_tune.py",
-        "tests/jobs/test_search.py",
         "tests/pipelines/resources/",
         "tests/pipelines/stages/test_pooled.py",
         "tests/pipelines/train/test_metric_sink.py",

@@ -75,9 +75,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "duration_s": 2.0,
             },
         },
-        # A task decodes and two processes train retrieval, as on a cluster. Actors are in the long suites; the other
-        # files work in place.
-        resources={**RESOURCES, "decode": {"max_tasks": 1}, "retrieval": {"workers": 2}},
+        # Two processes train retrieval, as on a cluster. Tasks and actors of whole runs are in the long suites; other
+        # files do their work in place.
+        resources={**RESOURCES, "retrieval": {"workers": 2}},
     )
     # Workers, too, find what a path names that starts from the folder of the command.
     relative = ["--model.clip.architecture", Path(read(path).model.clip.architecture).name]

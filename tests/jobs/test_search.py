@@ -64,7 +64,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """An index of twelve clips, a broken file and a text that is called a video."""
     folder = tmp_path_factory.mktemp("index")
     videos = write_videos(folder / "shapes", VIDEOS)
@@ -72,9 +72,27 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Made:
     whole = next(videos.glob("*.mp4")).read_bytes()
     (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     made = Made(write_model(folder), videos, folder / "made")
-    actors = ["--resources.index.max_actors", "1", "--resources.decode.max_tasks", "1"]
-    assert build_index(made.model, made.videos, made.index, *actors) == 0
+    assert build_index(made.model, made.videos, made.index) == 0
     return made
+
+
+@pytest.mark.long
+def test_tasks_and_an_actor_make_the_same_index(made: Made, tmp_path: Path, ray_local: Any) -> None:
+    other = Made(made.model, made.videos, tmp_path / "made")
+    resources = ["--resources.index.max_actors", "1", "--resources.decode.max_tasks", "1"]
+    assert build_index(other.model, other.videos, other.index, *resources) == 0
+    assert other.errors() == made.errors()
+    assert other.current["features"] == made.current["features"]
+    tables = [index.artifact.read_table(INDEX_FILE).sort_by("key").to_pydict() for index in (made, other)]
+    assert tables[0] == tables[1]
+    pools = [features_pool(Storage(str(index.index)), index.current["features"]).storage for index in (made, other)]
+    names = pools[0].files(suffix=".parquet")
+    assert names == pools[1].files(suffix=".parquet")
+    for name in names:
+        one, two = (pool.read_table(name).to_pydict() for pool in pools)
+        assert one["key"] == two["key"]
+        for mine, others in zip(one["coarse"], two["coarse"], strict=True):
+            assert mine == pytest.approx(others, abs=2e-3)
 
 
 @pytest.fixture(scope="module")

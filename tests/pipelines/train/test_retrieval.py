@@ -61,7 +61,7 @@ def test_the_parts_of_the_ranks_make_the_batch_with_its_augmentation(task: Retri
         assert_same(PairBatch(*tensors, joined[0].video_ids + joined[1].video_ids), whole[address])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loader_processes_make_the_batches_of_the_thread(task: RetrievalTask) -> None:
     in_thread = list(task.batches(Position()))
     in_process = list(replace(task, loader_processes=1).batches(Position()))

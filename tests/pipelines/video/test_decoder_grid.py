@@ -14,7 +14,7 @@ from tests.pipelines.video.numbered_videos import number_of, picture, write_numb
 
 # After an edit, one container of each stream is enough.
 KINDS = [
-    pytest.param(stream, suffix, marks=[pytest.mark.slow] if position else [])
+    pytest.param(stream, suffix, marks=[[], pytest.mark.slow, pytest.mark.long][min(position, 2)])
     for stream, (_, _, suffixes) in STREAMS.items()
     for position, suffix in enumerate(suffixes.split())
 ]
