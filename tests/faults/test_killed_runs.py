@@ -48,7 +48,9 @@ def test_frames_whose_driver_is_killed_go_on_at_the_shard(full_run: FinishedRun,
     decoded = len(videos_in(pool, before))
 
     outcomes = run(recipe, until_stage="frames")
-    assert actions(outcomes) == {"shapes": "skipped", "manifest": "skipped", "frames": "done"}
+    done = actions(outcomes)
+    assert done.pop("frames") == "done"
+    assert set(done.values()) == {"skipped"}
     step, counts = outcomes["frames"].step, outcomes["frames"].artifact.counts
     assert (step.state, step.reason) == ("partial", f"{decoded} of {counts['rows']:.0f} videos are done")
     after = shards(pool)
