@@ -132,7 +132,8 @@ def write_data(folder: Path, batch_size: int) -> None:
             manifest.append(
                 {"video_id": name, "uri": name, "key": name, "split": split, "captions": [caption], "questions": []}
             )
-            chosen = generator.integers(0, len(images), recipe.frames.max_frames).tolist()
+            # None twice: which of two equal frames is the centre of a cluster, rounding would decide.
+            chosen = generator.choice(len(images), recipe.frames.max_frames, replace=False).tolist()
             frames = [images[position] for position in chosen]
             stored.append({"video_id": name, "key": name, "frames": frames, "frame_index": [], "time_s": []})
         pool.commit(stored)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 import torch
-from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from benchmarks.rows import ResultsDifferError, Row, Target, in_turns, ratios
 from benchmarks.training_input import CORES, FRAMES_PER_VIDEO, SIZE_PX, per_second, write_shards
@@ -23,12 +25,37 @@ LATENCY_S = 0.025
 VIDEOS, BATCH, TIMES = 256, 32, 3
 
 
-class SlowFile(LocalFileOpener):
-    """Each read of it is a request."""
+class SlowFile:
+    """A file each of whose reads is a request.
 
-    def read(self, length: int = -1) -> Any:
+    Every thread has a position of its own: Arrow finds out the size of a Python file by going to its end and back,
+    while other threads read. Arrow's object stores, which the pipeline uses, read without a position.
+    """
+
+    closed = False
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        self._place = threading.local()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: os.fstat(self._file).st_size}[whence]
+        self._place.bytes = start + offset
+        return self.tell()
+
+    def tell(self) -> int:
+        return int(getattr(self._place, "bytes", 0))
+
+    def read(self, length: int) -> bytes:
         time.sleep(LATENCY_S)
-        return self.f.read(length)
+        found = os.pread(self._file, length, self.tell())
+        self.seek(len(found), os.SEEK_CUR)
+        return found
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            os.close(self._file)
 
 
 class SlowFileSystem(LocalFileSystem):
@@ -38,7 +65,7 @@ class SlowFileSystem(LocalFileSystem):
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> Any:
         time.sleep(LATENCY_S)
-        return SlowFile(path, mode, fs=self, **kwargs) if mode == "rb" else super()._open(path, mode, block_size)
+        return SlowFile(path) if mode == "rb" else super()._open(path, mode, block_size)
 
 
 class SlowStorage(Storage):
