@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu_input import augmentation, jpeg_decoding
+from benchmarks.gpu_measures import Limits, Sizes, line, peak, reset_peak, seconds, synchronise
 from benchmarks.heads import Shape, make_model, random_features
 from benchmarks.labels import random_game
 from benchmarks.rows import ResultsDifferError
@@ -36,36 +38,7 @@ from hbi_models.clip.configs import ClipConfig
 from hbi_models.configs import RetrievalConfig, TemporalConfig
 from hbi_models.losses import retrieval_loss
 from hbi_models.retrieval import RetrievalModel
-from pipelines.recipe.training import AugmentationConfig
 from pipelines.train.compiling import compile_parts
-from pipelines.video.augmentation import OPERATIONS, augmentation_rng, draw_operations
-from pipelines.video.device_augmentation import apply_to_clips, as_table, augment_clips
-
-VIT_B_32 = ClipConfig(architecture="ViT-B-32-quickgelu", pretrained=None)
-# Without recomputation the activations of 1,536 images need about 160 GB.
-VIT_B_16 = ClipConfig(architecture="ViT-B-16-quickgelu", pretrained=None, gradient_checkpointing=True)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured; a test takes smaller ones."""
-
-    steps: tuple[ClipConfig, ...] = (VIT_B_32, VIT_B_16)
-    temporal: TemporalConfig = field(default_factory=TemporalConfig)
-    batch: int = 128
-    words: int = 24
-    frames: int = 12
-    long_tokens: int = 64
-    """Words and frames of ActivityNet."""
-    long_items: int = 4917
-    product: int = 8192
-    """Rows and columns of the matrix product that measures the peak."""
-    dim: int = 512
-    side: int = 224
-    """Pixels of a frame's side, for augmentation alone."""
-    times: int = 10
-    compiler: str = "inductor"
-
 
 TOY = {
     "embed_dim": 32,
@@ -74,15 +47,6 @@ TOY = {
     "text_cfg": {"context_length": 16, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2},
 }
 """An architecture for ``--toy``."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of the device, measured."""
-
-    bf16_flops: float
-    fp32_flops: float
-    bytes_per_s: float
 
 
 HEADER = ["what", "measured", "floor", "measured / floor", "beside"]
@@ -157,6 +121,7 @@ def report(device: torch.device, sizes: Sizes, deadline: float = float("inf")) -
         ("all pairs", lambda: all_pairs(device, sizes, limits)),
         ("ActivityNet", lambda: long_step(device, sizes)),
         ("augmentation", lambda: augmentation(device, sizes, limits)),
+        ("JPEG decoding", lambda: jpeg_decoding(device, sizes)),
         *(
             (
                 f"training step of {clip.architecture}",
@@ -358,32 +323,6 @@ def long_step(device: torch.device, sizes: Sizes) -> Iterator[list[str]]:
     yield line(f"step above the encoders, batch {shape}", taken, None, f"peak memory {peak(device)}")
 
 
-def augmentation(device: torch.device, sizes: Sizes, limits: Limits) -> Iterator[list[str]]:
-    """The published RandAugment of a batch of clips; every clip draws its own operations.
-
-    Raises:
-        ResultsDifferError: a pixel is more than a grey level from the CPU's.
-    """
-    side, config = sizes.side, AugmentationConfig()
-    drawn = [draw_operations(config, augmentation_rng(0, 0, 0, str(clip))) for clip in range(sizes.batch)]
-    table = as_table(drawn, config.operations)
-    generator = torch.Generator().manual_seed(0)
-    shape = (sizes.batch, sizes.frames, 3, side, side)
-    few = torch.randint(256, (15, 2, *shape[2:]), generator=generator, dtype=torch.uint8)
-    for name, kind in OPERATIONS.items():
-        arguments = torch.full((len(few),), float(kind.to_argument(config.magnitude / 10, 1.0)), dtype=torch.float64)
-        apart = apply_to_clips(few.to(device), name, arguments).cpu().int() - apply_to_clips(few, name, arguments).int()
-        if int(apart.abs().max()) > 1:
-            raise ResultsDifferError(f"{name}: {int(apart.abs().max())} grey levels from the CPU's")
-    clips = torch.randint(256, shape, device=device, dtype=torch.uint8)
-    reset_peak(device)
-    taken = seconds(device, lambda: augment_clips(clips, *table), sizes.times)
-    # Each operation that is applied reads its clip and writes it.
-    floor = 2 * sum(map(len, drawn)) * clips[0].numel() / limits.bytes_per_s
-    name = f"RandAugment of {sizes.batch} clips of {sizes.frames} frames"
-    yield line(name, taken, floor, f"{sizes.batch / taken:,.0f} clips/s, peak memory {peak(device)}")
-
-
 def model_config(sizes: Sizes, clip: ClipConfig) -> RetrievalConfig:
     return RetrievalConfig(clip=clip, temporal=sizes.temporal, max_words=sizes.words, max_frames=sizes.frames)
 
@@ -408,40 +347,8 @@ def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManage
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
-def seconds(device: torch.device, work: Callable[[], object], times: int) -> float:
-    """Of one call, the mean of ``times`` that follow each other without a pause, after two unmeasured ones."""
-    for _ in range(2):
-        work()
-    synchronise(device)
-    started = time.perf_counter()
-    for _ in range(times):
-        work()
-    synchronise(device)
-    return (time.perf_counter() - started) / times
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak(device: torch.device) -> str:
-    return f"{torch.cuda.max_memory_allocated(device) / 1e9:.3g} GB" if device.type == "cuda" else "–"
-
-
 def shown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(" | ".join(cells) for cells in (header, *rows))
-
-
-def line(what: str, taken: float, floor: float | None, beside: str) -> list[str]:
-    if floor is None:
-        return [what, f"{1e3 * taken:.3g} ms", "–", "–", beside]
-    return [what, f"{1e3 * taken:.3g} ms", f"{1e3 * floor:.3g} ms", f"{taken / floor:.2f}", beside]
 
 
 if __name__ == "__main__":

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
-import pyarrow.fs as pafs
 import torch
-from fsspec.implementations.local import LocalFileSystem
 
 from benchmarks.rows import ResultsDifferError, Row, Target, in_turns, ratios
 from benchmarks.training_input import CORES, FRAMES_PER_VIDEO, SIZE_PX, per_second, write_shards
@@ -25,55 +27,66 @@ LATENCY_S = 0.025
 VIDEOS, BATCH, TIMES = 256, 32, 3
 
 
-class SlowFile:
-    """A file each of whose reads is a request.
+class Store(BaseHTTPRequestHandler):
+    """As much of S3 as reading an object takes: its size, and parts of it."""
 
-    Every thread has a position of its own: Arrow finds out the size of a Python file by going to its end and back,
-    while other threads read. Arrow's object stores, which the pipeline uses, read without a position.
-    """
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    latency_s: float
 
-    closed = False
+    def log_message(self, *_: object) -> None:
+        """Nothing is written between the rows."""
 
-    def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_RDONLY)
-        self._place = threading.local()
+    def do_HEAD(self) -> None:
+        self._answer(200, {"Content-Length": self._file.stat().st_size})
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: os.fstat(self._file).st_size}[whence]
-        self._place.bytes = start + offset
-        return self.tell()
-
-    def tell(self) -> int:
-        return int(getattr(self._place, "bytes", 0))
-
-    def read(self, length: int) -> bytes:
-        time.sleep(LATENCY_S)
-        found = os.pread(self._file, length, self.tell())
-        self.seek(len(found), os.SEEK_CUR)
-        return found
-
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            os.close(self._file)
-
-
-class SlowFileSystem(LocalFileSystem):
-    """The local disk, with the latency of an object store."""
-
-    cachable = False
-
-    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> Any:
-        time.sleep(LATENCY_S)
-        return SlowFile(path) if mode == "rb" else super()._open(path, mode, block_size)
-
-
-class SlowStorage(Storage):
-    """A folder behind it."""
+    def do_GET(self) -> None:
+        size = self._file.stat().st_size
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        count = min(last, size - 1) - first + 1
+        self._answer(206, {"Content-Length": count, "Content-Range": f"bytes {first}-{first + count - 1}/{size}"})
+        with self._file.open("rb") as file:
+            self.connection.sendfile(file, first, count)
 
     @property
-    def filesystem(self) -> pafs.FileSystem:
-        return pafs.PyFileSystem(pafs.FSSpecHandler(SlowFileSystem()))
+    def _file(self) -> Path:
+        return self.folder / Path(urlsplit(self.path).path).name
+
+    def _answer(self, status: int, headers: Mapping[str, object]) -> None:
+        time.sleep(self.latency_s)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.flush()
+
+
+def serve(folder: Path, latency_s: float, sender: Connection) -> None:
+    """Answers for the files in ``folder``, on loopback, until the process is ended; sends its address first."""
+    kind = type("StoreOfFolder", (Store,), {"folder": folder, "latency_s": latency_s})
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        sender.send(f"http://127.0.0.1:{server.server_port}")
+        server.serve_forever()
+
+
+@contextmanager
+def store(folder: Path, latency_s: float) -> Iterator[Storage]:
+    """The files in ``folder`` as objects of a store that takes so long for each answer."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=serve, args=(folder, latency_s, sender), daemon=True)
+    process.start()
+    try:
+        address = f"{receiver.recv()}/"
+        # The pipeline's own storage of S3, which asks the environment where that is.
+        os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
+        os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+        found = Storage("s3://bench")
+        assert found.filesystem is not None
+        yield found
+    finally:
+        process.terminate()
+        process.join()
 
 
 class Source:
@@ -104,13 +117,13 @@ def rows(folder: Path) -> Iterator[Row]:
     torch.set_num_threads(1)
     pool = write_shards(folder, VIDEOS)
     index = pool.index(["video_id"])
-    slow = SlowStorage(str(folder))
-    for one, other in zip(read_all(pool.storage, index), read_all(slow, index), strict=True):
-        if not torch.equal(one.frames, other.frames):
+    with store(folder, LATENCY_S) as slow:
+        expected, found = read_all(pool.storage, index), read_all(slow, index)
+        if not all(torch.equal(one.frames, other.frames) for one, other in zip(expected, found, strict=True)):
             raise ResultsDifferError("other frames come from the slow store than from the disk")
-    local, ours = in_turns([partial(read_all, pool.storage, index), partial(read_all, slow, index)], TIMES)
+        local, ours = in_turns([partial(read_all, pool.storage, index), partial(read_all, slow, index)], TIMES)
     yield Row(
-        f"training input from a store that answers after {1e3 * LATENCY_S:.0f} ms",
+        f"training input from an object store on this machine that answers after {1e3 * LATENCY_S:.0f} ms",
         "the same from a local disk",
         per_second(VIDEOS, local),
         per_second(VIDEOS, ours),

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as ds
-
 from pipelines.models.folder import MODEL
 from pipelines.stages.plan import Graph
 from pipelines.workspace.artifact import Artifact
@@ -55,6 +53,8 @@ def _finished(graph: Graph, name: str) -> Artifact | None:
 
 def _examples(manifest: Artifact, split: str) -> list[dict[str, Any]]:
     """One row of the manifest, or none; the file is read only until it is found."""
+    import pyarrow.dataset as ds  # loads pandas, half a second
+
     path = manifest.storage.path(MANIFEST_FILE)
     rows = ds.dataset(path, format="parquet", filesystem=manifest.storage.filesystem)
     found: list[dict[str, Any]] = rows.head(

@@ -95,6 +95,12 @@ class Recipe:
         object.__setattr__(self, "model", replace(self.model, clip=clip))
         self._check_tasks()
         self._check_features()
+        for section, trained in (("retrieval", self.retrieval), ("video_qa", self.video_qa)):
+            require(
+                trained.image_decoding == "cpu" or self.frames.format == "jpeg",
+                f"{section}.image_decoding is gpu and frames.format is {self.frames.format}; a GPU decodes JPEG images "
+                "only: set frames.format to jpeg, or decode on the CPU",
+            )
 
     def _check_tasks(self) -> None:
         require(bool(self.tasks), "tasks is empty; choose retrieval, video_qa or both")

@@ -18,6 +18,10 @@ with gradients that are scaled, and steps left out where they overflow."""
 ValidationHalf = Literal["choosing", "ranking"]
 """One of two halves of the validation videos, by a hash of their ids: what was chosen on one is ranked on the other."""
 
+ImageDecoding = Literal["cpu", "gpu"]
+"""Who decodes stored frames in a training: the loader, or the model's GPU (nvJPEG; pixels may differ by a few grey
+levels)."""
+
 _PUBLISHED_QA = VideoQAConfig()
 
 
@@ -114,11 +118,16 @@ class RetrievalTrainingConfig:
     """Compile towers and predictors with ``torch.compile``: faster steps on GPUs after minutes of compiling, and other
     roundings."""
 
+    image_decoding: ImageDecoding = added_later(default="cpu")
+    """Who decodes the stored JPEG images: ``cpu`` = the loader; ``gpu`` = the model's GPU, where the loader's cores are
+    too few. Then RandAugment runs there, too."""
+
     validation_batch_size: int = only_for(default=64)
     """Texts, or videos, encoded at once in a validation."""
 
     def __post_init__(self) -> None:
         require_counts(self, "retrieval", "epochs", "batch_size", "max_captions_per_video", "validation_batch_size")
+        _check_image_decoding("retrieval", self.image_decoding, self.augmentation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +206,26 @@ class VideoQATrainingConfig:
     """Compile towers and predictors with ``torch.compile``: faster steps on GPUs after minutes of compiling, and other
     roundings."""
 
+    image_decoding: ImageDecoding = added_later(default="cpu")
+    """Who decodes the stored JPEG images: ``cpu`` = the loader; ``gpu`` = the model's GPU, where the loader's cores are
+    too few. Then RandAugment runs there, too."""
+
     validation_batch_size: int = only_for(default=64)
     """Texts, or videos, encoded at once in a validation."""
 
     def __post_init__(self) -> None:
         require_counts(self, "video_qa", "epochs", "batch_size", "max_questions_per_video", "validation_batch_size")
+        _check_image_decoding("video_qa", self.image_decoding, self.augmentation)
         require(
             not self.from_retrieval or self.init_checkpoint is None,
             f"video_qa.from_retrieval is true and video_qa.init_checkpoint is {self.init_checkpoint}; "
             "a training starts from one of them",
         )
+
+
+def _check_image_decoding(section: str, decoding: ImageDecoding, augmentation: AugmentationConfig) -> None:
+    require(
+        decoding == "cpu" or not augmentation.enabled or augmentation.device != "cpu",
+        f"{section}.image_decoding is gpu and {section}.augmentation.device is cpu, where no pixels are; set the "
+        "latter to gpu",
+    )

@@ -166,16 +166,12 @@ class _Module:
         """What each imported name at the top level stands for."""
         return dict(_imported(_top_level(self.tree.body)))
 
-    @cached_property
-    def _texts(self) -> dict[str, str]:
-        return {}
-
+    @cache  # noqa: B019 - the modules themselves are cached
     def text(self, name: str) -> str:
         """The definition of ``name`` without comments, docstrings and formatting."""
-        if name not in self._texts:
-            self._texts[name] = "\n".join(ast.unparse(_Bare().visit(part)) for part in self.definitions[name])
-        return self._texts[name]
+        return "\n".join(ast.unparse(_bare(part)) for part in self.definitions[name])
 
+    @cache  # noqa: B019
     def uses(self, name: str) -> list[Definition]:
         """The definitions that ``name`` leads to."""
         found = [self.imports[name]] if name in self.imports else []
@@ -235,25 +231,29 @@ def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, Definition]]:
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
     """All nodes below ``node`` except annotations, which change no result."""
-    yield node
-    for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns"):
-            continue
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
-                yield from _walk(child)
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        yield node
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if name in ("annotation", "returns"):
+                continue
+            if isinstance(value, ast.AST):
+                todo.append(value)
+            elif isinstance(value, list):
+                todo += [child for child in value if isinstance(child, ast.AST)]
 
 
-class _Bare(ast.NodeTransformer):
-    """Removes docstrings, including those of attributes."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        for name in ("body", "orelse", "finalbody"):
-            block = getattr(node, name, None)
-            if isinstance(block, list):
-                setattr(node, name, [part for part in block if not _is_text(part)])
-        return node
+def _bare(statement: Any) -> ast.stmt:
+    """Removes docstrings inside of a statement, including those of attributes."""
+    for name in ("body", "orelse", "finalbody"):
+        if block := getattr(statement, name, None):
+            setattr(statement, name, [_bare(part) for part in block if not _is_text(part)])
+    for part in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
+        _bare(part)
+    found: ast.stmt = statement
+    return found
 
 
 def _is_text(node: ast.stmt) -> bool:

@@ -25,14 +25,15 @@ from hbi_models.retrieval import RetrievalModel
 from hbi_models.token_merging import count_clusters
 from hbi_models.transfer import sent
 from pipelines.models.encoding import tokens_on_device
-from pipelines.recipe.training import AugmentationConfig
+from pipelines.recipe.training import AugmentationConfig, ImageDecoding
 from pipelines.resources.device import CPU
 from pipelines.splits import Store
 from pipelines.train.batches import BatchAddress
 from pipelines.train.sampling import Pair, epoch_batches, rank_slice
 from pipelines.video.augmentation import Frames, augmentation_rng, draw_operations, rand_augment
 from pipelines.video.device_augmentation import as_table, augment_clips
-from pipelines.video.frame_store import FrameBatch, FrameStore
+from pipelines.video.device_decoding import EncodedClips, decoded_on, joined
+from pipelines.video.frame_store import FrameStore
 from pipelines.video.token_store import TokenStore
 
 ALL = slice(None)
@@ -43,7 +44,8 @@ class PairBatch(NamedTuple):
 
     token_ids: Int[Tensor, "pairs words"]
     word_mask: Bool[Tensor, "pairs words"]
-    frames: UInt8[Tensor, "pairs frames 3 height width"]
+    frames: UInt8[Tensor, "pairs frames 3 height width"] | EncodedClips
+    """Pixels, or images that the model's device decodes."""
     frame_mask: Bool[Tensor, "pairs frames"]
     operations: Int[Tensor, "pairs drawn"]
     """Of the augmentation on the model's device, numbers of ``device_augmentation.NAMES``; no columns: no such."""
@@ -53,7 +55,10 @@ class PairBatch(NamedTuple):
     def model_input(self, model: RetrievalModel, rows: slice = ALL) -> tuple[TextBatch, VideoBatch]:
         """The texts and the clips at ``rows`` as ``model`` takes them, on its device."""
         texts = TextBatch(self.token_ids[rows], self.word_mask[rows]).to(model.device)
-        frames = self.frames[rows]
+        if isinstance(self.frames, EncodedClips):
+            frames = decoded_on(model.device, self.frames, rows, side_px=model.clip.image_size_px)
+        else:
+            frames = self.frames[rows]
         if self.operations.shape[1]:
             frames = augment_clips(sent(frames, model.device), self.operations[rows], self.arguments[rows])
         return texts, model.video_batch(frames, self.frame_mask[rows])
@@ -102,6 +107,9 @@ class PairTraining(Protocol):
     def augmentation(self) -> AugmentationConfig: ...
 
     @property
+    def image_decoding(self) -> ImageDecoding: ...
+
+    @property
     def compiled(self) -> bool: ...
 
 
@@ -134,6 +142,7 @@ class PairSource:
         device: torch.device = CPU,
     ) -> None:
         self._augments_there = augments_on(device, training.augmentation)
+        self._decodes_there = decodes_on(device, training.image_decoding)
         self._view, self._training, self._model = view, training, model
         self._max_texts, self._image_size_px, self._seed = max_texts, image_size_px, seed
         self._rank, self._world_size, self._device = rank, world_size, device
@@ -180,9 +189,9 @@ class PairSource:
             width = self._width(words)
             return TokenPairBatch(words.features[:, :width], words.mask[:, :width], frames.features, frames.mask, ids)
         tokens = self._tokenizer.batch(texts)
-        pictures = self._frames(store, address[0], pairs)
+        frames, mask = self._frames(store, address[0], pairs)
         operations, arguments = self._drawn_for_device(address[0], pairs)
-        return PairBatch(tokens.token_ids, tokens.mask, pictures.frames, pictures.mask, operations, arguments, ids)
+        return PairBatch(tokens.token_ids, tokens.mask, frames, mask, operations, arguments, ids)
 
     def _drawn_for_device(self, epoch: int, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         config = self._training.augmentation
@@ -215,18 +224,25 @@ class PairSource:
         drawn = (self._generator(epoch, pair) for pair in pairs)
         return [int(rng.integers(count)) + 1 if count else 0 for rng, count in zip(drawn, counts, strict=True)]
 
-    def _frames(self, store: FrameStore, epoch: int, pairs: Sequence[Pair]) -> FrameBatch:
-        config = self._training.augmentation
+    def _frames(
+        self, store: FrameStore, epoch: int, pairs: Sequence[Pair]
+    ) -> tuple[UInt8[Tensor, "pairs frames 3 height width"] | EncodedClips, Bool[Tensor, "pairs frames"]]:
+        """Frames, and which are real."""
+        config, videos, max_frames = self._training.augmentation, [pair.video for pair in pairs], self._model.max_frames
+        if self._decodes_there:
+            images = joined(store.jpegs(videos, max_frames=max_frames), max_frames=max_frames)
+            return images, images.sizes > 0
 
         def augment(row: int, frames: Frames) -> Frames:
             return rand_augment(frames, config, self._generator(epoch, pairs[row]))
 
-        return store.batch(
-            [pair.video for pair in pairs],
+        batch = store.batch(
+            videos,
             image_size_px=self._image_size_px,
-            max_frames=self._model.max_frames,
+            max_frames=max_frames,
             change=augment if config.enabled and not self._augments_there else None,
         )
+        return batch.frames, batch.mask
 
 
 def augments_on(device: torch.device, config: AugmentationConfig) -> bool:
@@ -242,6 +258,23 @@ def augments_on(device: torch.device, config: AugmentationConfig) -> bool:
             "augmentation.device is gpu, and this training runs on CPUs; set it to auto or cpu, or give it GPUs"
         )
     return device.type != "cpu"
+
+
+def decodes_on(device: torch.device, decoding: ImageDecoding) -> bool:
+    """Whether images are decoded on the model's ``device``, and not in the loader.
+
+    Raises:
+        ValueError: they are to be decoded on a GPU, and the model is on the CPU, or torchcodec cannot be used.
+    """
+    if decoding == "cpu":
+        return False
+    if device.type == "cpu":
+        raise ValueError("image_decoding is gpu, and this training runs on CPUs; set it to cpu, or give it GPUs")
+    from pipelines.video.torchcodec_decoder import torchcodec_problem  # loads PyAV
+
+    if problem := torchcodec_problem():
+        raise ValueError(f"image_decoding is gpu, and {problem}")
+    return True
 
 
 def steps_of_epochs(

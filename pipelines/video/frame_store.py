@@ -155,16 +155,27 @@ class FrameStore:
             batch.put(row, as_images(change(row, as_channels_last(images))))
 
         # A video is decoded while others are read.
-        reads = self._ahead.take(videos, self._read)
-
-        def result(video: int) -> list[bytes]:
-            with self._stored.explaining():
-                return reads[video].result()[:max_frames]
-
-        encoded = map(result, videos)
-        for _ in self._executor.map(put, range(len(videos)), encoded):
+        for _ in self._executor.map(put, range(len(videos)), self._read_of(videos, max_frames)):
             pass
         return batch
+
+    def jpegs(self, videos: Sequence[int], *, max_frames: int) -> list[list[bytes]]:
+        """The compressed images of ``videos``, at most ``max_frames`` of each; raises as :meth:`encoded`, and where an
+        image is no JPEG."""
+        found = list(self._read_of(videos, max_frames))
+        for video, images in zip(videos, found, strict=True):
+            with self._decoding(video):
+                for image in images:
+                    _check_jpeg(image)
+        return found
+
+    def _read_of(self, videos: Sequence[int], max_frames: int) -> Iterator[list[bytes]]:
+        """The images of one video after the other, while the threads read those that follow."""
+        reads = self._ahead.take(videos, self._read)
+        for video in videos:
+            with self._stored.explaining():
+                images = reads[video].result()[:max_frames]
+            yield images
 
     def _one_by_one(self, video: int, encoded: Sequence[bytes]) -> Iterator[UInt8[Tensor, "3 height width"]]:
         """The images of a video, each of which is overwritten by the next one of its thread."""
@@ -241,6 +252,17 @@ def _decode_jpeg(encoded: bytes, *, reuse: bool) -> Pixels:
     room = _SCRATCH.of(height * width * 3) if reuse else None
     pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB", buffer=room)
     return pixels
+
+
+def _check_jpeg(encoded: bytes) -> None:
+    """Tests what stands at the beginning of an image that is decoded elsewhere."""
+    if not encoded.startswith(_JPEG_START):
+        raise ValueError("an image cannot be used: only JPEG images are decoded on a GPU, and it is none")
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+        _check_size(height, width)
+    except ValueError as error:
+        raise ValueError(f"an image cannot be used: {error}") from error
 
 
 def _decode_png(encoded: bytes) -> Pixels:

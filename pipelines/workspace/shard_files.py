@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError
@@ -60,6 +59,8 @@ def read_directory(storage: Storage, shard: str, size: int | None = None) -> pa.
     Raises:
         FileNotFoundError: the shard is not there.
     """
+    import pyarrow.dataset as ds  # loads pandas, half a second
+
     # A fragment can be given the size, which is known from the listing. Opening a file would request it.
     fragment = ds.ParquetFileFormat().make_fragment(storage.path(shard), storage.filesystem, file_size=size)
     try:
