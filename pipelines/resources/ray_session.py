@@ -41,6 +41,8 @@ _LOCAL_ENVIRONMENT = {
     # servers listen there instead of on every network.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "OMP_NUM_THREADS": "1",
+    # Nobody tells a Ray of one machine that this will be taken away, and watching for it takes a process.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """For a Ray that this process starts, on this machine alone."""
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any
+from typing import Any, TypedDict
 
+import ray
 import ray.train
 import torch
 from ray.train import Checkpoint as RayCheckpoint
@@ -103,18 +104,17 @@ class _RayReporter:
             self._idle.set()
 
 
-@dataclass(frozen=True)
-class _Done:
-    """What a worker returns."""
+class _Done(TypedDict):
+    """What a worker returns: plain data, since Ray's controller reads it, too, and would load our modules for others."""
 
     curve: list[Point]
-    non_finite: Mapping[str, Any] | None = None
+    non_finite: Mapping[str, Any] | None
     """The report of an error that a restart would not solve."""
 
 
 def _work(config: dict[str, Any]) -> _Done:
     """The body of every worker."""
-    job: _Job = config["job"]
+    job: _Job = ray.get(config["job"])
     device = compute_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -124,8 +124,8 @@ def _work(config: dict[str, Any]) -> _Done:
     try:
         loop.run()
     except NonFiniteLossError as error:
-        return _Done(loop.curve, error.report)
-    return _Done(loop.curve)
+        return {"curve": loop.curve, "non_finite": error.report}
+    return {"curve": loop.curve, "non_finite": None}
 
 
 @contextmanager
@@ -160,7 +160,8 @@ def train_on_workers(
     sink = start_sink()
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": _Job(task, settings, sink, output.place(RAY_TRAIN), start)},
+        # A reference, because Ray's controller reads these settings, too, and would load the models' modules for them.
+        train_loop_config={"job": ray.put(_Job(task, settings, sink, output.place(RAY_TRAIN), start))},
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,
@@ -186,14 +187,14 @@ def train_on_workers(
     except WorkerGroupError as error:
         raise _mendable(error) or error from None
     done: _Done = result.return_value
-    if done.non_finite is not None:
+    if (report := done["non_finite"]) is not None:
         last = {} if result.checkpoint is None else {"last_checkpoint": result.checkpoint.path}
-        raise NonFiniteLossError({**done.non_finite, **last})
+        raise NonFiniteLossError({**report, **last})
     kept = {Path(checkpoint.path).name: float(metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints}
     # If Ray's list was lost, the best checkpoint may be one that the new list does not name.
     kept |= {checkpoint.name: checkpoint.score for checkpoint in unlisted_checkpoints(output, kept)}
     best = max(kept, key=lambda name: kept[name])
-    return done.curve, kept[best], output.folder(RAY_TRAIN).folder(best)
+    return done["curve"], kept[best], output.folder(RAY_TRAIN).folder(best)
 
 
 def _mendable(error: WorkerGroupError) -> Exception | None:
