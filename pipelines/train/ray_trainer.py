@@ -105,7 +105,7 @@ class _RayReporter:
 
 
 class _Done(TypedDict):
-    """What a worker returns: plain data, since Ray's controller reads it, too, and would load our modules for others."""
+    """What a worker returns: plain data, since Ray's controller reads it, too, and would load our modules else."""
 
     curve: list[Point]
     non_finite: Mapping[str, Any] | None
