@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
+
+from jsonargparse import ArgumentParser
 
 from jobs.settings import read_recipe, recipe_parser, run_job, set_up_logging
 from pipelines.recipe.recipe import Recipe
 from pipelines.tables import table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
+@cache
+def make_parser() -> ArgumentParser:
+    """The options of the job."""
     parser = recipe_parser("Answers a question about a video.")
     parser.add_argument("question", type=str, help="A question about the video, in quotes.")
     parser.add_argument("--checkpoint", type=str, required=True, help="Folder of ours or file of the published code.")
@@ -25,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--index", type=str | None, help="Folder or URI of an index that holds the video.")
     parser.add_argument("--top", type=int, default=5, help="How many answers to show.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-    recipe, options = read_recipe(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    recipe, options = read_recipe(make_parser(), arguments)
     set_up_logging(None, name="ask")
     from pipelines.models.prediction import load_answerer
     from pipelines.search.index_folder import Segment, find_segment

@@ -9,14 +9,18 @@ frames. No Ray is started.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+
+from jsonargparse import ArgumentParser
 
 from jobs.settings import read_recipe, recipe_parser, run_job, set_up_logging
 from pipelines.recipe.recipe import Recipe
 from pipelines.workspace.storage import Storage
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
+@cache
+def make_parser() -> ArgumentParser:
+    """The options of the job."""
     parser = recipe_parser("Draws the interaction of the words of a text and the frames of a video.")
     parser.add_argument("--checkpoint", type=str, required=True, help="Folder of ours or file of the published code.")
     parser.add_argument("--video", type=str, required=True, help="Path or URI of a video file.")
@@ -30,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=str | None,
         help="Folder or file of an estimator; null = the one that taught the model.",
     )
-    recipe, options = read_recipe(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    recipe, options = read_recipe(make_parser(), arguments)
     set_up_logging(None, name="draw")
     from pipelines.figures.drawing import checked_kinds, write_figures
     from pipelines.figures.reading import load_pair_reader

@@ -8,7 +8,10 @@ graphs of the towers and the head, compared with PyTorch (extra ``onnx``).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
 
 from jobs.settings import read_recipe, recipe_parser, run_job, set_up_logging
 from pipelines.graph import make_graph
@@ -18,8 +21,9 @@ from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import absolute_uri
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
+@cache
+def make_parser() -> ArgumentParser:
+    """The options of the job."""
     parser = recipe_parser("Exports a trained model for the Hugging Face hub.")
     parser.add_argument("--checkpoint", type=str | None, help="Folder of ours; without it, the recipe's model.")
     parser.add_argument(
@@ -28,7 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=str, required=True, help="Empty folder or URI to write to.")
     parser.add_argument("--license", type=str, default="unknown", help="Of the card, as the hub names it: apache-2.0.")
     parser.add_argument("--onnx", action="store_true", help="Write ONNX graphs, too.")
-    recipe, options = read_recipe(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    recipe, options = read_recipe(make_parser(), arguments)
     set_up_logging(None, name="export")
     from pipelines.report.hub_folder import export_model
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from hbi_models.clip.configs import ClipConfig
 from hbi_models.config_fields import require
@@ -27,8 +30,9 @@ from pipelines.stages.index import publish
 from pipelines.workspace.uris import absolute_uri
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
+@cache
+def make_parser() -> ArgumentParser:
+    """The options of the job."""
     parser = recipe_parser("Builds an index of any videos, or takes new videos into it.")
     parser.add_argument("--checkpoint", type=str | None, help="Folder of ours or file of the published code.")
     parser.add_argument(
@@ -42,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
     parser.add_argument("--force", type=list[str], default=[], help="Stages to run again although they are done.")
     add_rerun_changed(parser)
-    recipe, options = read_recipe(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    recipe, options = read_recipe(make_parser(), arguments)
     model = _model(options, recipe)
     recipe = replace(recipe, workspace=absolute_uri(options["index"]))
     if not options["plan"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,7 @@ def run_stages(
     make: Callable[[Recipe], Graph] = make_graph,
 ) -> int:
     """Parses the command line and runs the recipe's stages, or the stage ``only`` from finished ones."""
-    parser = recipe_parser(description)
-    parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
-    if only is None:
-        parser.add_argument("--from_stage", type=str | None, help="First stage to run; earlier ones must be done.")
-        parser.add_argument("--until_stage", type=str | None, help="Last stage to run.")
-        parser.add_argument("--force", type=list[str], default=[], help="Stages to run again although they are done.")
-    else:
-        parser.add_argument("--force", action="store_true", help="Run the stage again although it is done.")
-    add_rerun_changed(parser)
-    recipe, options = read_recipe(parser, arguments)
+    recipe, options = read_recipe(_stages_parser(description, only is None), arguments)
     if not options["plan"]:
         start_log(recipe, only or "run")
     return execute(
@@ -56,6 +48,20 @@ def run_stages(
         force=([only] if options["force"] else []) if only else options["force"],
         rerun_changed=options["rerun_changed"],
     )
+
+
+@cache
+def _stages_parser(description: str, all_stages: bool) -> ArgumentParser:
+    parser = recipe_parser(description)
+    parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
+    if all_stages:
+        parser.add_argument("--from_stage", type=str | None, help="First stage to run; earlier ones must be done.")
+        parser.add_argument("--until_stage", type=str | None, help="Last stage to run.")
+        parser.add_argument("--force", type=list[str], default=[], help="Stages to run again although they are done.")
+    else:
+        parser.add_argument("--force", action="store_true", help="Run the stage again although it is done.")
+    add_rerun_changed(parser)
+    return parser
 
 
 def add_rerun_changed(parser: ArgumentParser) -> None:
@@ -76,14 +82,7 @@ def evaluate(
 
     With ``make_zero_shot_graph`` there is the option to evaluate the pretrained encoder alone.
     """
-    parser = recipe_parser(description)
-    parser.add_argument("--checkpoint", type=str | None, help="Folder of ours or file of the published code.")
-    if make_zero_shot_graph is not None:
-        parser.add_argument("--zero_shot", action="store_true", help="Evaluate the pretrained encoder alone.")
-    parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
-    parser.add_argument("--force", action="store_true", help="Evaluate again although it is done.")
-    add_rerun_changed(parser)
-    recipe, options = read_recipe(parser, arguments)
+    recipe, options = read_recipe(_evaluation_parser(description, make_zero_shot_graph is not None), arguments)
     checkpoint = options["checkpoint"]
     alone = make_zero_shot_graph is not None and options["zero_shot"]
     require(not (alone and checkpoint), "--zero_shot evaluates the recipe's encoder alone; leave out --checkpoint")
@@ -102,6 +101,18 @@ def evaluate(
         force=[stage] if options["force"] else [],
         rerun_changed=options["rerun_changed"],
     )
+
+
+@cache
+def _evaluation_parser(description: str, zero_shot: bool) -> ArgumentParser:
+    parser = recipe_parser(description)
+    parser.add_argument("--checkpoint", type=str | None, help="Folder of ours or file of the published code.")
+    if zero_shot:
+        parser.add_argument("--zero_shot", action="store_true", help="Evaluate the pretrained encoder alone.")
+    parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
+    parser.add_argument("--force", action="store_true", help="Evaluate again although it is done.")
+    add_rerun_changed(parser)
+    return parser
 
 
 def execute(

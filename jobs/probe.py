@@ -9,6 +9,9 @@ negatives (``--probe.negatives``), moments one of QVHighlights or Charades-STA (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+
+from jsonargparse import ArgumentParser
 
 from jobs.pipeline import add_rerun_changed, execute, start_log
 from jobs.settings import read_recipe, recipe_parser, run_job
@@ -19,14 +22,20 @@ from pipelines.tables import moments_table, negatives_table, perturbations_table
 _TABLES = {"negatives": negatives_table, "perturbations": perturbations_table, "moments": moments_table}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
+@cache
+def make_parser() -> ArgumentParser:
+    """The options of the job."""
     parser = recipe_parser("Probes what a retrieval model understands of words, perturbed videos and moments.")
     parser.add_argument("--checkpoint", type=str | None, help="Folder of ours or file of the published code.")
     parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
     parser.add_argument("--force", action="store_true", help="Probe again although it is done.")
     add_rerun_changed(parser)
-    recipe, options = read_recipe(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    recipe, options = read_recipe(make_parser(), arguments)
     if not options["plan"]:
         start_log(recipe, PROBE)
     graph = make_probe_graph(recipe, options["checkpoint"])

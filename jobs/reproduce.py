@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from hbi_models.config_fields import require
 from hbi_models.metric_names import ANSWER_METRICS, DIRECTIONS, RANK_METRICS
@@ -43,14 +46,20 @@ _PARTS = {
 """The figures of each evaluation."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
+@cache
+def make_parser() -> ArgumentParser:
+    """The options of the job."""
     parser = recipe_parser("Runs a recipe over several seeds and prints its figures beside the published ones.")
     parser.add_argument("--table", type=str | None, help=f"Which recipe: {', '.join(TABLES)}; or give --config.")
     parser.add_argument("--seeds", type=list[int], default=list(SEEDS), help="Of the trainings: [42,43,44].")
     parser.add_argument("--plan", action="store_true", help="Print what would run for each seed; run nothing.")
     parser.add_argument("--output", type=str | None, help="Folder or URI for reproduction.json.")
-    recipe, options = read_recipe(parser, _with_recipe(arguments))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    recipe, options = read_recipe(make_parser(), _with_recipe(arguments))
     seeds: list[int] = options["seeds"]
     require(bool(seeds) and len(set(seeds)) == len(seeds), f"--seeds is {seeds}; give different seeds, one or more")
     if not options["plan"]:

@@ -43,7 +43,10 @@ _traceback = logging.getLogger("jobs.traceback")
 
 
 def recipe_parser(description: str) -> ArgumentParser:
-    """A parser that takes ``--config recipe.yaml`` and ``--section.field value`` for every field of a recipe."""
+    """A parser that takes ``--config recipe.yaml`` and ``--section.field value`` for every field of a recipe.
+
+    To make one takes longer than to parse with it, so each job makes one per process.
+    """
     # The generated usage line would list two hundred options before every error. With abbreviations a misspelt setting
     # could become another one.
     parser = ArgumentParser(

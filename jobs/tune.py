@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
+
+from jsonargparse import ArgumentParser
 
 from jobs.next_steps import command
 from jobs.pipeline import log_folder, start_log
@@ -25,16 +28,22 @@ from pipelines.workspace.uris import join_uri
 _FORMER_OPTION = re.compile(r"^--search(?=$|[.=])")
 
 
-def read_tuning(arguments: Sequence[str] | None = None) -> tuple[Tuning, bool]:
-    """The tuning that a command line describes, and whether to print its plan alone."""
+@cache
+def make_parser() -> ArgumentParser:
+    """The options of the job."""
     parser = recipe_parser("Tunes settings of a recipe, and ranks the best ones beside the baselines.")
     parser.add_class_arguments(TuningConfig, "tune")
     parser.add_argument("--plan", action="store_true", help="Print what would be tried; run nothing.")
+    return parser
+
+
+def read_tuning(arguments: Sequence[str] | None = None) -> tuple[Tuning, bool]:
+    """The tuning that a command line describes, and whether to print its plan alone."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     renamed = [_FORMER_OPTION.sub("--tune", argument) for argument in given]
     if renamed != given:
         print("--search is --tune now; the old name goes with the next version", file=sys.stderr)
-    recipe, options = read_recipe(parser, renamed)
+    recipe, options = read_recipe(make_parser(), renamed)
     return make_tuning(recipe, options["tune"], recipe_from_document), options["plan"]
 
 
