@@ -62,16 +62,16 @@ LONGEST_FIRST = (
 
 
 TOGETHER = (
-    ("tests/serve/",),
     ("tests/distributed/",),
     (
         "tests/jobs/test_tune.py",
+        "tests/serve/",
         "tests/pipelines/resources/",
         "tests/pipelines/stages/test_pooled.py",
         "tests/pipelines/train/test_metric_sink.py",
     ),
 )
-"""Files that share a server, a process from which others are copied, or the Ray of ``ray_local``."""
+"""Files that share a process from which others are copied, or the Ray of ``ray_local``."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

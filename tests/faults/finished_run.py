@@ -103,7 +103,6 @@ def write_full_recipe(folder: Path) -> Path:
             "qa_evaluation": {"max_actors": 1},
             **{stage: {"workers": 2} for stage in ("estimator", "retrieval", "video_qa")},
         },
-        tracking={"every_steps": 1, "log_model": False},
     )
 
 

@@ -47,7 +47,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             "checkpoint": {"every_steps": CHECKPOINT_EVERY},
             "optimizer": {"lr": 1e-3, "clip_lr_factor": 1.0},
         },
-        tracking={"every_steps": 1, "log_model": False},
     )
     return read(path, *OPTIONS)
 

@@ -78,6 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
         # Two processes train retrieval, as on a cluster. Tasks and actors of whole runs are in the long suites; other
         # files do their work in place.
         resources={**RESOURCES, "retrieval": {"workers": 2}},
+        tracking={"every_steps": 1},
     )
     # Workers, too, find what a path names that starts from the folder of the command.
     relative = ["--model.clip.architecture", Path(read(path).model.clip.architecture).name]

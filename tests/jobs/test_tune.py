@@ -56,7 +56,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "optimizer": {"lr": GOOD, "clip_lr_factor": 1.0, "warmup_fraction": 0},
         },
         resources={"local_cpus": 2, "local_object_store_gb": 0.15, "decode": {"max_tasks": 0}},
-        tracking={"every_steps": 1, "log_model": False},
     )
     return folder
 

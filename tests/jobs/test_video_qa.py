@@ -109,7 +109,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
         },
         video_qa={**VIDEO_QA, "from_retrieval": True, "answers": {"size": 8}},
         qa_evaluation={"bootstrap_samples": 50},
-        tracking={"every_steps": 1, "log_model": False},
     )
     options = ["--model.game.teacher", "exact"]
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:

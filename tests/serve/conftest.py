@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +57,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve")
     videos = write_videos(folder / "shapes", VIDEOS)
     model, video_qa, index = write_model(folder), write_video_qa(folder), folder / "made"
@@ -66,11 +65,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "jobs.serve", "--index", str(index), "--video_qa", str(video_qa)]
     command += ["--port", str(port), "--max_upload_mb", str(MAX_UPLOAD_MB), "--timeout_s", "120"]
-    command += ["--resources.local_cpus", "2", "--resources.local_object_store_gb", "0.15"]
-    # Its Ray is its own: it shares neither address nor token with that of the tests.
-    environment = {**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # On a Ray that is there, as on a cluster.
+    command += ["--resources.ray_address", ray_local.get_runtime_context().gcs_address]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

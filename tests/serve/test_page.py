@@ -109,8 +109,12 @@ def test_an_own_clip_can_be_asked_about(page: Page, server: Server) -> None:
     ("content", "words"),
     [
         (b"these are not pictures", "broken.mp4 was not taken: this is not a video: the file does not begin like MP4"),
-        (b"\0\0\0\x20ftypisom" + b"\0" * 500, "broken.mp4 was not taken: the clip cannot be used (undecodable)"),
-        (b"\0" * 2_000_000, "broken.mp4 has 2.0 MB; up to 1 MB are taken"),
+        pytest.param(
+            b"\0\0\0\x20ftypisom" + b"\0" * 500,
+            "broken.mp4 was not taken: the clip cannot be used (undecodable)",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(b"\0" * 2_000_000, "broken.mp4 has 2.0 MB; up to 1 MB are taken", marks=pytest.mark.long),
     ],
 )
 def test_a_broken_file_gets_a_clear_message(page: Page, tmp_path: Path, content: bytes, words: str) -> None:

@@ -80,9 +80,19 @@ def test_no_task_has_more_rows_than_a_large_shard_and_every_core_has_tasks(
     assert Counter(len(task) for task in tasks) == sizes
 
 
-@pytest.mark.parametrize("resources", PLACES, ids=str)
-def test_errors_of_the_work_are_those_of_the_stage(resources: TaskResources | ActorResources, ray_local: Any) -> None:
-    with pytest.raises(StorageError, match="the disk says no"):
-        mapped(resources, [pa.table({"number": [0]})])
-    with pytest.raises(ValueError, match="minus one is no number of videos"):
-        mapped(resources, [pa.table({"number": [-1]})])
+@pytest.mark.parametrize(
+    ("resources", "number", "kind"),
+    [
+        (TaskResources(), 0, StorageError),
+        (TaskResources(max_tasks=0), 0, StorageError),
+        (TaskResources(max_tasks=0), -1, ValueError),
+        (ActorResources(max_actors=1), -1, ValueError),
+        (ActorResources(max_actors=0), 0, StorageError),
+    ],
+    ids=str,
+)
+def test_errors_of_the_work_are_those_of_the_stage(
+    resources: TaskResources | ActorResources, number: int, kind: type[Exception], ray_local: Any
+) -> None:
+    with pytest.raises(kind, match="the disk says no" if kind is StorageError else "minus one is no number of videos"):
+        mapped(resources, [pa.table({"number": [number]})])
