@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hbi_models.clip.preprocessing import normalize_pixels
 from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.similarity import token_cosines
+from jobs.run import main
 from pipelines.graph import make_evaluation_graph, make_graph
 from pipelines.labels import LabelSettings, make_label_model
 from pipelines.models.folder import MODEL
@@ -47,7 +49,8 @@ class Run:
 
     recipe_file: Path
     recipe: Recipe
-    done: subprocess.CompletedProcess[str]
+    out: str
+    err: str
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -82,9 +85,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
     # Workers, too, find what a path names that starts from the folder of the command.
     relative = ["--model.clip.architecture", Path(read(path).model.clip.architecture).name]
-    run = Run(path, read(path), run_command(command(path, *relative), timeout_s=400, folder=folder))
-    assert run.done.returncode == 0, run.done.stderr[-5000:]
-    return run
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        patch.chdir(folder)
+        code = main(["--config", str(path), *relative])
+    assert code == 0, err.getvalue()[-5000:]
+    return Run(path, read(path), out.getvalue(), err.getvalue())
 
 
 def test_every_stage_leaves_its_artifact(finished: Run) -> None:
@@ -105,7 +110,7 @@ def test_every_stage_leaves_its_artifact(finished: Run) -> None:
 
 
 def test_the_terminal_shows_plan_outcome_and_metrics(finished: Run) -> None:
-    out = finished.done.stdout
+    out = finished.out
     assert [out.count(f"\n{stage} ") for stage in STAGES] == [2] * len(STAGES)
     assert "never run" in out
     assert f"{TEST_VIDEOS} captions (1 a video) and {TEST_VIDEOS} videos of the split test of generated shapes" in out
@@ -116,7 +121,7 @@ def test_the_terminal_shows_plan_outcome_and_metrics(finished: Run) -> None:
     assert "text → video" in out
     assert f"Artifacts: {finished.artifacts['evaluation'].storage.uri}" in out
     assert "mlflow ui --host 127.0.0.1" in out
-    assert "Traceback" not in finished.done.stderr
+    assert "Traceback" not in finished.err
     logs = list((Path(finished.recipe.workspace) / "logs").iterdir())
     assert len(logs) == 1
     assert "retrieval: done in" in logs[0].read_text()
