@@ -66,6 +66,7 @@ def test_features_are_those_of_the_encoder_and_know_what_is_seen(
     torch.testing.assert_close(tokens.features, test.words.features[3:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ARMS if name != "none"])
 def test_arms_of_a_seed_share_initial_weights_and_batches(
     encoder: RetrievalModel, splits: dict[str, Split], name: str

@@ -51,9 +51,8 @@ class Recorder:
             raise InterruptError
 
 
-@pytest.mark.parametrize(
-    "steps_from_the_end_of_an_epoch", [pytest.param(-1, marks=LONG), 0, pytest.param(1, marks=LONG)]
-)
+@LONG
+@pytest.mark.parametrize("steps_from_the_end_of_an_epoch", [-1, 0, 1])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     tmp_path: Path, steps_from_the_end_of_an_epoch: int
 ) -> None:

@@ -110,6 +110,7 @@ def test_an_answer_is_the_weighted_sum_of_the_levels_answers(tmp_path: Path) -> 
             model.answer_logits(texts, videos, rates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["exact", "estimator", "cosine", "none"])
 def test_parts_of_a_batch_gather_to_the_loss_and_answers_of_the_whole(tmp_path: Path, teacher: str) -> None:
     model = make_model(tmp_path, encoder={"game": GameConfig(teacher=teacher, estimator_channels=4)})
@@ -229,6 +230,7 @@ def test_pairs_teach_what_they_teach_in_retrieval(tmp_path: Path) -> None:
     torch.testing.assert_close({name: actual[name] for name in shared}, {name: expected[name] for name in shared})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -38,7 +38,7 @@ def write_captions(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trained_model_stands_beside_the_frozen_encoder_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

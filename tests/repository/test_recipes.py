@@ -104,6 +104,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "published"), PUBLISHED.items(), ids=PUBLISHED)
 def test_recipes_have_the_published_values(name: str, published: Published) -> None:
     recipe = recipe_of(ROOT / f"jobs/recipes/{name}.yaml")

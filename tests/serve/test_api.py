@@ -152,7 +152,7 @@ def test_no_request_that_the_schema_allows_is_a_server_error(server: Server) -> 
         operation = found.ok()
         tried.append(operation.path)
 
-        @fuzz(8)
+        @fuzz(5)
         @given(operation.as_strategy())
         def send(case: schemathesis.Case) -> None:
             case.validate_response(case.call(timeout=180), checks=checks)

@@ -77,7 +77,7 @@ def test_lines_are_coloured_and_weighted_by_the_interaction() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draw", [hierarchy_figure, heat_map_figure])
+@pytest.mark.parametrize("draw", [pytest.param(hierarchy_figure, marks=pytest.mark.long), heat_map_figure])
 def test_the_same_interaction_gives_the_same_files(draw: object) -> None:
     maps = maps_of(7, 3)
     for saved in (png, svg):

@@ -40,6 +40,7 @@ def test_one_part_stays_as_it_is() -> None:
         assert torch.equal(found.mask, expected.mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 @pytest.mark.parametrize("quirks", [Quirks(), Quirks(encode_padding=True)], ids=["corrected", "padding is read"])
 def test_a_caption_does_not_depend_on_the_batch_it_is_encoded_in(

@@ -76,6 +76,7 @@ def test_a_workspace_that_cannot_be_written_is_troubled(own_videos: Recipe, monk
     assert found["the folder of the videos"].trouble() is None, "videos are only read"
 
 
+@pytest.mark.slow
 def test_generated_videos_and_object_stores_need_no_landmark(tmp_path: Path, s3_bucket: str) -> None:
     shapes = DataConfig(shapes=ShapesConfig(train_videos=1, test_videos=1))
     assert landmarks(Recipe(workspace=str(tmp_path), data=shapes)).keys() == {"workspace"}

@@ -147,6 +147,7 @@ def test_a_clip_that_does_not_exist_is_refused() -> None:
         draw_script(CONFIG, 550)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("events", [1, 2, 3])
 def test_every_clip_has_as_many_events_as_asked(events: int) -> None:
     # The shortest clips there are.

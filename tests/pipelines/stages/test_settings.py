@@ -217,6 +217,7 @@ def test_there_are_settings_without_part_in_labels() -> None:
     assert ("quirks", "encode_padding") not in UNCOUNTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", UNCOUNTED, ids=".".join)
 def test_settings_without_part_in_labels_change_no_feature(tmp_path: Path, path: tuple[str, ...]) -> None:
     base = tiny_config(tmp_path)

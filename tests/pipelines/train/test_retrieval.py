@@ -120,6 +120,7 @@ def test_without_a_validation_split_there_is_nothing_to_choose_by(tmp_path: Path
     assert task.validate(task.make_model(), CPU) == {SCORE: 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [None, "choosing", "ranking"])
 def test_validation_may_be_with_one_half_of_the_videos(tmp_path: Path, half: Any) -> None:
     data = write_split_data(tmp_path, {"train": CAPTIONS, "val": (1, 2, 1, 3, 2)})

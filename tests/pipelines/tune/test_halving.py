@@ -30,6 +30,7 @@ def decisions(scheduler: Halving, records: list[TrialRecord], *, after: int = 0)
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seen", range(7))
 def test_a_trial_that_is_resumed_counts_once_in_a_rung_with_the_score_that_it_came_there_with(
     tmp_path: Path, seen: int

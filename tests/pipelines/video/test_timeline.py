@@ -119,6 +119,7 @@ def write_with_fillers(path: Path, codec: str, options: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "suffix"),
     # FLV holds no HEVC.

@@ -34,6 +34,7 @@ def test_a_folder_of_this_machine_is_the_one_with_that_name(tmp_path: Path, name
     assert Storage(join_uri(workspace.uri, "frames/0123")).read_bytes("a/b.bin") == b"1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_a_bucket_is_the_one_with_that_key(s3_bucket: str, tmp_path: Path, name: str) -> None:
     top = Storage(f"{s3_bucket}/{tmp_path.name}")
