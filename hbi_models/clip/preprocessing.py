@@ -19,7 +19,7 @@ from torch import Tensor
 from hbi_models.clip.pixels import CLIP_MEAN as CLIP_MEAN
 from hbi_models.clip.pixels import CLIP_STD as CLIP_STD
 from hbi_models.config_fields import require
-from hbi_models.transfer import sent
+from hbi_models.transfer import is_at_hand, sent
 
 
 def resize_short_side(
@@ -64,8 +64,18 @@ def normalize_pixels(
 ) -> Float[Tensor, "*frames 3 height width"]:
     """Returns float pixels, centred and scaled per channel, on the device of ``frames``."""
     mean_255, std_255 = (_of_channels(tuple(values), frames.device) for values in (mean, std))
-    # What the layout of a batch in memory is must not decide which convolution runs.
-    return (frames.contiguous() - mean_255).div_(std_255)
+    if not is_at_hand(frames):
+        # What the layout of a batch in memory is must not decide which convolution runs.
+        return (frames.contiguous() - mean_255).div_(std_255)
+    pixels = torch.empty(frames.shape, dtype=mean_255.dtype)
+    # Image by image: a batch is larger than the cores' caches, and each of the three steps would go through all of it.
+    for image, target in zip(_images(frames), _images(pixels), strict=True):
+        target.copy_(image).sub_(mean_255).div_(std_255)
+    return pixels
+
+
+def _images(frames: Tensor) -> Tensor:
+    return frames.reshape(-1, *frames.shape[-3:])
 
 
 @lru_cache(maxsize=16)

@@ -47,6 +47,18 @@ def test_stored_frames_give_what_their_images_give() -> None:
     torch.testing.assert_close(frames, torch.stack([preprocess_image(image, 32) for image in images]))
 
 
+def test_pixels_do_not_depend_on_the_layout_of_a_batch_nor_on_its_size() -> None:
+    stored = torch.randint(256, (2, 3, 8, 10, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    frames = rearrange(stored, "videos frames h w rgb -> videos frames rgb h w")
+    mean, std = (torch.tensor(values).mul(255).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    found = normalize_pixels(frames)
+    assert found.is_contiguous()
+    for pixels in (normalize_pixels(frames.contiguous()), (frames.contiguous() - mean) / std):
+        assert torch.equal(found, pixels)
+    assert torch.equal(normalize_pixels(frames[1, 2]), found[1, 2])
+    assert normalize_pixels(frames[:0]).shape == (0, 3, 3, 8, 10)
+
+
 def test_resizing_keeps_the_aspect_and_its_input() -> None:
     image = random_image(64, 36)
     before = image.copy()
