@@ -189,9 +189,9 @@ class PairSource:
             width = self._width(words)
             return TokenPairBatch(words.features[:, :width], words.mask[:, :width], frames.features, frames.mask, ids)
         tokens = self._tokenizer.batch(texts)
-        frames, mask = self._frames(store, address[0], pairs)
+        pictures, real = self._frames(store, address[0], pairs)
         operations, arguments = self._drawn_for_device(address[0], pairs)
-        return PairBatch(tokens.token_ids, tokens.mask, frames, mask, operations, arguments, ids)
+        return PairBatch(tokens.token_ids, tokens.mask, pictures, real, operations, arguments, ids)
 
     def _drawn_for_device(self, epoch: int, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         config = self._training.augmentation

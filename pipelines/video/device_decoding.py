@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def decoded_on(
 
     sizes = clips.sizes[rows].flatten().tolist()
     before = int(clips.sizes[: rows.start or 0].sum())
-    images = [image for image in clips.data[before : before + sum(sizes)].split(sizes) if len(image)]
+    images = [image for image in torch.split(clips.data[before : before + sum(sizes)], sizes) if len(image)]
     try:
         pixels = iter(decode_jpeg(images, mode="RGB", device=device))
     except RuntimeError as error:
@@ -56,4 +57,4 @@ def decoded_on(
         ) from error
     black = torch.zeros(3, side_px, side_px, dtype=torch.uint8, device=device)
     squares = torch.stack([centre_crop(next(pixels), side_px) if size else black for size in sizes])
-    return squares.unflatten(0, clips.sizes[rows].shape)
+    return rearrange(squares, "(clips frames) rgb h w -> clips frames rgb h w", frames=clips.sizes.shape[1])
