@@ -36,7 +36,7 @@ PAIRS, WORDS, FRAMES = 128, 24, 12
 UTILISATION = 0.45
 """Of a card's peak, for the clips a second that its processors have to deliver."""
 CLIPS_PER_CORE = {"RandAugment in the loader": 40, "on the device": 190}
-"""Clips of 12 frames a second that one core delivers: the rows of benchmarks/training_input.py in RESULTS.md."""
+"""Clips of 12 frames a second that one core (AMD EPYC, Zen 4) delivers, by benchmarks/training_input.py."""
 
 
 @dataclass(frozen=True)
