@@ -7,7 +7,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import mlflow.store.db.utils as database_utils
 from mlflow.tracking import MlflowClient
+
+# Whoever opens a database compares its version with MLflow's newest, for which MLflow loads some seventy modules anew.
+database_utils._get_latest_schema_revision = cache(database_utils._get_latest_schema_revision)
 
 
 @cache
