@@ -86,6 +86,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A process does whole files, as with ``--dist loadfile``; those of a group in ``TOGETHER`` as if they were one."""
     from xdist.scheduler import LoadFileScheduling
 
+    if config.getoption("dist") != "loadfile":
+        return None
+
     class Together(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             group = next((files for files in TOGETHER if nodeid.startswith(files)), None)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.workspace.storage import Storage
 from tests.faults.finished_run import FinishedRun, write_full_recipe
 from tests.faults.flaky_s3 import FlakyS3, flaky_s3
-from tests.jobs.recipes import read, run
+from tests.jobs.recipes import RESOURCES, run
 from tests.pipelines.conftest import process, real_videos, remux, write_video
+from tests.recipe_options import recipe_with
 
 __all__ = ["process", "real_videos", "remux", "write_video"]
 
@@ -135,7 +137,8 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def full_run(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> FinishedRun:
-    """All stages of a small recipe, done once."""
+    """All stages of a small recipe, done once, in this process: what its workers and actors give is the same."""
     path = write_full_recipe(tmp_path_factory.mktemp("full-run"))
-    run(read(path))
+    recipe = recipe_with(yaml.safe_load(path.read_text()) | {"resources": RESOURCES})
+    run(recipe)
     return FinishedRun(path)

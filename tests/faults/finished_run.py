@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from pipelines.stages.labels import labels_pool
 from pipelines.train.files import HISTORY, RAY_SNAPSHOT, RAY_TRAIN
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
-from tests.jobs.recipes import read, write_recipe
+from tests.jobs.killing import kill_when
+from tests.jobs.recipes import command, read, write_recipe
 
 CHECKPOINT_EVERY = 5
 """Steps between two checkpoints of a training."""
@@ -40,6 +41,11 @@ class FinishedRun:
     @property
     def stages(self) -> list[str]:
         return [stage.name for stage in make_graph(self.recipe).stages]
+
+    def kill(self, recipe: Recipe, stage: str, condition: Callable[[], bool], *options: str) -> None:
+        """Starts the command of ``recipe`` up to a stage, and kills its driver as soon as ``condition`` holds."""
+        place = ("--workspace", recipe.workspace, "--until_stage", stage)
+        kill_when(command(self.recipe_file, *place, *options), condition, timeout_s=400)
 
     def until_before(self, stage: str, folder: Path) -> Recipe:
         """The same recipe in a workspace in ``folder`` that holds what was there when ``stage`` began."""

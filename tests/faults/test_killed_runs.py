@@ -1,48 +1,31 @@
-"""Runs that are killed in the middle of a stage, whole or a worker of theirs, and started again."""
+"""Runs that are killed in the middle of a stage and started again; trainings are in test_killed_trainings.py."""
 
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jobs.run import main
 from pipelines.graph import make_graph
-from pipelines.recipe.recipe import Recipe
 from pipelines.train.files import RAY_TRAIN
 from pipelines.workspace.artifact import ARTIFACT
 from pipelines.workspace.storage import Storage
-from tests.faults.finished_run import (
-    CHECKPOINT_EVERY,
-    FinishedRun,
-    assert_same_weights,
-    done_twice,
-    kept_step,
-    paces,
-    pools,
-)
+from tests.faults.finished_run import FinishedRun, pools
 from tests.jobs.contents import frame_rows, label_rows, shards, videos_in
-from tests.jobs.killing import has_checkpoint, kill, kill_when, wait_until, wait_until_gone, workers_at
-from tests.jobs.recipes import actions, command, run
+from tests.jobs.killing import workers_at
+from tests.jobs.recipes import actions, run
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow_fault, pytest.mark.timeout(1800)]
 
 ROWS = {"frames": frame_rows, "labels": label_rows}
 
 
-def kill_run(full_run: FinishedRun, recipe: Recipe, stage: str, condition: Any, *options: str) -> None:
-    """Starts the command of ``recipe`` up to a stage, and kills its driver as soon as ``condition`` holds."""
-    place = ("--workspace", recipe.workspace, "--until_stage", stage)
-    kill_when(command(full_run.recipe_file, *place, *options), condition, timeout_s=400)
-
-
 def test_frames_whose_driver_is_killed_go_on_at_the_shard(full_run: FinishedRun, tmp_path: Path) -> None:
     recipe = full_run.until_before("frames", tmp_path)
     pool = pools(recipe)["frames"]
-    kill_run(full_run, recipe, "frames", lambda: len(shards(pool)) >= 3)
+    full_run.kill(recipe, "frames", lambda: len(shards(pool)) >= 3)
     before, total = shards(pool), shards(pools(full_run.recipe)["frames"])
     assert 3 <= len(before) < len(total), "the driver was killed in the middle"
     decoded = len(videos_in(pool, before))
@@ -66,7 +49,7 @@ def test_frames_whose_driver_is_killed_go_on_at_the_shard(full_run: FinishedRun,
 def test_labels_whose_driver_is_killed_go_on_at_the_shard(full_run: FinishedRun, tmp_path: Path) -> None:
     recipe = full_run.until_before("labels", tmp_path)
     pool = pools(recipe)["labels"]
-    kill_run(full_run, recipe, "labels", lambda: len(shards(pool)) >= 3)
+    full_run.kill(recipe, "labels", lambda: len(shards(pool)) >= 3)
     before, total = shards(pool), shards(pools(full_run.recipe)["labels"])
     assert 3 <= len(before) < len(total), "the driver was killed in the middle"
     made = len(set(videos_in(pool, set(before))))
@@ -82,32 +65,6 @@ def test_labels_whose_driver_is_killed_go_on_at_the_shard(full_run: FinishedRun,
     assert label_rows(recipe) == label_rows(full_run.recipe)
 
 
-@pytest.mark.parametrize("training", ["estimator", "retrieval", "video_qa"])
-def test_a_training_whose_driver_is_killed_goes_on_from_its_last_checkpoint(
-    training: str, full_run: FinishedRun, tmp_path: Path
-) -> None:
-    recipe = full_run.until_before(training, tmp_path)
-    output = make_graph(recipe).output(training)
-    kill_run(
-        full_run,
-        recipe,
-        training,
-        lambda: has_checkpoint(output) and len(paces(recipe, training)) > CHECKPOINT_EVERY,
-    )
-    before, kept = paces(recipe, training), kept_step(recipe, training)
-    assert kept > 0
-
-    outcomes = run(recipe, until_stage=training)
-    counts = outcomes[training].artifact.counts
-    assert outcomes[training].step.state == "partial"
-    assert max(before) < counts["steps"], "the driver was killed in the middle"
-    again = done_twice(before, paces(recipe, training))
-    assert len(again) <= CHECKPOINT_EVERY
-    assert all(step > kept for step in again), "it went on from the checkpoint that was there"
-    assert_same_weights(recipe, full_run.recipe, training)
-    assert counts["steps"] == make_graph(full_run.recipe).artifact(training).counts["steps"]  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
     ("stage", "work"), [("evaluation", "RetrievalScorerActor.tile"), ("qa_evaluation", "AnswererActor.answer")]
 )
@@ -115,7 +72,7 @@ def test_an_evaluation_whose_driver_is_killed_is_made_anew(
     stage: str, work: str, full_run: FinishedRun, tmp_path: Path
 ) -> None:
     recipe = full_run.until_before(stage, tmp_path)
-    kill_run(full_run, recipe, stage, lambda: bool(workers_at(work)))
+    full_run.kill(recipe, stage, lambda: bool(workers_at(work)))
     graph = make_graph(recipe)
     assert not graph.output(stage).files(), "nothing half-made is visible"
 
@@ -135,7 +92,7 @@ def test_work_that_is_forced_and_killed_leaves_the_old_to_others_and_goes_on(
     pool = pools(recipe)[stage]
     old, rows = shards(pool), ROWS[stage](recipe)
     one_by_one = ("--resources.decode.max_tasks", "1")
-    kill_run(full_run, recipe, stage, lambda: len(shards(pool)) >= len(old) + 3, "--force", f"[{stage}]", *one_by_one)
+    full_run.kill(recipe, stage, lambda: len(shards(pool)) >= len(old) + 3, "--force", f"[{stage}]", *one_by_one)
     before = shards(pool)
     assert len(old) + 3 <= len(before) < 2 * len(old), "the driver was killed in the middle"
     assert {name: before[name] for name in old} == old
@@ -151,30 +108,6 @@ def test_work_that_is_forced_and_killed_leaves_the_old_to_others_and_goes_on(
     assert {name: after[name] for name in before} == before
     assert len(after) == 2 * len(old), "every shard was made anew, and no shard twice"
     assert ROWS[stage](recipe) == rows
-
-
-def test_a_training_worker_that_is_killed_costs_the_steps_since_the_last_checkpoint(
-    full_run: FinishedRun, tmp_path: Path
-) -> None:
-    recipe = full_run.until_before("retrieval", tmp_path)
-    output = make_graph(recipe).output("retrieval")
-    with ThreadPoolExecutor(1) as executor:
-        running = executor.submit(run, recipe, until_stage="retrieval")
-        wait_until(
-            lambda: has_checkpoint(output) and len(paces(recipe, "retrieval")) > CHECKPOINT_EVERY,
-            alive=lambda: not running.done(),
-        )
-        workers = workers_at("RayTrainWorker")
-        kill(min(workers))
-        before, kept = paces(recipe, "retrieval"), kept_step(recipe, "retrieval")
-        outcomes = running.result(timeout=300)
-    assert len(workers) == 2
-    assert not wait_until_gone(workers, timeout_s=10), "the other one does not wait for it for ever"
-    assert max(before) < outcomes["retrieval"].artifact.counts["steps"]
-    again = done_twice(before, paces(recipe, "retrieval"))
-    assert all(step > kept for step in again)
-    assert len(again) <= CHECKPOINT_EVERY
-    assert_same_weights(recipe, full_run.recipe, "retrieval")
 
 
 def planned(recipe_file: Path, workspace: Storage, capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
