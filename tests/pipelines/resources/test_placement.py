@@ -106,6 +106,8 @@ def test_a_workspace_in_the_folder_of_a_job_is_refused(tmp_path: Path, monkeypat
     with pytest.raises(PlacementError, match=r"Ray removes that after the job; give a URI"):
         require_lasting(Storage("workspace"))
     require_lasting(Storage(str(tmp_path.parent / "elsewhere")))
+    # The endpoint saves the question where the bucket is.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     require_lasting(Storage("s3://bucket/workspace"))
 
 
