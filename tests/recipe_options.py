@@ -13,18 +13,31 @@ from jsonargparse import ArgumentParser
 
 from jobs.settings import read_recipe, recipe_from_document, recipe_parser
 from pipelines.recipe.recipe import Recipe
+from pipelines.workspace.artifact import plain
 
 
 def recipe_with(document: Mapping[str, Any], *options: str) -> Recipe:
     """The recipe of ``document`` with ``--section.field value`` pairs, as on a command line."""
-    changed: dict[str, Any] = copy.deepcopy(dict(document))
+    changed = _merged(plain(Recipe()), document)
     for option, text in zip(options[::2], options[1::2], strict=True):
         *sections, field = option.removeprefix("--").split(".")
         place = changed
         for section in sections:
-            place = place.setdefault(section, {})
+            if place.get(section) is None:
+                place[section] = {}
+            place = place[section]
         place[field] = _value(text)
     return recipe_from_document(changed)
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a part of a section leaves out is as the recipe has it by default, not as the section alone would."""
+    return {**defaults} | {
+        name: _merged(defaults[name], value)
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+        else copy.deepcopy(value)
+        for name, value in given.items()
+    }
 
 
 def parsed_recipe(*arguments: str) -> Recipe:

@@ -66,7 +66,7 @@ def write_full_recipe(folder: Path) -> Path:
     optimizer = {"lr": 1e-3, "clip_lr_factor": 1.0}
     training = {
         "batch_size": 8,
-        "augmentation": {"enabled": True, "operations": 1},
+        "augmentation": {"operations": 1},
         "optimizer": optimizer,
         "checkpoint": {"every_steps": CHECKPOINT_EVERY},
     }

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs import tune
 from jobs.run import main
 from pipelines.recipe.data import DataConfig
 from pipelines.recipe.recipe import Recipe
 from tests.dataset_copies import write_activitynet, write_didemo, write_msrvtt, write_msrvtt_qa, write_msvd
-from tests.recipe_options import parsed_recipe
+from tests.recipe_options import parsed_recipe, recipe_with
 
 ROOT = Path(__file__).parents[2]
 # A tune file is one over another recipe, with settings of its own.
@@ -24,6 +25,15 @@ def recipe_of(path: Path, *overrides: str) -> Recipe:
 
 def test_there_are_recipes() -> None:
     assert {path.stem for path in RECIPES} >= {"demo", "msrvtt_retrieval"}
+
+
+@pytest.mark.slow
+def test_the_tests_read_recipes_as_the_commands_do(tmp_path: Path) -> None:
+    part = tmp_path / "part.yaml"
+    # By default questions are not augmented, and a section about augmentation alone would say that they are.
+    part.write_text("video_qa: {augmentation: {operations: 1}, merging: {heads: 4}}\n")
+    for path in (part, *RECIPES):
+        assert recipe_with(yaml.safe_load(path.read_text())) == recipe_of(path), path.stem
 
 
 @pytest.mark.slow
