@@ -84,8 +84,8 @@ class Sources:
             # Code that runs on import affects all who use a part of the module.
             for name in module.definitions if definition[1] == _WHOLE else [definition[1], _EFFECTS]:
                 if name in module.definitions:
-                    parts.setdefault(module.file, set()).add(module.text(name))
-                todo += module.uses(name)
+                    parts.setdefault(module.file, set()).add(_text(module, name))
+                todo += _uses(module, name)
         return {
             file: hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
             for file, texts in sorted(parts.items())
@@ -174,12 +174,6 @@ class _Module:
         """What each imported name at the top level stands for."""
         return dict(_imported(_top_level(self.tree.body)))
 
-    @cache  # noqa: B019 - the modules themselves are cached
-    def text(self, name: str) -> str:
-        """The definition of ``name`` without comments, docstrings and formatting."""
-        return "\n".join(ast.unparse(_bare(part)) for part in self.definitions[name])
-
-    @cache  # noqa: B019
     def uses(self, name: str) -> list[Definition]:
         """The definitions that ``name`` leads to."""
         found = [self.imports[name]] if name in self.imports else []
@@ -201,6 +195,17 @@ class _Module:
             elif isinstance(node, ast.Constant) and str(node.value).partition(".")[0] in self.sources.packages:
                 # The name of a module that is started as a process: python -m pipelines.video.decode_child.
                 yield str(node.value), _WHOLE
+
+
+@cache
+def _text(module: _Module, name: str) -> str:
+    """The definition of ``name`` in ``module`` without comments, docstrings and formatting."""
+    return "\n".join(ast.unparse(_bare(part)) for part in module.definitions[name])
+
+
+@cache
+def _uses(module: _Module, name: str) -> list[Definition]:
+    return module.uses(name)
 
 
 def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
