@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -153,12 +154,13 @@ def _on_device(item: Any) -> Any:
 
 
 def _asked_by() -> str:
-    frame = sys._getframe()
-    while frame := frame.f_back:  # type: ignore[assignment]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
         name = frame.f_code.co_filename
         if any(part in name for part in OURS) and "/tests/" not in name:
             line = linecache.getline(name, frame.f_lineno).strip()
             return f"{'/'.join(name.rsplit('/', 2)[-2:])}:{frame.f_lineno} {line}"
+        frame = frame.f_back
     return "elsewhere"
 
 

@@ -44,7 +44,9 @@ def test_a_training_whose_driver_is_killed_goes_on_from_its_last_checkpoint(
     assert len(again) <= CHECKPOINT_EVERY
     assert all(step > kept for step in again), "it went on from the checkpoint that was there"
     assert_same_weights(recipe, full_run.recipe, training)
-    assert counts["steps"] == make_graph(full_run.recipe).artifact(training).counts["steps"]  # type: ignore[union-attr]
+    uninterrupted = make_graph(full_run.recipe).artifact(training)
+    assert uninterrupted is not None
+    assert counts["steps"] == uninterrupted.counts["steps"]
 
 
 def test_a_training_worker_that_is_killed_costs_the_steps_since_the_last_checkpoint(
