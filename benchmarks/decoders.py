@@ -22,30 +22,30 @@ from pipelines.video.decoders import Decoder, PyAVDecoder, open_decoder
 FPS, WIDTH, HEIGHT, WANTED, TIMES = 25, 320, 240, 12, 9
 
 
-def write(path: Path, seconds: int, gop: int) -> None:
+def write(path: Path, seconds: int, gop: int, *, width: int = WIDTH, height: int = HEIGHT) -> None:
     """A picture that moves by two pixels a frame."""
-    texture = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, 2 * WIDTH // 8, 3), dtype=np.uint8)
+    texture = np.random.default_rng(0).integers(0, 256, (height // 8, 2 * width // 8, 3), dtype=np.uint8)
     scene = texture.repeat(8, axis=0).repeat(8, axis=1)
     with av.open(str(path), "w") as container:
         options = {"x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0", "preset": "veryfast"}
         stream: Any = container.add_stream("libx264", rate=FPS, options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(FPS * seconds):
-            image = np.roll(scene, -2 * number, axis=1)[:, :WIDTH]
+            image = np.roll(scene, -2 * number, axis=1)[:, :width]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode(None))
 
 
 def with_pyav(path: str) -> list[np.ndarray]:
     """As the stage does."""
-    return _images(PyAVDecoder(path))
+    return images_of(PyAVDecoder(path))
 
 
 def with_decord(path: str) -> list[np.ndarray]:
     """As the stage does where decord is chosen: after a look at the packets."""
     decoder = open_decoder(path, "decord")
     assert decoder.name == "decord"
-    return _images(decoder)
+    return images_of(decoder)
 
 
 def with_decord_alone(path: str) -> list[np.ndarray]:
@@ -56,7 +56,8 @@ def with_decord_alone(path: str) -> list[np.ndarray]:
     return [reader[index].asnumpy() for index in _wanted(len(reader))]
 
 
-def _images(decoder: Decoder) -> list[np.ndarray]:
+def images_of(decoder: Decoder) -> list[np.ndarray]:
+    """The frames that are wanted of a video; closes it."""
     images = [frame.image for frame in decoder.frames(_wanted(len(decoder.timeline.times_s)))]
     decoder.close()
     return images

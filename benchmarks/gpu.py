@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_input import augmentation, jpeg_decoding
+from benchmarks.gpu_input import augmentation, jpeg_decoding, video_decoding
 from benchmarks.gpu_measures import Limits, Sizes, line, peak, reset_peak, seconds, synchronise
 from benchmarks.heads import Shape, make_model, random_features
 from benchmarks.labels import random_game
@@ -95,6 +95,7 @@ def toy_sizes(folder: Path) -> Sizes:
         product=16,
         dim=32,
         side=24,
+        videos=((96, 64),),
         times=1,
         compiler="eager",
     )
@@ -122,6 +123,7 @@ def report(device: torch.device, sizes: Sizes, deadline: float = float("inf")) -
         ("ActivityNet", lambda: long_step(device, sizes)),
         ("augmentation", lambda: augmentation(device, sizes, limits)),
         ("JPEG decoding", lambda: jpeg_decoding(device, sizes)),
+        ("video decoding", lambda: video_decoding(device, sizes)),
         *(
             (
                 f"training step of {clip.architecture}",

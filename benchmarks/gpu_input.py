@@ -1,20 +1,25 @@
-"""Augmentation and JPEG decoding on a GPU: the parts of :mod:`benchmarks.gpu` that work on uint8 pixels."""
+"""Augmentation, JPEG and video decoding on a GPU: the parts of :mod:`benchmarks.gpu` that work on uint8 pixels."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.decoders import WANTED, images_of, write
 from benchmarks.gpu_measures import Limits, Sizes, line, peak, reset_peak, seconds
 from benchmarks.rows import ResultsDifferError
 from pipelines.recipe.training import AugmentationConfig
 from pipelines.video.augmentation import OPERATIONS, augmentation_rng, draw_operations
 from pipelines.video.device_augmentation import apply_to_clips, as_table, augment_clips
+from pipelines.video.decoder import DecoderChoice
+from pipelines.video.decoders import PyAVDecoder, load_decoder, open_decoder
 from pipelines.video.device_decoding import decoded_on, joined
 from pipelines.video.frame_store import decode_images
 from pipelines.video.torchcodec_decoder import torchcodec_problem
@@ -74,6 +79,31 @@ def jpeg_decoding(device: torch.device, sizes: Sizes) -> Iterator[list[str]]:
         f"from the CPU's, {float(apart.float().mean()):.2f} in the mean; peak memory {peak(device)}"
     )
     yield line(f"JPEG decoding of {sizes.batch} clips of {sizes.frames} frames", taken, None, beside)
+
+
+def video_decoding(device: torch.device, sizes: Sizes) -> Iterator[list[str]]:
+    """Twelve frames of a video by NVDEC, in one process, beside PyAV on a core of this machine."""
+    choice: DecoderChoice = "nvdec" if device.type == "cuda" else "torchcodec"
+    if problem := load_decoder(choice):
+        yield ["video decoding", "–", "–", "–", f"not measured: {problem}"]
+        return
+    for width, height in sizes.videos:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "video.mp4"
+            write(path, 4, 50, width=width, height=height)
+            decoder = open_decoder(str(path), choice)
+            name = f"{WANTED} frames of {width}×{height} by {decoder.name}"
+            apart = [
+                np.abs(mine.astype(int) - theirs)
+                for mine, theirs in zip(images_of(decoder), images_of(PyAVDecoder(str(path))), strict=True)
+            ]
+            taken = seconds(device, lambda path=str(path): images_of(open_decoder(path, choice)), sizes.times)
+            core = seconds(device, lambda path=str(path): images_of(PyAVDecoder(path)), sizes.times)
+        beside = (
+            f"{1 / taken:,.1f} videos/s, as {core / taken:.1f} cores of this machine; {np.mean(apart):.2f} grey levels "
+            f"from PyAV's in the mean, up to {np.max(apart)}"
+        )
+        yield line(name, taken, None, beside)
 
 
 def _picture(random: np.random.Generator, height: int, width: int) -> bytes:

@@ -33,6 +33,8 @@ class Sizes:
     dim: int = 512
     side: int = 224
     """Pixels of a frame's side, for augmentation alone."""
+    videos: tuple[tuple[int, int], ...] = ((320, 240), (1920, 1080))
+    """Pixels of the frames of videos that are decoded."""
     times: int = 10
     compiler: str = "inductor"
 

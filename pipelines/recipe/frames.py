@@ -22,10 +22,10 @@ class FramesConfig:
     short_side_px: int = 224
     """Length of the shorter side after resizing (bicubic, antialiased)."""
 
-    decoder: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
-    """``pyav``; ``decord``, as the published implementations, or ``torchcodec`` (an extra), each for the files that it
-    reads correctly, and PyAV for the others, which the table of notes names; or ``auto``: PyAV, which reads all of them
-    correctly and is as fast. See docs/decoding.md."""
+    decoder: Literal["auto", "decord", "pyav", "torchcodec", "nvdec"] = "auto"
+    """``pyav``; ``decord``, as the published implementations, ``torchcodec`` (an extra), or ``nvdec`` (torchcodec on a
+    GPU, ``resources.decode.gpus_per_task``), each for the files that it reads correctly, and PyAV for the others, which
+    the table of notes names; or ``auto``: PyAV, which reads all of them correctly. See docs/decoding.md."""
 
     format: Literal["jpeg", "png"] = "jpeg"
     """``jpeg``: about a tenth of the raw size; ``png``: lossless."""

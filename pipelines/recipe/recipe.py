@@ -95,6 +95,12 @@ class Recipe:
         object.__setattr__(self, "model", replace(self.model, clip=clip))
         self._check_tasks()
         self._check_features()
+        decode = self.resources.decode
+        require(
+            self.frames.decoder != "nvdec" or decode.gpus_per_task > 0 or decode.max_tasks == 0,
+            "frames.decoder is nvdec and resources.decode.gpus_per_task is 0; set it to the part of a GPU that a task "
+            "takes, such as 0.1, or choose another decoder",
+        )
         for section, trained in (("retrieval", self.retrieval), ("video_qa", self.video_qa)):
             require(
                 trained.image_decoding == "cpu" or self.frames.format == "jpeg",

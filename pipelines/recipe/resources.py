@@ -17,6 +17,9 @@ class TaskResources:
     work, one shard after another, where a debugger reaches it."""
 
     cpus_per_task: float = 1.0
+    gpus_per_task: float = 0.0
+    """Part of a GPU set aside for one task, for ``frames.decoder`` nvdec: 0.1 = ten tasks share a GPU."""
+
     memory_gb_per_task: float | None = None
     """GB (10⁹ bytes) set aside for one task, so that no more start on a node than it has room for; null = none."""
 

@@ -94,7 +94,8 @@ def _needs(resources: Resources) -> list[tuple[str, float, float]]:
     if isinstance(resources, (TaskResources, ActorResources)) and works_here(resources):
         return []
     if isinstance(resources, TaskResources):
-        count, cpus, gpus, memory = 1, resources.cpus_per_task, 0.0, resources.memory_gb_per_task
+        count, cpus, memory = 1, resources.cpus_per_task, resources.memory_gb_per_task
+        gpus = resources.gpus_per_task
     elif isinstance(resources, ActorResources):
         count, cpus, memory = resources.min_actors, resources.cpus_per_actor, resources.memory_gb_per_actor
         gpus = actors_that_fit(resources)[0]
@@ -125,7 +126,8 @@ def describe(resources: Resources) -> str:
         return "this process (recipe)"
     if isinstance(resources, TaskResources):
         limit = "as many tasks as fit" if resources.max_tasks is None else f"{resources.max_tasks} tasks (recipe)"
-        return f"{limit}, each {resources.cpus_per_task:g} CPUs{_memory(resources.memory_gb_per_task)}"
+        gpus = f", {resources.gpus_per_task:g} GPUs (recipe)" if resources.gpus_per_task else ""
+        return f"{limit}, each {resources.cpus_per_task:g} CPUs{gpus}{_memory(resources.memory_gb_per_task)}"
     if isinstance(resources, ActorResources):
         gpus, most = actors_that_fit(resources)
         number = f"{resources.min_actors} to {most} actors ({_source(resources.max_actors)})"

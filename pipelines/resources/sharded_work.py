@@ -134,7 +134,7 @@ def _map_on_ray(
         # Ray's dashboard shows the name of the class, so every stage has a class with its own name.
         summaries = blocks.map_batches(type(name, (_ReportingActor,), {}), **options)
     else:
-        options |= ray_options(resources.cpus_per_task, 0, resources.memory_gb_per_task)
+        options |= ray_options(resources.cpus_per_task, resources.gpus_per_task, resources.memory_gb_per_task)
         options["compute"] = ray.data.TaskPoolStrategy(size=resources.max_tasks)
         summaries = blocks.map_batches(_reporting_task(work, name), **options)
     yield from summaries.iter_rows()

@@ -134,7 +134,8 @@ def commit_frames(output: Storage, found: pa.Table, max_error_fraction: float) -
 
 def _tell_of_detours(notes: pa.Table, videos: int) -> None:
     """Says how often PyAV took over from an optional decoder, which may be missing on a node, and the first reason."""
-    detours = notes.filter(pc.equal(notes.column("reason"), "not_torchcodec"))
+    optional = pa.array(["not_torchcodec", "not_nvdec"])
+    detours = notes.filter(pc.is_in(notes.column("reason"), value_set=optional))
     if len(detours):
         first = detours.column("message")[0].as_py()
         logger.warning("frames: %s of %s videos: %s (%s has all reasons)", len(detours), videos, first, NOTES_FILE)

@@ -6,9 +6,7 @@ Ray nor Arrow, so that it starts in about half a second.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import importlib
 import io
 import os
 import queue
@@ -19,13 +17,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from PIL import Image
 
 from pipelines.video.containers import frame_pixels
 from pipelines.video.decoder import Decoder, DecoderChoice, Frame
-from pipelines.video.decoders import PyAVDecoder, open_decoder
+from pipelines.video.decoders import PyAVDecoder, load_decoder, open_decoder
 from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongTimesError, first_line
 from pipelines.video.messages import Message, receive, send
 from pipelines.video.sampling import sample_times
@@ -90,10 +88,11 @@ def extract(source: str | bytes, settings: ExtractSettings) -> ExtractedVideo:
             following = PyAVDecoder(source, trust_pts=decoder.name != "pyav")
             following.notes.append(Note("wrong_times", first_line(error)))
         except UnreadableVideoError as error:
-            if decoder.name != "torchcodec":
+            if decoder.name not in ("torchcodec", "nvdec"):
                 raise
             following = PyAVDecoder(source)
-            following.notes.append(Note("not_torchcodec", f"read by PyAV, since torchcodec says: {first_line(error)}"))
+            because = f"read by PyAV, since {decoder.name} says: {first_line(error)}"
+            following.notes.append(Note(f"not_{decoder.name}", because))
         finally:
             decoder.close()
         decoder = following
@@ -116,16 +115,14 @@ def main(arguments: list[str]) -> None:
 
     Args:
         arguments: extra bytes of address space; process id of the parent, or 0 if its death
-            cannot be watched by a signal; modules to load at the start.
+            cannot be watched by a signal; the decoder that will be asked for.
     """
     max_memory, parent = map(int, arguments[:2])
     requests, replies = os.dup(0), os.dup(1)
     _silence_standard_streams()
     _die_with(parent)
-    # Imported before the limit is set, so that the limit counts videos and not libraries. A decoder may be missing.
-    for module in arguments[2:]:
-        with contextlib.suppress(ImportError, OSError, RuntimeError):
-            importlib.import_module(module)
+    # Before the limit is set, so that the limit counts videos, and neither libraries nor what CUDA reserves.
+    load_decoder(cast("DecoderChoice", arguments[2]))
     _limit_memory(max_memory)
     # The kernel ends this process at its time limit: a decoder may hang while it holds the interpreter's lock, and the
     # parent may be gone.

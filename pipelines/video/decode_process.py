@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,8 +28,6 @@ Reason = Literal["missing", "undecodable", "no_frames", "timeout", "crash", "mem
 
 START_TIMEOUT_S = 60.0
 """Seconds granted on top for the start of a process, which imports its libraries first."""
-
-_MODULES: Mapping[DecoderChoice, Sequence[str]] = {"decord": ["decord"], "torchcodec": ["torchcodec.decoders"]}
 
 
 class ExtractionError(Exception):
@@ -61,7 +59,7 @@ class DecodeProcess:
         self._timeout_s = timeout_s
         self._max_memory = int(max_memory_gb * 1e9)
         self._command = list(command or (sys.executable, "-m", "pipelines.video.decode_child"))
-        self._modules = _MODULES.get(decoder, [])
+        self._decoder = decoder
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[..., object] | None = None
         self._lock = threading.Lock()
@@ -143,7 +141,7 @@ class DecodeProcess:
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(  # noqa: S603 - our own module, or what a test gives
-            [*self._command, str(self._max_memory), str(parent), *self._modules],
+            [*self._command, str(self._max_memory), str(parent), self._decoder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 
 from pipelines.video.timeline import Note, Timeline
 
-DecoderName = Literal["decord", "pyav", "torchcodec"]
-DecoderChoice = Literal["auto", "decord", "pyav", "torchcodec"]
+DecoderName = Literal["decord", "pyav", "torchcodec", "nvdec"]
+DecoderChoice = Literal["auto", "decord", "pyav", "torchcodec", "nvdec"]
 
 
 @dataclass(frozen=True, slots=True)

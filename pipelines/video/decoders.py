@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -21,7 +22,13 @@ from pipelines.video.errors import FrameCountError, UnreadableVideoError, WrongT
 from pipelines.video.key_frames import holds_no_picture
 from pipelines.video.orientation import UPRIGHT, Matrix, display_matrix, upright
 from pipelines.video.timeline import KeyFrame, Note, read_timeline
-from pipelines.video.torchcodec_decoder import StreamPlace, TorchcodecDecoder, torchcodec_doubt, torchcodec_problem
+from pipelines.video.torchcodec_decoder import (
+    StreamPlace,
+    TorchcodecDecoder,
+    nvdec_problem,
+    torchcodec_doubt,
+    torchcodec_problem,
+)
 
 _SEEK_GAIN_FRAMES = 8
 """A seek costs about as much as decoding this many frames."""
@@ -44,14 +51,28 @@ def open_decoder(source: str | bytes, choice: DecoderChoice = "auto") -> Decoder
             pyav.close()
             return DecordDecoder(source, pyav.timeline)
         pyav.notes.append(Note("not_decord", f"read by PyAV, since decord returns other frames where {doubt}"))
-    elif choice == "torchcodec":
-        doubt = torchcodec_problem() or torchcodec_doubt(pyav.timeline, pyav.orientation())
+    elif choice in ("torchcodec", "nvdec"):
+        doubt = load_decoder(choice) or torchcodec_doubt(pyav.timeline, pyav.orientation())
         if doubt is None:
-            place = pyav.place()
-            pyav.close()
-            return TorchcodecDecoder(source, pyav.timeline, place)
-        pyav.notes.append(Note("not_torchcodec", f"read by PyAV, since {doubt}"))
+            try:
+                decoder = TorchcodecDecoder(source, pyav.timeline, pyav.place(), name=choice)
+            except UnreadableVideoError as error:
+                doubt = f"{choice} says: {first_line(error)}"
+            else:
+                pyav.close()
+                return decoder
+        pyav.notes.append(Note(f"not_{choice}", f"read by PyAV, since {doubt}"))
     return pyav
+
+
+def load_decoder(choice: DecoderChoice) -> str | None:
+    """Loads the library of a decoder. Returns why PyAV will read in its place; None where it is not known yet."""
+    if choice == "decord":
+        with suppress(ImportError, OSError):
+            import decord  # noqa: F401
+    if choice == "torchcodec":
+        return torchcodec_problem()
+    return nvdec_problem() if choice == "nvdec" else None
 
 
 class PyAVDecoder:

@@ -64,9 +64,9 @@ NOTES_FILE = "notes.parquet"
 NOTES = ERRORS
 """One row per remark about a video that is used all the same: ``late_start`` (frames before the first key frame are
 left out), ``several_streams`` (which one is taken), ``counted`` (the file has no times, frames are counted),
-``no_picture`` (a packet shows nothing of its own), ``ends_early`` (fewer frames than announced), ``not_decord`` or
-``not_torchcodec`` (PyAV read what the other would read wrongly, or cannot read) and ``wrong_times`` (what a decoder
-returned was not what was asked for, and another way was taken)."""
+``no_picture`` (a packet shows nothing of its own), ``ends_early`` (fewer frames than announced), ``not_decord``,
+``not_torchcodec`` or ``not_nvdec`` (PyAV read what the other would read wrongly, or cannot read) and ``wrong_times``
+(what a decoder returned was not what was asked for, and another way was taken)."""
 
 FRAMES = pa.schema(
     [

@@ -113,6 +113,10 @@ def test_impossible_values_are_refused_by_name(make: Callable[[], Any], message:
             ),
             "video_qa.batch_size is 9 over resources.video_qa.workers = 2",
         ),
+        (
+            lambda: Recipe(frames=FramesConfig(decoder="nvdec")),
+            "decoder is nvdec and resources.decode.gpus_per_task is 0; set it to the part of a GPU",
+        ),
     ],
 )
 def test_contradictions_are_refused_in_the_users_words(make: Callable[[], Any], message: str) -> None:

@@ -26,6 +26,7 @@ def _cluster(ray_local: Any) -> None:
     [
         (TaskResources(), "as many tasks as fit, each 1 CPUs"),
         (TaskResources(max_tasks=3, memory_gb_per_task=2), "3 tasks (recipe), each 1 CPUs, 2 GB (recipe)"),
+        (TaskResources(gpus_per_task=0.1), "as many tasks as fit, each 1 CPUs, 0.1 GPUs (recipe)"),
         (TaskResources(max_tasks=0), "this process (recipe)"),
         (ActorResources(max_actors=0), "this process (recipe)"),
         (ActorResources(), "1 to 4 actors (derived), each 1 CPUs, 0 GPUs (derived)"),
@@ -123,6 +124,7 @@ def test_what_is_asked_for_is_what_ray_sets_aside(ray_local: Any) -> None:
 TOO_LARGE = [
     ("retrieval", {"retrieval": TrainResources(workers=5)}, "5 CPUs at once"),
     ("frames", {"decode": TaskResources(cpus_per_task=6)}, "6 CPUs at once"),
+    ("frames", {"decode": TaskResources(gpus_per_task=0.5)}, "0.5 GPUs at once"),
     ("labels", {"labels": ActorResources(min_actors=3, cpus_per_actor=2)}, "6 CPUs at once"),
     ("evaluation", {"evaluation": ActorResources(gpus_per_actor=1)}, "1 GPUs at once"),
     ("probe", {"evaluation": ActorResources(gpus_per_actor=1)}, "1 GPUs at once"),

@@ -1,22 +1,28 @@
-"""torchcodec: what it reads is what PyAV reads, and where it is missing or may be wrong PyAV takes over."""
+"""torchcodec and NVDEC: what they read is what PyAV reads, and where they are missing or may be wrong PyAV takes over."""
 
 from __future__ import annotations
 
+import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from pipelines.video.decode_child import ExtractSettings, extract
+from pipelines.video.decode_process import DecodeProcess
 from pipelines.video.decoders import PyAVDecoder, open_decoder
-from pipelines.video.errors import WrongTimesError
-from pipelines.video.torchcodec_decoder import TorchcodecDecoder, torchcodec_problem
+from pipelines.video.errors import UnreadableVideoError, WrongTimesError
+from pipelines.video.torchcodec_decoder import TorchcodecDecoder, nvdec_problem, torchcodec_problem
 from tests.pipelines.video.decoder_grid import RATES, STREAMS, by_project, by_torchcodec, cases
 from tests.pipelines.video.numbered_videos import write_numbered
 
 needs_torchcodec = pytest.mark.skipif(torchcodec_problem() is not None, reason=torchcodec_problem() or "")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STEADY = [number / 10 for number in range(60)]
 SETTINGS = ExtractSettings(rate=2, max_frames=12, short_side_px=64, decoder="torchcodec", format="png", jpeg_quality=90)
 
@@ -25,17 +31,69 @@ SETTINGS = ExtractSettings(rate=2, max_frames=12, short_side_px=64, decoder="tor
 def without_torchcodec(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    torchcodec_problem.cache_clear()
+    _forget()
     yield
+    _forget()
+
+
+def _forget() -> None:
     torchcodec_problem.cache_clear()
+    nvdec_problem.cache_clear()
 
 
-def test_where_it_is_missing_pyav_reads_and_the_reason_is_noted(tmp_path: Path, without_torchcodec: Any) -> None:
+@pytest.mark.parametrize("decoder", ["torchcodec", "nvdec"])
+def test_where_it_is_missing_pyav_reads_and_the_reason_is_noted(
+    decoder: Any, tmp_path: Path, without_torchcodec: Any
+) -> None:
     path = write_numbered(tmp_path / "a.mp4", STEADY)
-    video = extract(str(path), SETTINGS)
+    video = extract(str(path), replace(SETTINGS, decoder=decoder))
     assert (video.decoder, len(video.images)) == ("pyav", 12)
-    assert (video.notes or "").startswith("not_torchcodec: read by PyAV, since torchcodec is not installed")
+    assert (video.notes or "").startswith(f"not_{decoder}: read by PyAV, since torchcodec is not installed")
     assert "pip install 'hbi-on-ray[torchcodec]'" in (video.notes or "")
+
+
+@pytest.mark.parametrize("decoder", ["torchcodec", "nvdec"])
+def test_what_it_cannot_open_pyav_reads(decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __init__(self, *_: object, name: str) -> None:
+            raise UnreadableVideoError(f"no {name} today")
+
+    monkeypatch.setattr("pipelines.video.decoders.load_decoder", lambda _: None)
+    monkeypatch.setattr("pipelines.video.decoders.TorchcodecDecoder", Refusing)
+    path = write_numbered(tmp_path / "a.mp4", STEADY)
+    video = extract(str(path), replace(SETTINGS, decoder=decoder))
+    assert (video.decoder, video.time_s) == ("pyav", extract(str(path), replace(SETTINGS, decoder="pyav")).time_s)
+    assert video.notes == f"not_{decoder}: read by PyAV, since {decoder} says: no {decoder} today"
+
+
+@needs_torchcodec
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_decoding_process_reads_by_pyav(tmp_path: Path) -> None:
+    path = write_numbered(tmp_path / "a.mp4", STEADY)
+    process = DecodeProcess(timeout_s=60, max_memory_gb=1, decoder="nvdec")
+    video = process.extract(str(path), replace(SETTINGS, decoder="nvdec"))
+    process.close()
+    assert video.decoder == "pyav"
+    assert (video.notes or "").startswith("not_nvdec: read by PyAV, since no GPU can be used: ")
+
+
+@needs_torchcodec
+@needs_gpu
+def test_frames_of_a_gpu_are_those_of_pyav_but_for_rounding_of_colours(real_videos: dict[str, Path]) -> None:
+    process = DecodeProcess(timeout_s=60, max_memory_gb=4, decoder="nvdec")
+    for path in real_videos.values():
+        video = process.extract(str(path), replace(SETTINGS, decoder="nvdec"))
+        expected = extract(str(path), replace(SETTINGS, decoder="pyav"))
+        assert (video.decoder, video.frame_index, video.time_s) == ("nvdec", expected.frame_index, expected.time_s)
+        for mine, theirs in zip(video.images, expected.images, strict=True):
+            difference = np.abs(pixels(mine) - pixels(theirs))
+            # The GPU converts colours in its own precision, and takes colours between two pixels from the nearer one.
+            assert difference.mean() <= 3 and np.median(difference) <= 2, path
+    process.close()
+
+
+def pixels(image: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(image))).astype(int)
 
 
 @needs_torchcodec
