@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pipelines.workspace.storage import Storage
 from tests.faults.finished_run import FinishedRun, write_full_recipe
 from tests.faults.flaky_s3 import FlakyS3, flaky_s3
-from tests.jobs.recipes import RESOURCES, run
 from tests.pipelines.conftest import process, real_videos, remux, write_video
-from tests.recipe_options import recipe_with
 
 __all__ = ["process", "real_videos", "remux", "write_video"]
 
@@ -137,12 +134,5 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def full_run(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> FinishedRun:
-    """All stages of a small recipe, done once, in this process: what its workers and actors give is the same.
-
-    But for question answering, whose weights rounding drives apart by more than 1e-5 where the workers are fewer.
-    """
-    path = write_full_recipe(tmp_path_factory.mktemp("full-run"))
-    resources = {**RESOURCES, "video_qa": {"workers": 2}}
-    recipe = recipe_with(yaml.safe_load(path.read_text()) | {"resources": resources})
-    run(recipe)
-    return FinishedRun(path)
+    """All stages of a small recipe."""
+    return FinishedRun(write_full_recipe(tmp_path_factory.mktemp("full-run")))

@@ -384,22 +384,22 @@ def test_a_json_document_that_is_damaged_is_named(tmp_path: Path) -> None:
             Storage(str(tmp_path)).read_json("a.json")
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A PNG whose pixels, all of them black, take next to no space."""
+def png_of(width: int, height: int, *, rows: int) -> bytes:
+    """A PNG whose pixels, all of them black, take next to no space; it holds ``rows`` of them."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes((1 + (width + 7) // 8) * height), 9)
+    pixels = zlib.compress(bytes((1 + (width + 7) // 8) * rows), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (png_of(8000, 8000), "8000 × 8000 pixels, more than 33,554,432"),
-        (png_of(50_000, 50_000), "exceeds limit"),
+        (png_of(8000, 8000, rows=8000), "8000 × 8000 pixels, more than 33,554,432"),
+        (png_of(50_000, 50_000, rows=100), "exceeds limit"),
         (b"", "cannot identify"),
         (b"GIF89a" + bytes(100), "cannot identify"),
         (jpeg(1)[:-300], "Premature end"),

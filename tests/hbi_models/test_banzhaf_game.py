@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import shapiq
 import torch
 
 from hbi_models.banzhaf.game import brute_force_interaction, coalition_values, every_subset
@@ -28,6 +27,8 @@ def test_coalition_values_of_a_game_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize(("words", "frames"), [(1, 1), (1, 3), (3, 2), (4, 3)])
 def test_brute_force_equals_the_banzhaf_interaction_index_of_shapiq(words: int, frames: int) -> None:
+    import shapiq  # takes seconds, in every process that collects tests
+
     game = random_game(pairs=1, words=words, frames=frames, logit_scale=2.0, seed=words)
 
     def value(coalitions: object) -> object:

@@ -52,7 +52,8 @@ def test_every_row_says_what_happens_what_is_lost_and_which_test_shows_it() -> N
 
 @pytest.mark.slow
 def test_the_tests_in_the_table_exist() -> None:
-    known = {path: marked_tests(ROOT / path) for row in rows() for path, _ in TEST_ID.findall(row[3])}
+    paths = {path for row in rows() for path, _ in TEST_ID.findall(row[3])}
+    known = {path: marked_tests(ROOT / path) for path in paths}
     for row in rows():
         for path, name in TEST_ID.findall(row[3]):
             assert name in known[path], f"{path} has no {name}, which shows: {row[0]}"

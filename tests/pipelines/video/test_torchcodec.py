@@ -1,4 +1,4 @@
-"""torchcodec and NVDEC: what they read is what PyAV reads, and where they are missing or may be wrong PyAV takes over."""
+"""torchcodec and NVDEC read what PyAV reads; where they are missing or may be wrong, PyAV takes over."""
 
 from __future__ import annotations
 
