@@ -17,9 +17,9 @@ from benchmarks.gpu_measures import Limits, Sizes, line, peak, reset_peak, secon
 from benchmarks.rows import ResultsDifferError
 from pipelines.recipe.training import AugmentationConfig
 from pipelines.video.augmentation import OPERATIONS, augmentation_rng, draw_operations
-from pipelines.video.device_augmentation import apply_to_clips, as_table, augment_clips
 from pipelines.video.decoder import DecoderChoice
 from pipelines.video.decoders import PyAVDecoder, load_decoder, open_decoder
+from pipelines.video.device_augmentation import apply_to_clips, as_table, augment_clips
 from pipelines.video.device_decoding import decoded_on, joined
 from pipelines.video.frame_store import decode_images
 from pipelines.video.torchcodec_decoder import torchcodec_problem

@@ -61,16 +61,14 @@ LONGEST_FIRST = (
 """So that two processes end at about the same time."""
 
 
-TOGETHER = (
-    ("tests/distributed/",),
-    (
-        "tests/jobs/test_tune.py",
-        "tests/serve/",
-        "tests/pipelines/resources/",
-        "tests/pipelines/stages/test_pooled.py",
-        "tests/pipelines/train/test_metric_sink.py",
-    ),
+SHARE_RAY = (
+    "tests/jobs/test_tune.py",
+    "tests/serve/",
+    "tests/pipelines/resources/",
+    "tests/pipelines/stages/test_pooled.py",
+    "tests/pipelines/train/test_metric_sink.py",
 )
+TOGETHER = (("tests/distributed/",), SHARE_RAY)
 """Files that share a process from which others are copied, or the Ray of ``ray_local``."""
 
 
@@ -95,6 +93,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group[0] if group else super()._split_scope(nodeid)
 
     return Together(config, log)
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tells a process whether it does whole files."""
+    node.workerinput["by_file"] = node.config.getoption("dist") == "loadfile"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stops the Ray of ``ray_local`` behind the last of the files that share it: idle, it takes a tenth of a core."""
+    by_file = getattr(item.config, "workerinput", {}).get("by_file")
+    if by_file and item.nodeid.startswith(SHARE_RAY) and nextitem and not nextitem.nodeid.startswith(SHARE_RAY):
+        import ray
+
+        ray.shutdown()
 
 
 @pytest.fixture(autouse=True)

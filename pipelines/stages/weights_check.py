@@ -1,10 +1,11 @@
-"""Checks, before the first stage of a run starts, that the weights it needs exist and fit."""
+"""Checks, before the first stage of a run starts, that the weights it needs exist and fit, and its decoder is there."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
-    """Loads the initial weights of all unfinished steps into their models.
+    """Loads the initial weights of all unfinished steps into their models; looks for the decoder of their images.
 
     Weights that a tag names are put into the workspace, from which all nodes read them. Loading a model twice costs
     less than finding the mistake after hours of decoding.
@@ -31,6 +32,11 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
         FileNotFoundError, ValueError: some cannot be had, or do not fit; the message says which and what to do.
     """
     pending = {step.stage.name: step.stage for step in steps if step.state != "done"}
+    for name, trained in (("retrieval", recipe.retrieval), ("video_qa", recipe.video_qa)):
+        require(
+            name not in pending or trained.image_decoding == "cpu" or find_spec("torchcodec") is not None,
+            f"{name}.image_decoding is gpu, and torchcodec is not installed: pip install 'hbi-on-ray[torchcodec]'",
+        )
     if recipe.model.tokens is None and pending.keys() & {"zero_shot", "features", "labels", "retrieval", "video_qa"}:
         require_encoder(recipe)
     if _starts_from_clip(pending, recipe):

@@ -155,16 +155,21 @@ class MlflowRecorder:
         if found is None:
             tags = {KEY: run.key}
             if run.parent is not None:
-                parent = self._find(run.parent, run.experiment)
-                if parent is None:
-                    raise MlflowException(f"it holds no run with the tag {KEY} = {run.parent}; was it deleted?")
-                tags[PARENT] = parent.info.run_id
+                tags[PARENT] = self._run_id(run.parent, run.experiment)
             experiment = self._experiment_id(run.experiment)
             found = self._client.create_run(experiment, start_time=run.started_ms, run_name=run.name, tags=tags)
         had = {"params": found.data.params, "tags": found.data.tags, "status": found.info.status}
         state = replace(run, **had, documents={}, files=(), model=None)
         self._runs[run.key] = _Recorded(found.info.run_id, state)
         return self._runs[run.key]
+
+    def _run_id(self, key: str, experiment: str) -> str:
+        if key in self._runs:
+            return self._runs[key].run_id
+        found = self._find(key, experiment)
+        if found is None:
+            raise MlflowException(f"it holds no run with the tag {KEY} = {key}; was it deleted?")
+        return str(found.info.run_id)
 
     def _add_points(self, known: _Recorded, run: RunState, points: Sequence[Point]) -> None:
         now_ms = run.ended_ms or int(time.time() * 1000)

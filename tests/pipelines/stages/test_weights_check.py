@@ -14,7 +14,7 @@ from hbi_models.retrieval import RetrievalModel
 from pipelines.models.weights import save_model
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.training import RetrievalTrainingConfig
+from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
 from pipelines.stages.plan import Step
 from pipelines.stages.retrieval import retrieval_stage
 from pipelines.stages.weights_check import require_weights
@@ -91,3 +91,19 @@ def test_a_checkpoint_that_fits_is_taken(recipe: Recipe, tmp_path: Path) -> None
     save_model(tmp_path / "model", RetrievalModel(recipe.model), kind="retrieval", config=recipe.model)
     starting = replace(recipe, retrieval=RetrievalTrainingConfig(init_checkpoint=str(tmp_path / "model")))
     require_weights(pending(starting), starting)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_decoder_that_is_not_installed_is_missed_before_any_video_is_decoded(
+    recipe: Recipe, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.stages.weights_check.find_spec", lambda _: object() if installed else None)
+    augmentation = AugmentationConfig(enabled=False)
+    training = RetrievalTrainingConfig(image_decoding="gpu", augmentation=augmentation)
+    recipe = replace(recipe, retrieval=training)
+    if installed:
+        require_weights(pending(recipe), recipe)
+    else:
+        with pytest.raises(ValueError, match=r"retrieval.image_decoding is gpu, and torchcodec is not installed: pip"):
+            require_weights(pending(recipe), recipe)
+    require_weights([replace(step, state="done") for step in pending(recipe)], recipe)
