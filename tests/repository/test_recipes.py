@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "jobs/recipes").glob("*.yaml") if not path.stem.startswith("tune_"))
 
 
-def recipe_of(path: Path, *overrides: str) -> Recipe:
-    return parsed_recipe("--config", str(path), *overrides)
+@cache
+def recipe_of(path: Path) -> Recipe:
+    return parsed_recipe("--config", str(path))
 
 
 def test_there_are_recipes() -> None:
