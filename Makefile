@@ -32,15 +32,16 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/python
 PYTEST := $(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # The slices of the long suites, each of which can run alone: make test-faults SLICE=storage.
 faults_killed := tests/faults/test_killed_runs.py
-faults_evaluations := tests/faults/test_killed_evaluations.py tests/faults/test_killed_in_place.py
-faults_trainings := -k 'not video_qa' tests/faults/test_killed_trainings.py
-faults_questions := -k video_qa tests/faults/test_killed_trainings.py
+faults_evaluations := tests/faults/test_killed_evaluations.py
+faults_trainings := --dist loadgroup -k '[estimator] or [retrieval]' tests/faults/test_killed_trainings.py
+faults_more_trainings := --dist loadgroup -k 'not ([estimator] or [retrieval])' tests/faults/test_killed_trainings.py \
+  tests/faults/test_killed_in_place.py
 faults_nodes := tests/faults/test_lost_nodes.py
 faults_storage := tests/faults/test_whole_runs.py tests/faults/test_damaged_files.py
 faults_processes := tests/faults/test_processes.py tests/faults/test_ray_neighbours.py
 faults_workers := tests/pipelines/train/test_worker_errors.py tests/pipelines/train/test_unlisted.py
 faults_mlflow := tests/faults/test_mlflow_outage.py
-FAULTS := killed evaluations trainings questions nodes storage processes workers mlflow fuzz
+FAULTS := killed evaluations trainings more_trainings nodes storage processes workers mlflow fuzz
 cluster_jobs := tests/cluster/test_jobs_api.py
 cluster_nodes := tests/cluster/test_nodes.py
 cluster_store := tests/cluster/test_object_store.py
@@ -95,7 +96,7 @@ faults-fuzz: $(VENV)/.installed-dev
 
 faults-%: $(VENV)/.installed-dev
 	$(if $(faults_$*),,$(error SLICE is $*; the slices of test-faults are: $(FAULTS)))
-	$(RUN) -m pytest -n 2 --dist $(if $(filter trainings,$*),load,loadfile) -m slow_fault $(faults_$*)
+	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault $(faults_$*)
 
 test-tune: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m tune tests/jobs

@@ -109,10 +109,10 @@ def write_full_recipe(folder: Path) -> Path:
             "optimizer": {"lr": 1e-3},
             "checkpoint": {"every_steps": CHECKPOINT_EVERY},
         },
-        retrieval={**training, "epochs": 6},
+        retrieval={**training, "epochs": 4},
         video_qa={
             **training,
-            "epochs": 6,
+            "epochs": 4,
             "max_words": 16,
             "merging": {"text_rates": [0.5, 0.5], "video_rates": [0.5, 0.5], "heads": 4},
             "head": {"projection": 16, "hidden": 16},
