@@ -135,4 +135,10 @@ def unprivileged() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def full_run(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> FinishedRun:
     """All stages of a small recipe."""
-    return FinishedRun(write_full_recipe(tmp_path_factory.mktemp("full-run")))
+    return FinishedRun(write_full_recipe(tmp_path_factory.mktemp("full-run"), "retrieval", "video_qa"))
+
+
+@pytest.fixture(scope="session")
+def questions_alone(tmp_path_factory: pytest.TempPathFactory, ray_local: Any) -> FinishedRun:
+    """The stages of question answering alone."""
+    return FinishedRun(write_full_recipe(tmp_path_factory.mktemp("questions-alone"), "video_qa"))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
 from pipelines.models.weights import WEIGHTS
-from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.recipe import Recipe, Task
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.labels import labels_pool
 from pipelines.train.files import HISTORY, RAY_SNAPSHOT, RAY_TRAIN
@@ -80,8 +80,8 @@ class FinishedRun:
         return recipe
 
 
-def write_full_recipe(folder: Path) -> Path:
-    """A recipe of all stages, with enough steps and shards to be killed among them."""
+def write_full_recipe(folder: Path, *tasks: Task) -> Path:
+    """A recipe of all stages of ``tasks``, with enough steps and shards to be killed among them."""
     optimizer = {"lr": 1e-3, "clip_lr_factor": 1.0}
     training = {
         "batch_size": 8,
@@ -91,7 +91,7 @@ def write_full_recipe(folder: Path) -> Path:
     }
     return write_recipe(
         folder,
-        tasks=["retrieval", "video_qa"],
+        tasks=list(tasks),
         data={
             "validation_videos": 12,
             "shapes": {

@@ -24,11 +24,12 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow_fault, pytest.mark.timeout(180
 
 @pytest.mark.parametrize("training", ["estimator", "retrieval", "video_qa"])
 def test_a_training_whose_driver_is_killed_goes_on_from_its_last_checkpoint(
-    training: str, full_run: FinishedRun, tmp_path: Path
+    training: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    recipe = full_run.until_before(training, tmp_path)
+    whole: FinishedRun = request.getfixturevalue("questions_alone" if training == "video_qa" else "full_run")
+    recipe = whole.until_before(training, tmp_path)
     output = make_graph(recipe).output(training)
-    full_run.kill(
+    whole.kill(
         recipe,
         training,
         lambda: has_checkpoint(output) and len(paces(recipe, training)) > CHECKPOINT_EVERY,
@@ -43,8 +44,8 @@ def test_a_training_whose_driver_is_killed_goes_on_from_its_last_checkpoint(
     again = done_twice(before, paces(recipe, training))
     assert len(again) <= CHECKPOINT_EVERY
     assert all(step > kept for step in again), "it went on from the checkpoint that was there"
-    assert_same_weights(recipe, full_run.recipe, training)
-    uninterrupted = make_graph(full_run.recipe).artifact(training)
+    assert_same_weights(recipe, whole.recipe, training)
+    uninterrupted = make_graph(whole.recipe).artifact(training)
     assert uninterrupted is not None
     assert counts["steps"] == uninterrupted.counts["steps"]
 
