@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
@@ -163,7 +163,8 @@ def done_twice(before: dict[int, float], after: dict[int, float]) -> list[int]:
 
 def assert_same_weights(recipe: Recipe, expected: Recipe, training: str) -> None:
     """The models that two runs chose are the same up to rounding."""
-    found, wanted = (load_file(make_graph(run).output(training).path(MODEL, WEIGHTS)) for run in (recipe, expected))
+    name = f"{MODEL}/{WEIGHTS}"
+    found, wanted = (load(make_graph(run).output(training).read_bytes(name)) for run in (recipe, expected))
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=name)

@@ -14,14 +14,15 @@ import yaml
 
 from pipelines.graph import make_graph
 from pipelines.models.folder import MODEL
-from pipelines.models.weights import WEIGHTS
 from pipelines.stages.frames import frames_pool
 from pipelines.train.files import HISTORY, NON_FINITE, RAY_TRAIN
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 from tests.faults.conftest import SmallDisk, mounted
+from tests.faults.finished_run import assert_same_weights
 from tests.faults.flaky_s3 import FlakyS3
-from tests.jobs.recipes import RAY, TASKS_AND_ACTORS, command, read, run_command, write_recipe
+from tests.jobs.recipes import RAY, RESOURCES, TASKS_AND_ACTORS, command, read, run, run_command, write_recipe
+from tests.recipe_options import recipe_with
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow_fault, pytest.mark.timeout(900)]
 
@@ -51,6 +52,12 @@ def start(recipe: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return run_command(command(recipe, *options), timeout_s=600)
 
 
+def go_on(recipe: Path, until_stage: str | None = None) -> dict[str, str]:
+    """Runs it in this process, where tasks, actors and workers are not the subject; how each stage was found."""
+    document = yaml.safe_load(recipe.read_text()) | {"resources": RESOURCES}
+    return {name: outcome.step.state for name, outcome in run(recipe_with(document), until_stage=until_stage).items()}
+
+
 def refused(done: subprocess.CompletedProcess[str]) -> str:
     """The one line in which a run says why it stopped."""
     assert done.returncode == 2, done.stderr[-3000:]
@@ -65,26 +72,16 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def plan_of(printed: str) -> dict[str, str]:
-    """State of each stage in the plan at the head of what was printed."""
-    rows = re.findall(r"(?m)^(\w+) +[0-9a-f]{16} +(\w+)", printed)
-    return dict(rows)
-
-
 def shards(pool: ShardPool) -> dict[str, tuple[int, int]]:
     """The committed shards, each with what changes when it is written again."""
     states = {name: Path(pool.storage.path(name)).stat() for name in pool.storage.files(suffix=".parquet")}
     return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
 
 
-def weights(recipe: Path) -> bytes:
-    return make_graph(read(recipe)).output("retrieval").read_bytes(f"{MODEL}/{WEIGHTS}")
-
-
 def test_a_disk_that_fills_up_with_frames_costs_the_shards_that_did_not_fit(tmp_path: Path) -> None:
     recipe = recipe_file(tmp_path)
     pool = frames_pool(Storage(read(recipe).workspace), read(recipe))
-    succeeded(start(recipe, "--until_stage", "manifest"))
+    go_on(recipe, "manifest")
     with mounted(tmp_path / "workspace" / "shards", 1 << 20) as disk:
         disk.fill(leave=100 << 10)
         line = refused(start(recipe, "--until_stage", "frames"))
@@ -94,8 +91,7 @@ def test_a_disk_that_fills_up_with_frames_costs_the_shards_that_did_not_fit(tmp_
         assert not [path for path in disk.path.rglob("*") if path.name.startswith(".tmp")]
         assert len(pool.index()) == 4 * len(before), "every one that is visible is whole"
         disk.make_room()
-        printed = succeeded(start(recipe, "--until_stage", "frames"))
-        assert plan_of(printed) == {"shapes": "done", "manifest": "done", "frames": "partial"}
+        assert go_on(recipe, "frames") == {"shapes": "done", "manifest": "done", "frames": "partial"}
         after = shards(pool)
         assert {name: after[name] for name in before} == before, "what was done is not done again"
         assert len(set(pool.index().column("key").to_pylist())) == VIDEOS
@@ -104,8 +100,8 @@ def test_a_disk_that_fills_up_with_frames_costs_the_shards_that_did_not_fit(tmp_
 def test_a_disk_without_room_for_the_next_checkpoint_costs_the_steps_since_the_last(tmp_path: Path) -> None:
     settings = {"epochs": 2, "batch_size": 8, "augmentation": {"operations": 1}}
     recipe, unhindered = (recipe_file(tmp_path / name, retrieval=settings) for name in ("full", "unhindered"))
-    succeeded(start(unhindered, "--until_stage", "retrieval"))
-    succeeded(start(recipe, "--until_stage", "frames"))
+    go_on(unhindered, "retrieval")
+    go_on(recipe, "frames")
     # A checkpoint has 20 MB: there is room for the first, and not for a second beside it.
     with mounted(tmp_path / "full" / "workspace" / "retrieval", 30 << 20) as disk:
         line = refused(start(recipe, "--until_stage", "retrieval"))
@@ -117,9 +113,10 @@ def test_a_disk_without_room_for_the_next_checkpoint_costs_the_steps_since_the_l
         before = output.read_bytes(HISTORY).splitlines()[:3]
         assert not output.exists(MODEL), "no half model is visible"
         subprocess.run(["mount", "-o", "remount,size=200m", str(disk.path)], check=True)
-        assert plan_of(succeeded(start(recipe, "--until_stage", "retrieval")))["retrieval"] == "partial"
+        printed = succeeded(start(recipe, "--until_stage", "retrieval"))
+        assert re.search(r"(?m)^retrieval +[0-9a-f]{16} +partial", printed)
         assert output.read_bytes(HISTORY).splitlines()[:3] == before, "the first epoch is not done again"
-        assert weights(recipe) == weights(unhindered)
+        assert_same_weights(read(recipe), read(unhindered), "retrieval")
 
 
 def test_a_full_disk_under_the_database_of_mlflow_costs_no_finished_work(
@@ -128,18 +125,18 @@ def test_a_full_disk_under_the_database_of_mlflow_costs_no_finished_work(
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk.path)], check=True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{small_disk.path}/mlflow.db")
     recipe = recipe_file(tmp_path)
-    succeeded(start(recipe, "--until_stage", "shapes"))
+    go_on(recipe, "shapes")
     small_disk.fill(leave=8 << 10)
     line = refused(start(recipe, "--until_stage", "frames"))
     assert f"cannot record the run in sqlite:///{small_disk.path}/mlflow.db" in line and "Make room" in line
     small_disk.make_room()
-    assert plan_of(succeeded(start(recipe, "--until_stage", "frames")))["shapes"] == "done"
+    assert go_on(recipe, "frames")["shapes"] == "done"
 
 
 def test_a_run_on_a_store_that_fails_again_and_again_gives_the_same_results(s3: FlakyS3, tmp_path: Path) -> None:
     alone, troubled = recipe_file(tmp_path / "alone"), recipe_file(tmp_path / "troubled")
     troubled.write_text(re.sub(r"(?m)^workspace: .*$", f"workspace: s3://bucket/{tmp_path.name}", troubled.read_text()))
-    succeeded(start(alone))
+    go_on(alone)
     counter = itertools.count()
     faults = [
         s3.refuse(1 << 30, status=503, strikes=lambda request: next(counter) % 11 == 0),
@@ -155,7 +152,7 @@ def test_a_run_on_a_store_that_fails_again_and_again_gives_the_same_results(s3: 
     metrics = [result.read_json("metrics.json") for result in results]
     assert [document.pop("checkpoint").rpartition("/")[2] for document in metrics] == [MODEL, MODEL]
     assert metrics[0] == metrics[1]
-    assert weights(alone) == weights(troubled)
+    assert_same_weights(read(alone), read(troubled), "retrieval")
 
 
 def test_a_store_that_dies_during_a_run_costs_what_was_not_finished(
@@ -165,7 +162,7 @@ def test_a_store_that_dies_during_a_run_costs_what_was_not_finished(
     recipe = recipe_file(tmp_path)
     place = f"s3://bucket/{tmp_path.name}"
     recipe.write_text(re.sub(r"(?m)^workspace: .*$", f"workspace: {place}", recipe.read_text()))
-    succeeded(start(recipe, "--until_stage", "manifest"))
+    go_on(recipe, "manifest")
     pool = frames_pool(Storage(place), read(recipe))
     written = itertools.count()
     # From the fourth shard on, nothing is answered any more.
@@ -184,7 +181,7 @@ def test_a_store_that_dies_during_a_run_costs_what_was_not_finished(
     assert 0 < len(before) < VIDEOS // 4
     assert len(pool.index()) == 4 * len(before), "every one that is visible is whole"
     s3.requests.clear()
-    assert plan_of(succeeded(start(recipe, "--until_stage", "frames")))["frames"] == "partial"
+    assert go_on(recipe, "frames")["frames"] == "partial"
     again = {request.path.partition("?")[0].rpartition("/")[2] for request in s3.requests if request.method == "PUT"}
     assert not before & again, "what was done is not done again"
     assert len(set(pool.index().column("key").to_pylist())) == VIDEOS
@@ -192,7 +189,7 @@ def test_a_store_that_dies_during_a_run_costs_what_was_not_finished(
 
 def test_a_shard_that_is_damaged_before_the_training_is_mended_by_the_same_command(tmp_path: Path) -> None:
     recipe = recipe_file(tmp_path)
-    succeeded(start(recipe, "--until_stage", "frames"))
+    go_on(recipe, "frames")
     pool = frames_pool(Storage(read(recipe).workspace), read(recipe))
     index = make_graph(read(recipe)).output("frames").read_table("index.parquet")
     before = shards(pool)
@@ -206,8 +203,7 @@ def test_a_shard_that_is_damaged_before_the_training_is_mended_by_the_same_comma
     line = refused(start(recipe, "--until_stage", "retrieval"))
     assert str(path) in line and "set aside" in line and "Run the same command again" in line
     assert path.with_name(f"{path.name}.damaged").exists()
-    printed = succeeded(start(recipe, "--until_stage", "retrieval"))
-    assert plan_of(printed)["frames"] == "damaged"
+    assert go_on(recipe, "retrieval")["frames"] == "damaged"
     after = shards(pool)
     assert {name: after[name] for name in before if name != victim} == {
         name: state for name, state in before.items() if name != victim
