@@ -163,8 +163,8 @@ def done_twice(before: dict[int, float], after: dict[int, float]) -> list[int]:
 
 def assert_same_weights(recipe: Recipe, expected: Recipe, training: str) -> None:
     """The models that two runs chose are the same up to rounding."""
-    name = f"{MODEL}/{WEIGHTS}"
-    found, wanted = (load(make_graph(run).output(training).read_bytes(name)) for run in (recipe, expected))
+    file = f"{MODEL}/{WEIGHTS}"
+    found, wanted = (load(make_graph(run).output(training).read_bytes(file)) for run in (recipe, expected))
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=name)
