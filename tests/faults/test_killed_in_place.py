@@ -19,8 +19,7 @@ from tests.faults.finished_run import assert_same_weights, paces
 from tests.jobs.killing import has_checkpoint, kill_when
 from tests.jobs.recipes import command, read, run, write_recipe
 
-# Together, since they look at one training.
-pytestmark = [pytest.mark.fault, pytest.mark.slow_fault, pytest.mark.xdist_group("in place")]
+pytestmark = [pytest.mark.fault, pytest.mark.slow_fault]
 
 EPOCHS, CHECKPOINT_EVERY = 12, 3
 OPTIONS = ("--model.game.teacher", "exact")

@@ -60,7 +60,7 @@ def test_promised_pythons_are_taken(tmp_path: Path, minor: int) -> None:
 
 @pytest.mark.parametrize(("suite", "mark"), [("faults", "slow_fault"), ("cluster", "cluster")])
 def test_every_test_of_a_long_suite_is_in_a_slice(suite: str, mark: str) -> None:
-    text = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    text = (ROOT / "Makefile").read_text()
     slices = re.findall(rf"^{suite}_\w+ := (.+)$", text, re.MULTILINE)
     tests = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     marked = [path for path, text in tests.items() if re.search(rf"pytest\.mark\.{mark}\b", text)]
