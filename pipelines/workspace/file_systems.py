@@ -6,10 +6,12 @@ and says what to do.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -27,6 +29,28 @@ passed."""
 
 _S3_TIMEOUT_S = 30.0
 """Seconds without a byte after which a request is made again; the library's 3 s are too few for a busy store."""
+
+
+_READS = 3
+_BROKE_OFF = "Failed to flush response stream"
+"""What the AWS SDK says of some answers that break off. It does not make these requests again, as it does after other
+failures."""
+
+logger = logging.getLogger(__name__)
+Read = TypeVar("Read")
+
+
+def read_patiently(read: Callable[[], Read]) -> Read:
+    """What ``read`` returns; it is called up to three times where the answer of a store breaks off."""
+    left = _READS
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            left -= 1
+            if not left or _BROKE_OFF not in str(error):
+                raise
+            logger.info("the answer of a store broke off; reading again: %s", reason(error))
 
 
 class _PatientS3(pafs.S3FileSystem):  # type: ignore[misc]

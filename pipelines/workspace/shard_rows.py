@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError
+from pipelines.workspace.file_systems import read_patiently
 from pipelines.workspace.shard_files import OpenShard
 from pipelines.workspace.shards import ShardPool
 
@@ -102,7 +103,8 @@ class ShardRows:
     def _read(self, shard: str, positions: Sequence[int], schema: pa.Schema) -> pa.Table:
         try:
             keys, rows = [self._keys[position] for position in positions], [self._rows[place] for place in positions]
-            return self._open(shard).read(keys, rows, schema.names).cast(schema)
+            table = read_patiently(lambda: self._open(shard).read(keys, rows, schema.names))
+            return table.cast(schema)
         except FileNotFoundError:
             raise self._missing(shard) from None
         except (*UNREADABLE, LookupError) as error:

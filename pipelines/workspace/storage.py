@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.workspace.errors import UNREADABLE, DamagedFileError, StorageError, reason, remedy
-from pipelines.workspace.file_systems import resolve
+from pipelines.workspace.file_systems import read_patiently, resolve
 from pipelines.workspace.parquet import read_parquet, to_parquet
 from pipelines.workspace.uris import absolute_uri, join_uri, shown
 
@@ -137,7 +137,7 @@ class Storage:
         # Opened as a file and not as a stream, because an object is then read in one request.
         with self._naming("read", path), self.filesystem.open_input_file(target) as file:
             try:
-                return bytes(file.read())
+                return bytes(read_patiently(lambda: file.read_at(file.size(), 0)))
             except OSError as error:
                 # S3 reports an internal failure if the object is deleted after it was opened.
                 if self.exists(path):
@@ -191,7 +191,7 @@ class Storage:
         target = self.path(path)
         try:
             with self.filesystem.open_input_file(target) as file:
-                return read_parquet(file, columns=names)
+                return read_patiently(lambda: read_parquet(file, columns=names))
         except FileNotFoundError:
             raise
         except UNREADABLE as error:
@@ -255,12 +255,12 @@ class Storage:
         """A local copy of the folder at ``path``; a local folder is returned where it is."""
         if self.is_local:
             return Path(self.path(path))
+        source, local = self.path(path), pafs.LocalFileSystem()
         with self._naming(f"copy to {folder}", path):
-            pafs.copy_files(
-                self.path(path),
-                str(folder),
-                source_filesystem=self.filesystem,
-                destination_filesystem=pafs.LocalFileSystem(),
+            read_patiently(
+                lambda: pafs.copy_files(
+                    source, str(folder), source_filesystem=self.filesystem, destination_filesystem=local
+                )
             )
         return folder
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
 
 from pipelines.workspace.errors import StorageError
+from pipelines.workspace.file_systems import read_patiently
 from pipelines.workspace.storage import Storage
 from tests.faults.flaky_s3 import FlakyS3, Request
 
@@ -63,6 +65,24 @@ def test_a_connection_that_breaks_while_reading_is_made_again(s3: FlakyS3, bucke
     fault = s3.cut(2, answer=True, strikes=lambda request: request.method == "GET")
     assert bucket.read_bytes("a") == LARGE
     assert fault.struck == 2
+
+
+def test_an_answer_that_breaks_off_where_the_library_gives_up_is_read_again() -> None:
+    asked = []
+
+    def read(failures: int, words: str) -> bytes:
+        asked.append(words)
+        if len(asked) <= failures:
+            raise OSError(f"AWS Error INTERNAL_FAILURE during GetObject operation: {words}")
+        return b"1"
+
+    broke_off = "Failed to flush response stream (eof: 0, bad: 1)"
+    assert read_patiently(lambda: read(2, broke_off)) == b"1"
+    for failures, words in ((3, broke_off), (1, "the bucket is gone")):
+        asked.clear()
+        with pytest.raises(OSError, match=re.escape(words)):
+            read_patiently(lambda failures=failures, words=words: read(failures, words))  # type: ignore[misc]
+        assert len(asked) == failures
 
 
 def test_a_connection_that_breaks_while_writing_is_made_again(s3: FlakyS3, bucket: Storage) -> None:
