@@ -166,7 +166,7 @@ def test_a_server_that_is_down_at_the_start_and_dies_on_the_way_misses_nothing(
         assert len(said) == 2, "\n".join(said)
         for line in said:
             assert server.uri in line and SAYS in line and f"{workspace.uri}/{UNRECORDED}/" in line
-        assert sum("is back" in message for message in caplog.messages) == 1
+        assert sum("is back and has" in message for message in caplog.messages) == 1
         assert workspace.folders(UNRECORDED), "a note says what the dead server misses"
         caplog.clear()
 
@@ -448,7 +448,7 @@ def test_a_whole_run_whose_server_dies_while_it_trains_and_comes_back_tells_it_e
 ) -> None:
     settings = {"epochs": 8, "batch_size": 8, "augmentation": {"operations": 1}}
     recipe = recipe_file(tmp_path, retrieval=settings)
-    options = ["--tracking.experiment", "whole"]
+    options = ["--tracking.experiment", "whole", "--tracking.log_model", "true"]
     succeeded(run_command(command(recipe, *options, "--until_stage", "frames"), timeout_s=600))
     training = make_graph(read(recipe)).output("retrieval")
     workspace = Storage(read(recipe).workspace)
@@ -467,7 +467,7 @@ def test_a_whole_run_whose_server_dies_while_it_trains_and_comes_back_tells_it_e
         _, said = run.communicate()
     assert run.returncode == 0, said[-3000:]
     lines = [line for line in said.splitlines() if server.uri in line]
-    assert [SAYS in line for line in lines] == [True, False] and "is back" in lines[1]
+    assert [SAYS in line for line in lines] == [True, False] and "is back and has" in lines[1]
     assert is_empty(workspace)
     found = MlflowClient(server.uri).search_runs(
         [MlflowClient(server.uri).get_experiment_by_name("whole").experiment_id]
