@@ -126,8 +126,8 @@ def describe(resources: Resources) -> str:
         return "this process (recipe)"
     if isinstance(resources, TaskResources):
         limit = "as many tasks as fit" if resources.max_tasks is None else f"{resources.max_tasks} tasks (recipe)"
-        gpus = f", {resources.gpus_per_task:g} GPUs (recipe)" if resources.gpus_per_task else ""
-        return f"{limit}, each {resources.cpus_per_task:g} CPUs{gpus}{_memory(resources.memory_gb_per_task)}"
+        share = f", {resources.gpus_per_task:g} GPUs (recipe)" if resources.gpus_per_task else ""
+        return f"{limit}, each {resources.cpus_per_task:g} CPUs{share}{_memory(resources.memory_gb_per_task)}"
     if isinstance(resources, ActorResources):
         gpus, most = actors_that_fit(resources)
         number = f"{resources.min_actors} to {most} actors ({_source(resources.max_actors)})"
