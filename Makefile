@@ -44,10 +44,11 @@ faults_processes := tests/faults/test_processes.py tests/faults/test_ray_neighbo
 faults_errors := tests/pipelines/train/test_worker_errors.py tests/pipelines/train/test_unlisted.py
 faults_mlflow := tests/faults/test_mlflow_outage.py
 FAULTS := killed evaluations trainings questions worker errors nodes training_nodes disks storage processes mlflow fuzz
-cluster_jobs := tests/cluster/test_jobs_api.py
+cluster_jobs := -k 'not stopped' tests/cluster/test_jobs_api.py
+cluster_stopped := -k stopped tests/cluster/test_jobs_api.py
 cluster_nodes := tests/cluster/test_nodes.py
 cluster_store := tests/cluster/test_object_store.py
-CLUSTER := jobs nodes store
+CLUSTER := jobs stopped nodes store
 TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.validation_videos 8 \
   --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
   --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
