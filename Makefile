@@ -49,6 +49,8 @@ cluster_stopped := -k stopped tests/cluster/test_jobs_api.py
 cluster_nodes := tests/cluster/test_nodes.py
 cluster_store := tests/cluster/test_object_store.py
 CLUSTER := jobs stopped nodes store
+# Words in the names of the tests.
+TUNINGS := best_recipe killed population stages two_workers
 TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.validation_videos 8 \
   --estimator.epochs 1 --retrieval.epochs 1 --video_qa.epochs 1 \
   --estimator.batch_size 8 --retrieval.batch_size 8 --video_qa.batch_size 8
@@ -101,8 +103,11 @@ faults-%: $(VENV)/.installed-dev
 	$(if $(faults_$*),,$(error SLICE is $*; the slices of test-faults are: $(FAULTS)))
 	$(RUN) -m pytest -n 2 --dist loadfile -m slow_fault $(faults_$*)
 
-test-tune: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m tune tests/jobs
+test-tune: $(addprefix tuning-,$(or $(SLICE),$(TUNINGS)))
+
+tuning-%: $(VENV)/.installed-dev
+	$(if $(filter $*,$(TUNINGS)),,$(error SLICE is $*; the slices of test-tune are: $(TUNINGS)))
+	$(RUN) -m pytest -m tune -k $* tests/jobs/test_tune.py
 
 test-long: $(VENV)/.installed-dev
 	$(PYTEST) -m long

@@ -66,3 +66,10 @@ def test_every_test_of_a_long_suite_is_in_a_slice(suite: str, mark: str) -> None
     marked = [path for path, text in tests.items() if re.search(rf"pytest\.mark\.{mark}\b", text)]
     assert len(slices) > 2 and len(marked) > 2
     assert {str(path.relative_to(ROOT)) for path in marked} == {*re.findall(r"tests/\S+\.py", " ".join(slices))}
+
+
+def test_every_tuning_of_the_long_suite_is_in_one_slice() -> None:
+    (slices,) = re.findall(r"^TUNINGS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    names = re.findall(r"@pytest\.mark\.tune\ndef (\w+)", (ROOT / "tests/jobs/test_tune.py").read_text())
+    assert len(names) > 2
+    assert [sum(word in name for word in slices.split()) for name in names] == [1] * len(names)
