@@ -140,9 +140,9 @@ class MlflowRecorder:
                 self._client.log_dict(run_id, document, name)
         for file in run.files[len(had.files) :]:
             self._log_file(run_id, file)
-        status = had.status
+        status: str | None = had.status
         if run.model is not None and had.model is None and self._log_model(run_id, run.model, run.experiment):
-            status = "FINISHED"  # MLflow ends the run with the upload
+            status = None  # MLflow ends the run with the upload, at the time of this
         if run.status == "RUNNING" != status:
             self._client.update_run(run_id, status=run.status)
         elif run.status != status:
