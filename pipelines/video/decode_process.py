@@ -152,12 +152,24 @@ class DecodeProcess:
                 "PYTHONSAFEPATH": "1",
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
+                **({"CUDA_VISIBLE_DEVICES": _own_gpu()} if self._decoder == "nvdec" else {}),
             },
         )
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
         self._process, self._finalizer = process, weakref.finalize(self, _end, process)
         return process
+
+
+def _own_gpu() -> str:
+    """The name of the GPU that this process may use; empty if it may use none, such as a worker that Ray gave none."""
+    from pipelines.resources.device import compute_device  # loads PyTorch
+
+    device = compute_device()
+    if device.type == "cpu":
+        return ""
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[device.index] if names else str(device.index)
 
 
 def _checked_video(reply: Message) -> ExtractedVideo:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib import import_module
 from itertools import chain
 from typing import Any
 
@@ -69,7 +70,7 @@ def load_decoder(choice: DecoderChoice) -> str | None:
     """Loads the library of a decoder. Returns why PyAV will read in its place; None where it is not known yet."""
     if choice == "decord":
         with suppress(ImportError, OSError):
-            import decord  # noqa: F401
+            import_module("decord")
     if choice == "torchcodec":
         return torchcodec_problem()
     return nvdec_problem() if choice == "nvdec" else None

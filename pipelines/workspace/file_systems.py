@@ -20,6 +20,10 @@ import pyarrow.fs as pafs
 from pipelines.workspace.errors import StorageError, reason, remedy
 from pipelines.workspace.uris import absolute_uri, is_local, is_text, printable, shown, split_options
 
+logger = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
+
 _STORE = re.compile(r"(?P<scheme>s3|gs)://(?P<account>[^/@]*@)?(?P<bucket>[\w.-]+)(?P<key>/.*)?")
 _STORE_VARIABLES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "STORAGE_")
 
@@ -30,14 +34,10 @@ passed."""
 _S3_TIMEOUT_S = 30.0
 """Seconds without a byte after which a request is made again; the library's 3 s are too few for a busy store."""
 
-
 _READS = 3
 _BROKE_OFF = "Failed to flush response stream"
 """What the AWS SDK says of some answers that break off. It does not make these requests again, as it does after other
 failures."""
-
-logger = logging.getLogger(__name__)
-Read = TypeVar("Read")
 
 
 def read_patiently(read: Callable[[], Read]) -> Read:

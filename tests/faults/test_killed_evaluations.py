@@ -82,7 +82,9 @@ def test_a_plan_is_the_same_for_a_folder_and_for_a_bucket(
     delete(f"{labels}/{ARTIFACT}")
     for shard in folder.files(pool["labels"], suffix=".parquet")[:2]:
         delete(f"{pool['labels']}/{shard}")
-    videos = int(graph.artifact("labels").counts["videos"])  # type: ignore[union-attr]
+    made = graph.artifact("labels")
+    assert made is not None
+    videos = int(made.counts["videos"])
     assert re.match(rf"partial +{videos - 6} of {videos} videos are done", plan()["labels"])
     delete(f"{pool['frames']}/{folder.files(pool['frames'], suffix='.parquet')[0]}")
     assert re.match(r"damaged +1 of its shards are missing", plan()["frames"])

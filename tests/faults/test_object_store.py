@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -77,11 +78,11 @@ def test_an_answer_that_breaks_off_where_the_library_gives_up_is_read_again() ->
         return b"1"
 
     broke_off = "Failed to flush response stream (eof: 0, bad: 1)"
-    assert read_patiently(lambda: read(2, broke_off)) == b"1"
+    assert read_patiently(partial(read, 2, broke_off)) == b"1"
     for failures, words in ((3, broke_off), (1, "the bucket is gone")):
         asked.clear()
         with pytest.raises(OSError, match=re.escape(words)):
-            read_patiently(lambda failures=failures, words=words: read(failures, words))  # type: ignore[misc]
+            read_patiently(partial(read, failures, words))
         assert len(asked) == failures
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines.video.decode_child import ExtractSettings
-from pipelines.video.decode_process import DecodeProcess, ExtractionError
+from pipelines.video.decode_process import DecodeProcess, ExtractionError, _own_gpu
 from pipelines.video.messages import DeadlineError, Message, receive, send
 
 SETTINGS = ExtractSettings(rate=1, max_frames=12, short_side_px=32, decoder="auto", format="jpeg", jpeg_quality=90)
@@ -179,3 +180,18 @@ def test_the_process_ends_when_its_owner_is_collected(write_video: Any) -> None:
     assert pid is not None
     del process
     assert not _is_running(pid)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "own"),
+    [("cpu", "0,1", ""), ("cuda:0", None, "0"), ("cuda:1", "3,GPU-a", "GPU-a"), ("cuda:2", None, "2")],
+)
+def test_a_gpu_decodes_only_for_those_who_may_use_it(
+    device: str, visible: str | None, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.resources.device.compute_device", lambda: torch.device(device))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _own_gpu() == own

@@ -87,7 +87,7 @@ def test_frames_of_a_gpu_are_those_of_pyav_but_for_rounding_of_colours(real_vide
         assert (video.decoder, video.frame_index, video.time_s) == ("nvdec", expected.frame_index, expected.time_s)
         for mine, theirs in zip(video.images, expected.images, strict=True):
             difference = np.abs(pixels(mine) - pixels(theirs))
-            # The GPU converts colours in its own precision, and takes colours between two pixels from the nearer one.
+            # The GPU converts colours in a way of its own.
             assert difference.mean() <= 3 and np.median(difference) <= 2, path
     process.close()
 
