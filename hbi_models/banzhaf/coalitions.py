@@ -49,6 +49,7 @@ def expected_weights(
     """
     check_presence(presence)
     finite = (logits.isfinite() | ~mask).all(dim=1, keepdim=True)
+    # On the CPU a logit that is not finite is an error further below, and one item must not stop the others.
     usable = logits.where(finite, 0.0)
     if presence == 1:
         weights = usable.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim=-1)
@@ -70,9 +71,11 @@ def _weights_given_joining(
     expected = (1 - presence) + presence * present
     # In logarithms: the product of many small numbers has no gradient where it underflows.
     product = expected.log().sum(dim=1, keepdim=True).exp()
+    # Not by the token's own integral: only these integrands fall like u^2 on the left, as the nodes need it.
     kept = presence * decay * present / expected
     others = kept.sum(dim=1, keepdim=True) - kept
     gained = (others * (-torch.expm1(-decay) / expected) * product) @ node_weights
+    # The probability that no other token joins, in which case this one has all the weight.
     alone = (1 - presence) ** (mask.sum(dim=-1, keepdim=True).to(logits.dtype) - 1)
     return alone + gained
 
@@ -98,6 +101,7 @@ def place_weights(
 
 def most_places(presence: float) -> int:
     """Returns how many places hold 1 - ``LEFT_OUT`` of the probability, however many tokens there are."""
+    # The places beyond the k-th hold q^k of the probability.
     return 1 if presence == 1 else math.ceil(math.log(LEFT_OUT) / math.log1p(-presence))
 
 
@@ -131,6 +135,7 @@ class _ExpectedMaxima(torch.autograd.Function):
         places, weights = ctx.saved_tensors
         spread = gradients[0][..., None] * weights
         zeros = spread.new_zeros((*places.shape[:-1], ctx.tokens))
+        # The weights of the places follow from masks, so they have no gradient.
         return zeros.scatter_(-1, places.long(), spread.expand(places.shape)), None
 
 

@@ -35,6 +35,7 @@ class InteractionEstimator(nn.Module):
         super().__init__()
         require(channels >= 1, f"the estimator got {channels} channels; it needs 1 or more")
         self.conv_in = nn.Conv2d(1, channels, kernel_size=3, padding=1)
+        # Plain matrices that are multiplied from the right: the published Q, K and V fit without a transpose.
         self.query = nn.Parameter(xavier_uniform_(torch.empty(channels, channels), XAVIER_GAIN))
         self.key = nn.Parameter(xavier_uniform_(torch.empty(channels, channels), XAVIER_GAIN))
         self.value = nn.Parameter(xavier_uniform_(torch.empty(channels, channels), XAVIER_GAIN))
@@ -59,6 +60,7 @@ class InteractionEstimator(nn.Module):
             # An accelerator would have to ask how long the texts are, and wants tensors of one size.
             return self._estimate(similarity, absent_words)
         num_words = similarity.shape[1]
+        # The place of the last real word rather than the number of them, because words are cut behind it.
         counts = (word_mask * torch.arange(1, num_words + 1)).amax(dim=1)
         order = counts.argsort()
         estimates = []
@@ -100,6 +102,7 @@ class InteractionEstimator(nn.Module):
         Cells whose neighbours are all padding are alike: n of them weigh as much as one whose logit is log n higher.
         """
         assert self.conv_in.bias is not None
+        # Where the neighbours are zeros, a convolution gives its bias.
         far = F.relu(self.conv_in.bias).to(cells.dtype).expand(len(cells), 1, 1, -1)
         bias = F.pad(cells.new_zeros(1, 1, 1, cells.shape[2]), (0, 1), value=math.log(count))
         return torch.cat([cells, far], dim=2), bias

@@ -31,8 +31,8 @@ from hbi_models.transfer import is_at_hand
 # bounds the range of the integral, and with it the number of nodes, for any logits.
 LARGEST_GAP = 40.0
 
-# The same for float32, exp(-20) = 2e-9; and how rare coalitions are that no longer count, which is how many higher
-# tokens may be absent from one. Both bound the range of the integral before any logit is known.
+# The same gap in float32, exp(-20) = 2e-9, and the probability of coalitions that may be neglected. The latter limits
+# how many higher tokens can be absent together. Both bound the range of the integral before any logit is known.
 _BOUNDS = {torch.float32: (20.0, 2.0**-26), torch.float64: (LARGEST_GAP, 2.0**-54)}
 
 
@@ -99,9 +99,11 @@ def maximum_gains(
     ``values`` must be 0 at padding, where the result is 0 too.
     """
     num_tokens = values.shape[-1]
+    # Padding comes last, where its zeros add nothing. Tied values get the same gain in either order.
     order = falling_order(values.detach().masked_fill(~mask[:, None, :], -torch.inf))
     identity = torch.eye(num_tokens, dtype=values.dtype, device=values.device)
     halvings = torch.exp2(-torch.arange(num_tokens, dtype=values.dtype, device=values.device))
+    # The matrix holds 2^-k in its diagonal, and -2^-m in row m of column k below it.
     gains = values.gather(-1, order) @ (halvings[:, None] * (2 * identity - torch.ones_like(identity).tril()))
     return torch.zeros_like(values).scatter_(-1, order, gains)
 
@@ -134,6 +136,7 @@ def weight_gains(
     nodes, node_weights = quadrature(spread, logits)
     # exp(x + log e_t) = u e_t. Beyond the bound psi is 0 in either precision and the product
     # u e_t psi_t must not become infinity times 0.
+    # Beside a real token padding has decay 0: it leaves the product as it is and has no losses, so it needs no mask.
     decay = torch.exp((log_weights[:, :, None] + nodes).clamp(max=math.log(800.0)))
     # sigmoid(-y) = psi / (2 phi), thus 1 - 2 sigmoid(-y) = (1 - psi) / (2 phi) and 1 / phi = 2 (1 - sigmoid(-y)).
     half = torch.sigmoid(-decay)
@@ -144,6 +147,7 @@ def weight_gains(
     )
     row_sums = torch.exp2(1 - mask.sum(dim=-1, keepdim=True).to(logits.dtype))
     gains = -losses
+    # Padding gets a diagonal element, too. It meets a row of zeros in the gains of the maxima.
     gains.diagonal(dim1=-2, dim2=-1).add_(losses.sum(dim=-1) + row_sums)
     return gains
 
@@ -166,6 +170,7 @@ def bounded_log_weights(
     if spread > LARGEST_GAP:
         # In float64, because the difference of two large logits must not be rounded.
         narrowed = _narrow_gaps(logits.double().masked_fill(~mask, padding), LARGEST_GAP)
+        # The gap down to the padding was cut like the others.
         log_weights = narrowed.masked_fill(~mask, padding).log_softmax(dim=-1).to(logits.dtype)
         spread = -float(log_weights.detach().masked_fill(~mask, 0).amin())
     return log_weights, spread
@@ -174,17 +179,19 @@ def bounded_log_weights(
 def _log_weights_of_any_spread(
     logits: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"], absence: float
 ) -> tuple[Float[Tensor, "pairs tokens"], float]:
-    """Returns the same on an accelerator, with a bound that holds for any logits: nobody waits for theirs.
+    """Returns the same on an accelerator, with a bound that holds for any logits, so that the host waits for none.
 
-    More nodes than most logits need cost little there. Where a logit is not finite, all of its pair are NaN.
+    More nodes than most logits need cost little there. Where a logit is not finite, all weights of its pair are NaN.
     """
     largest_gap, rare = _BOUNDS[logits.dtype]
     tokens, padding = logits.shape[-1], torch.finfo(logits.dtype).min
     counted = math.ceil(math.log(rare) / math.log(absence))
+    # A token below this has that many tokens far above it, which are absent together too rarely to count.
     lowest = -largest_gap * min(max(tokens - 1, 0), counted)
     narrowed = _narrow_gaps(logits.double().masked_fill(~mask, padding), largest_gap).clamp(min=lowest)
     log_weights = narrowed.masked_fill(~mask, padding).log_softmax(dim=-1).to(logits.dtype)
     is_finite = (logits.isfinite() | ~mask).all(dim=-1, keepdim=True)
+    # The largest logit is 0, so that the logarithm of the sum of all exponentials is at most log(tokens).
     return log_weights.where(is_finite, torch.nan), math.log(max(tokens, 1)) - lowest
 
 

@@ -106,6 +106,7 @@ def _interaction_of_pair(
     interaction = torch.zeros_like(similarity)
     for word in range(num_words):
         for frame in range(num_frames):
+            # A player joins a coalition when its bit is added to the coalition's index (``every_subset``).
             with_word, with_frame = 1 << word, 1 << (num_words + frame)
             others = coalitions[~members[:, word] & ~members[:, num_words + frame]]
             together = values[others + with_word + with_frame] + values[others]

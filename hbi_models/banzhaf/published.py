@@ -181,16 +181,20 @@ def _expected_half(
     num_columns = payoffs.shape[-1]
     # Without column j some cell of the row is an absent zero: the maximum has a floor at 0.
     floored = payoffs.clamp(min=0)
+    # The value at place k of a row, from 0, is its maximum with probability 2^-(k + 1).
     halvings = torch.exp2(-1.0 - torch.arange(num_columns, dtype=payoffs.dtype, device=payoffs.device))
     overall = (floored.sort(dim=-1, descending=True).values * halvings).sum(dim=-1, keepdim=True)
     gain = maximum_gains(floored, column_mask)
+    # Half of the sets hold column j, and their maximum is larger by the gain on average.
     without_column = overall - gain / 2
     # With column j that floor is gone in the one set that holds every column, padding included.
     all_columns = column_mask.all(dim=-1)[:, None, None] * payoffs.amax(dim=-1, keepdim=True).clamp(max=0)
     gain = gain + all_columns * 2.0 ** (1 - num_columns)
     # The row of i holds the cell (i, j) alone in the joint term.
     own_weight = joint.diagonal(dim1=-2, dim2=-1)[:, :, None]
+    # A row of one cell has no absent zero beside it.
     own_maximum = floored if num_columns > 1 else payoffs
+    # J - v(A + i, C), then v(A, C + j) - v(A, C), where only the maxima differ.
     return (
         own_weight * own_maximum
         + (joint - torch.diag_embed(own_weight[:, :, 0]) - inside) @ without_column
