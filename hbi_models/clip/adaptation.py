@@ -46,6 +46,7 @@ def choose_trained(backbone: ClipBackbone, config: ClipConfig) -> None:
     if config.train == "last_layers":
         _unfreeze_last(backbone, config.last_layers)
     elif config.train == "lora":
+        # For its check alone: add_lora adds the updates later, when the weights have their initial values.
         _blocks(backbone, config.train)
 
 
@@ -58,6 +59,7 @@ def _unfreeze_last(backbone: ClipBackbone, count: int) -> None:
         )
         for block in list(blocks)[-count:]:
             block.requires_grad_(True)
+    # open_clip has these layers on the model or on a tower, timm on the trunk inside of open_clip's tower.
     for owner in (backbone, backbone.visual, getattr(backbone.visual, "trunk", None)):
         for name in ABOVE_BLOCKS:
             if (layer := getattr(owner, name, None)) is not None and hasattr(layer, "requires_grad_"):
@@ -121,6 +123,7 @@ def _projections(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, int]]:
     """Kind, module, name of the weight, and number of parts in it."""
     for path, module in block.named_modules():
         last = path.rpartition(".")[2]
+        # nn.MultiheadAttention holds this weight itself, without an nn.Linear.
         if isinstance(getattr(module, "in_proj_weight", None), nn.Parameter):
             yield "attention_in", module, "in_proj_weight", _JOINT
         elif not isinstance(module, nn.Linear):
@@ -152,5 +155,6 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
         for name in parametrizations:
             for stored in [key for key in state if key.startswith(f"{prefix}parametrizations.{name}.")]:
                 del state[stored]
+            # Reading the attribute adds the update.
             state[f"{prefix}{name}"] = getattr(module, name).detach()
     return state

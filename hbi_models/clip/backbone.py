@@ -45,6 +45,7 @@ class ClipBackbone(nn.Module):
 
     def __init__(self, model: Any, *, embedding_dim: int, codec: Codec | None = None) -> None:
         super().__init__()
+        # open_clip's CustomTextCLIP has a module for its text tower; its CLIP holds the parts of the tower itself.
         text = getattr(model, "text", model)
         self.codec: Codec = BytePairCodec() if codec is None else codec
         self.architecture: str | None = None
@@ -61,6 +62,7 @@ class ClipBackbone(nn.Module):
         self.vocabulary_size: int = self.token_embedding.num_embeddings
         self.text_heads: int = self.transformer.resblocks[0].attn.num_heads
         self.is_causal = text.attn_mask is not None
+        # CLIP has another name for this than a text tower that is a module.
         self.text_pool: str = text.pool_type if hasattr(text, "pool_type") else text.text_pool_type
         self.image_size_px = square_size(self.visual.image_size)
         self.pixel_mean: Sequence[float] = CLIP_MEAN
@@ -146,7 +148,7 @@ class ClipBackbone(nn.Module):
             padded = features.new_zeros((*encoded.shape, features.shape[-1]))
             padded[encoded] = features
         else:
-            # Which frames are padding only the device knows, and to ask it costs more than to encode them, too: it
+            # Only the device knows which frames are padding. To encode them, too, costs less than to ask: the device
             # would wait for the host, and every batch would have its own size of memory. An exported graph cannot ask
             # at all.
             features = self.encode_frames(rearrange(pixels, "videos frames ... -> (videos frames) ..."))
@@ -202,6 +204,8 @@ class ClipBackbone(nn.Module):
         hidden = self.token_embedding(token_ids) + self.positional_embedding[:num_words]
         additive = None
         if self.is_causal:
+            # Real words see no padding behind them anyway. The mask of the keys gives padding its published features,
+            # which the merges read with the quirk encode_padding.
             causal = torch.ones(num_words, num_words, dtype=torch.bool, device=mask.device).tril()
             additive = additive_attention_mask(
                 causal & rearrange(mask, "texts keys -> texts 1 keys"), heads=self.text_heads
@@ -259,6 +263,7 @@ def additive_attention_mask(
     """
     allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
     additive = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
+    # nn.MultiheadAttention has items and heads in one axis, the heads of an item side by side.
     return repeat(additive, "items queries keys -> (items heads) queries keys", heads=heads)
 
 

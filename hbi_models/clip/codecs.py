@@ -21,6 +21,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 _SETTINGS_FILE = "tokenizer_config.json"
 _WORD_BEGINS = "▁"
+# The length of a piece that stands for one byte, such as <0x0A>.
 _BYTE = 6
 
 
@@ -72,6 +73,7 @@ class FileCodec:
         if padding is None:
             raise ValueError(f"a {TOKENIZER_FILE} that does not say what captions are padded with cannot be used")
         self.pad_id = int(padding["pad_id"])
+        # Captions are cut to ``max_words`` below and padded by CaptionTokenizer, whatever lengths the file says.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._clean: Callable[[str], str] = get_clean_fn(clean)
@@ -89,6 +91,7 @@ class FileCodec:
             f"the tokenizer gives the id {largest}, but this encoder has {self.vocabulary_size} tokens; set "
             "clip.tokenizer to the file that belongs to clip.architecture",
         )
+        # What the tokenizer puts at the end has to stay, so the cut is made in front of it.
         last = len(pieces)
         while last and pieces[last - 1][2]:
             last -= 1
@@ -141,6 +144,7 @@ def file_codec(config: ClipConfig, text_cfg: Mapping[str, Any]) -> FileCodec | N
     if config.tokenizer is None and name is None:
         return None
     path = fetch_tokenizer(str(name), config.architecture) if config.tokenizer is None else Path(config.tokenizer)
+    # The default is that of open_clip's HFTokenizer.
     clean = (text_cfg.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
     require(path.is_file(), f"clip.tokenizer is {config.tokenizer!r}; it must be a file {TOKENIZER_FILE}")
     return FileCodec(_document(path, path.stat().st_mtime_ns), clean=clean, limit=int(text_cfg["vocab_size"]))
@@ -155,6 +159,7 @@ def fetch_tokenizer(name: str, architecture: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
+        # Not read here: it then lies beside the other file, where _document looks for it.
         hf_hub_download(name, _SETTINGS_FILE)
         return Path(hf_hub_download(name, TOKENIZER_FILE))
     # Errors of the hub, of its client and of the network have no class in common.
@@ -166,9 +171,10 @@ def fetch_tokenizer(name: str, architecture: str) -> Path:
         ) from error
 
 
+# ``_changed``, the time of the last change, is part of the cache's key: a file that was edited is read again.
 @cache
 def _document(path: Path, _changed: int) -> str:
-    """The content of a tokenizer's file, with what is padded with where only the file beside it says so."""
+    """The content of a tokenizer's file. Where it names no padding token, that of the file beside it is added."""
     from tokenizers import Tokenizer
 
     try:

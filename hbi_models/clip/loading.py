@@ -73,6 +73,7 @@ def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
     codec = file_codec(config, architecture["text_cfg"])
     tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.pretrained else None
     if tag:
+        # Before anything is downloaded.
         require_same_activation(architecture, quick_gelu=tag.get("quick_gelu", False), config=config)
     if weights is not None:
         backbone = build_clip(architecture, codec)
@@ -238,6 +239,7 @@ def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> di
         state = from_transformers_clip(state)
     if any(name in state for name in OPENAI_CONSTANTS):
         require_same_activation(architecture, quick_gelu=True, config=config)
+    # Weights of open_clip's CustomTextCLIP have "text." before the names of the text tower, and the backbone has not.
     return {
         name.removeprefix("text.") if name.removeprefix("text.").startswith(TEXT_TOWER) else name: tensor
         for name, tensor in state.items()
@@ -247,6 +249,7 @@ def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> di
 
 def encoder_of_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns CLIP's tensors where ``state`` is a whole model that this project trained; else ``state`` as it is."""
+    # Of a retrieval model, and of the one inside of a question answering model.
     for prefix in ("clip.", "encoder.clip."):
         own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         if own:

@@ -38,6 +38,7 @@ def with_pixel_statistics(clip: ClipConfig) -> ClipConfig:
     known = _said_in_file(clip.architecture) or _said_by_open_clip(clip)
     mean = _of_three_channels(clip.pixel_mean or known.get("mean") or CLIP_MEAN, clip)
     std = _of_three_channels(clip.pixel_std or known.get("std") or CLIP_STD, clip)
+    # A null is left out of fingerprints (``added_later``), so that those of models with OpenAI's values stay.
     return replace(clip, pixel_mean=None if mean == CLIP_MEAN else mean, pixel_std=None if std == CLIP_STD else std)
 
 
@@ -71,6 +72,7 @@ def _said_in_file(architecture: str) -> Mapping[str, Any]:
 
 
 def _said_by_open_clip(clip: ClipConfig) -> Mapping[str, Any]:
+    # "openai" needs no question: its values are the default, and open_clip is slow to import.
     if clip.pretrained is None or clip.pretrained == "openai" or architecture_file(clip.architecture):
         return {}
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model

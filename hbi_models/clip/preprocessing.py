@@ -65,7 +65,7 @@ def normalize_pixels(
     """Returns float pixels, centred and scaled per channel, on the device of ``frames``."""
     mean_255, std_255 = (_of_channels(tuple(values), frames.device) for values in (mean, std))
     if not is_at_hand(frames):
-        # What the layout of a batch in memory is must not decide which convolution runs.
+        # Contiguous, so that the memory layout of a batch does not decide which convolution kernel runs.
         return (frames.contiguous() - mean_255).div_(std_255)
     pixels = torch.empty(frames.shape, dtype=mean_255.dtype)
     # Image by image: a batch is larger than the cores' caches, and each of the three steps would go through all of it.
@@ -78,6 +78,7 @@ def _images(frames: Tensor) -> Tensor:
     return frames.reshape(-1, *frames.shape[-3:])
 
 
+# The cache outlives the inference mode of a caller, and a tensor made in that mode can never take part in a gradient.
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _of_channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "3 1 1"]:
@@ -92,6 +93,7 @@ def square_frames(
 
     ``RetrievalModel.video_batch`` takes them from there.
     """
+    # Copied, because PIL's pixels are read-only and PyTorch has no read-only tensors.
     resized = (torch.from_numpy(np.array(resize_short_side(image, size_px))) for image in images)
     return torch.stack(
         [centre_crop(rearrange(image, "height width rgb -> rgb height width"), size_px) for image in resized]

@@ -52,12 +52,13 @@ class BytePairCodec:
         return [(text.removesuffix("</w>"), place in (0, len(pieces) - 1)) for place, text in enumerate(pieces)]
 
     def readable(self, caption: str, max_words: int) -> list[str]:
-        """As :meth:`Codec.readable`; what is no whole letter by itself is "�"."""
+        """As :meth:`Codec.readable`; bytes that are no whole letter are shown as "�"."""
         return [START, *map(self._readable, self.pieces(caption, max_words)[1:-1]), END]
 
     def _readable(self, piece: str) -> str:
         if piece in SPECIAL_TOKENS:
             return piece
+        # Each character of a piece stands for a byte, and a piece may end within a letter of several bytes.
         letters = bytes(self._bpe.byte_decoder[code] for code in piece.removesuffix("</w>"))
         return letters.decode(errors="replace") + ("" if piece.endswith("</w>") else "‑")
 
@@ -123,6 +124,7 @@ class CaptionTokenizer:
 def _byte_pair_encoding() -> Any:
     """open_clip's tokenizer, which reads its vocabulary once in a process."""
     bpe = open_clip.SimpleTokenizer()
+    # Its encode() cleans with this attribute first, and then knows only open_clip's spelling of special tokens.
     bpe.clean_fn = partial(clean_caption, clean=bpe.clean_fn)
     return bpe
 

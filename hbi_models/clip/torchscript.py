@@ -124,5 +124,6 @@ def _tensors(module: Any, declared: dict[str, set[str]], prefix: str = "") -> It
     for name, value in module.state.items():
         if isinstance(value, _Module):
             yield from _tensors(value, declared, f"{prefix}{name}.")
+        # Other tensors are plain attributes, which are in no state dict.
         elif isinstance(value, Tensor) and name in declared.get(module.kind, ()):
             yield f"{prefix}{name}", value

@@ -56,6 +56,7 @@ def from_transformers_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name in PROJECTIONS:
             named[PROJECTIONS[name]] = tensor.t().contiguous()
             continue
+        # The numbers 0, 1, 2, ..., which older versions of transformers store as a buffer.
         if name.endswith(".position_ids"):
             continue
         tower = next((theirs for theirs in TOWERS if name.startswith(theirs)), "")
@@ -70,6 +71,7 @@ def from_transformers_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             named[TOWERS[tower] + TENSORS.get(place, _renamed(place, MODULES))] = tensor
         else:
             named[name] = tensor
+    # nn.MultiheadAttention stacks queries, keys and values in this order.
     joined_inputs = {
         name: torch.cat([parts[part] for part in "qkv" if part in parts]) for name, parts in inputs.items()
     }
