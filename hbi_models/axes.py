@@ -33,8 +33,7 @@ from hbi_models.transfer import sent
 
 @dataclass(frozen=True, slots=True)
 class TextBatch:
-    """Tokenised captions. Padding ids are 0, which is also the id of a real token, so use the mask to tell them
-    apart."""
+    """Tokenised captions. Only the mask tells padding: its id (of CLIP 0) may also be that of a real token."""
 
     token_ids: Int[Tensor, "texts words"]
     mask: Bool[Tensor, "texts words"]
@@ -46,7 +45,7 @@ class TextBatch:
 
 @dataclass(frozen=True, slots=True)
 class VideoBatch:
-    """Normalised pixels of sampled frames; padded frames hold zeros."""
+    """Normalised pixels of sampled frames; values at padding are unspecified."""
 
     pixels: Float[Tensor, "videos frames 3 height width"]
     mask: Bool[Tensor, "videos frames"]

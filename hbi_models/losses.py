@@ -21,7 +21,7 @@ from hbi_models.entropies import entropy_scale
 from hbi_models.similarity import level_similarity
 
 PLAIN_GAME = GameConfig()
-"""Everybody takes part, and targets count as they are."""
+"""All words and frames are present, and targets are not scaled by the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def retrieval_loss(
     similarities = level_similarities(features, quirks, game)
     parts = pair_losses(features, similarities, logit_scale, config=config, quirks=quirks, game=game)
     entity, *merged_levels = LEVELS
+    # Without the logit scale, as published: these are softmaxes of bare cosines, and so nearly uniform.
     distillation = {}
     for level in merged_levels:
         student, target = similarities[level], similarities[entity]
@@ -78,6 +79,7 @@ def video_qa_loss(answered: AnsweredPairs, logit_scale: Float[Tensor, ""], *, co
         config=loss,
         quirks=quirks,
         game=config.encoder.game,
+        # A slip of the published question answering alone.
         padded_interaction=quirks.padded_interaction,
     )
     logits = dict(zip(LEVELS, answered.logits, strict=True))
@@ -132,6 +134,7 @@ def pair_losses(
             if game.similarity_scale == "auto":
                 scale = entropy_scale(interaction.target, *masks)
                 interaction = Interaction(interaction.prediction, scale * interaction.target)
+                # The target was made from cosines times game.scale.
                 parts[f"{level}_target_scale"] = game.scale * scale
             over_frames, over_words = interaction_loss(
                 interaction,
@@ -157,6 +160,7 @@ def answer_loss(logits: Float[Tensor, "pairs answers"], labels: Int[Tensor, " pa
 
     A label of -1 is a question whose answer is not in the vocabulary; it is left out.
     """
+    # The mean of cross_entropy would be NaN without any such question.
     losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
     return losses / (labels >= 0).sum().clamp(min=1)
 
@@ -194,6 +198,7 @@ def interaction_loss(
     )
     if batch_axis_kl:
         prediction, target = interaction.prediction * cells, interaction.target * cells
+        # What ``.T`` makes of three axes.
         to_last = "pairs words frames -> frames words pairs"
         return kl_divergence(prediction, target), kl_divergence(
             rearrange(prediction, to_last), rearrange(target, to_last)
@@ -208,6 +213,7 @@ def masked_kl_divergence(
     student: Float[Tensor, "*axes"], target: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"], *, dim: int
 ) -> Float[Tensor, ""]:
     """Returns ``kl_divergence`` over ``dim`` among masked-in elements, and their mean; 0 without any."""
+    # With -inf a row without a real cell would be NaN, and so would its gradient, whatever is masked afterwards.
     student, target = (
         logits.masked_fill(~mask, torch.finfo(logits.dtype).min).log_softmax(dim=dim) for logits in (student, target)
     )

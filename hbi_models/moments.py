@@ -52,6 +52,7 @@ def best_moment(relevance: Sequence[float], time_s: Sequence[float], end_s: floa
         end_s: when the video ends.
     """
     mean = sum(relevance) / len(relevance)
+    # A best of 1e-9 is more than rounding leaves of equal frames, whose moment is the whole video.
     first, stop, best, start, total = 0, len(relevance), 1e-9, 0, 0.0
     for frame, value in enumerate(relevance):
         if total <= 0:

@@ -79,6 +79,7 @@ class RetrievalModel(StoredModel):
             self.temporal = TemporalEncoder(
                 dim,
                 config.temporal,
+                # As many as the text tower has, as published: its positions are copied in.
                 num_positions=max(self.clip.context_length, config.max_frames),
                 quick_gelu=self.clip.uses_quick_gelu,
             )
@@ -86,6 +87,7 @@ class RetrievalModel(StoredModel):
         # Published: 512-1024-1.
         self.text_importance = nn.ModuleDict({level: importance_network(dim, 2 * dim) for level in LEVELS})
         self.video_importance = nn.ModuleDict({level: importance_network(dim, 2 * dim) for level in LEVELS})
+        # Merges and estimators are made after this and keep the initial values of their own layers, as published.
         for module in (self.temporal, self.text_importance, self.video_importance):
             module.apply(init_published)
         if config.temporal.init_from_clip_text and config.tokens is None:
@@ -94,6 +96,7 @@ class RetrievalModel(StoredModel):
         self.video_merges = make_merges(dim, config.max_frames, config.merging.video_rates, config)
         channels = config.game.estimator_channels
         self.predictors = nn.ModuleDict({level: InteractionEstimator(channels) for level in LEVELS})
+        # DistributedDataParallel waits for a gradient of every parameter that requires one.
         self.predictors.requires_grad_(self.learns_interaction)
         self.teacher = InteractionEstimator(channels) if config.game.teacher == "estimator" else None
         if self.teacher is not None:
@@ -150,6 +153,7 @@ class RetrievalModel(StoredModel):
         """Names of the weights of a frozen encoder."""
         if not self.has_frozen_encoder:
             return frozenset()
+        # The temperature is trained in any case.
         return frozenset(f"clip.{name}" for name in self.clip.state_dict() if name != "logit_scale")
 
     def train(self, mode: bool = True) -> RetrievalModel:
@@ -238,17 +242,20 @@ class RetrievalModel(StoredModel):
         )
 
     def encode_frames(self, videos: VideoBatch) -> Float[Tensor, "videos frames dim"]:
-        """Returns CLIP's feature of every frame, 0 at padding; with the quirk ``encode_padding`` of black frames."""
+        """Returns CLIP's feature of every frame, 0 at padding; with ``quirks.encode_padding`` that of a zero image."""
         if self.config.quirks.encode_padding:
+            # Zeros after the normalisation, as published: the mean colour.
             black = videos.pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
             videos = VideoBatch(black, torch.ones_like(videos.mask))
         return self.clip.encode_videos(videos)
 
     def _interaction(self, name: str, text: TokenLevel, video: TokenLevel) -> Interaction:
         cosines = token_cosines(text, video)
-        # Batches of features leave out words that are padding in all texts; the networks were told of all of them.
+        # Batches of features leave out words that are padding in all texts. The networks attend to padding, too, so
+        # they are told how many words are absent.
         absent = max(self.config.max_words - cosines.shape[1], 0) if name == LEVELS[0] else 0
-        # Higher levels have few tokens, and published slips see what is predicted at padding.
+        # With a mask, a CPU leaves out the padding of each text. At higher levels little would be saved, and published
+        # slips let the loss see what is predicted at padding.
         word_mask = text.mask if name == LEVELS[0] and self.config.quirks == Quirks() else None
         prediction = self.predictors[name](cosines, absent, word_mask)
         target = self._teach(cosines.detach(), text, video, absent, word_mask)
@@ -333,6 +340,7 @@ def hierarchy_members(
         merge = merges[name]
         assert isinstance(merge, TokenMerge)
         clusters = merge.cluster(merge.prepare(TokenFeatures(below.features, below.mask))[0], below.mask)
+        # One of the finest tokens is in a cluster if a token that it was merged into is.
         members.append((members[-1].float() @ clusters.float()).bool())
     return tuple(members)
 

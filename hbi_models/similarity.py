@@ -109,6 +109,7 @@ def level_similarity(
         rows, columns = tile_shape(sides[0][0], sides[1][0], max_tile_elements)
         text_tiles = zip(*(torch.split(part, rows) for part in sides[0]), strict=True)
         video_tiles = list(zip(*(torch.split(part, columns) for part in sides[1]), strict=True))
+        # Of no items torch.split makes one empty part, so the result always has both axes.
         return torch.cat([torch.cat([tile(*text, *video) for video in video_tiles], dim=1) for text in text_tiles])
 
 
@@ -144,6 +145,7 @@ def coalition_tile(
     """
     cosines = einsum(words, frames, "texts words dim, videos frames dim -> texts words videos frames")
     best_frame = expected_maxima(cosines, frame_places[None, None])
+    # The words become the last axis: texts videos frames words.
     best_word = expected_maxima(cosines.movedim(1, 3), word_places[:, None, None])
     text_side = einsum(word_weights, best_frame, "texts words, texts words videos -> texts videos")
     video_side = einsum(frame_weights, best_word, "videos frames, texts videos frames -> texts videos")
@@ -202,6 +204,8 @@ def sinking_padding(texts: TokenLevel, videos: TokenLevel) -> tuple[Tensor, Tens
     Two additional channels do this inside the product. A mask would need another pass over all pairs.
     """
     words, frames = unit_tokens(texts), unit_tokens(videos)
+    # Tokens of padding are 0, so their products are -4 or -8: below all cosines, but finite, because they meet weights
+    # of 0.
     (one_word, sunk_word), (one_frame, sunk_frame) = (
         (torch.ones_like(tokens[..., :1]), -4.0 * level.mask.logical_not()[..., None].to(tokens.dtype))
         for tokens, level in ((words, texts), (frames, videos))
@@ -221,4 +225,5 @@ def tile_shape(
     pairs = max(max_elements // (words.shape[1] * frames.shape[1]), 1)
     rows = min(math.isqrt(pairs), max(len(words), 1))
     columns = min(pairs // rows, max(len(frames), 1))
+    # Where there are few videos, a tile holds more texts instead.
     return min(pairs // columns, max(len(words), 1)), columns

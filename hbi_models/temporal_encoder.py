@@ -78,4 +78,5 @@ class TemporalEncoder(nn.Module):
         allowed = repeat(frames.mask, "videos keys -> videos queries keys", queries=num_frames)
         hidden = frames.features + self.positions.weight[:num_frames]
         hidden = self.transformer(hidden, attn_mask=additive_attention_mask(allowed, heads=self.heads))
+        # Added without their positions, as published.
         return TokenFeatures(frames.features + hidden, frames.mask)

@@ -61,6 +61,7 @@ class TokenMerge(nn.Module):
     def prepare(self, tokens: TokenFeatures) -> tuple[Float[Tensor, "items tokens dim"], Float[Tensor, "items tokens"]]:
         """Returns the tokens mixed with their neighbours in order, and their scores, -inf at padding."""
         features = tokens.features
+        # The convolution reads neighbours. Zeros at padding make its result the one without any padding.
         if not self.quirks.encode_padding:
             features = features * rearrange(tokens.mask, "items tokens -> items tokens 1")
         mixed = self.conv(rearrange(features, "items tokens dim -> items dim tokens"))
@@ -103,6 +104,7 @@ class MergeBlock(nn.Module):
     def __init__(self, dim: int, *, heads: int) -> None:
         super().__init__()
         require(dim % heads == 0, f"merging.heads is {heads}, which does not divide the {dim} channels of a token")
+        # For the merged tokens and for the others, as published.
         self.norm = nn.LayerNorm(dim)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
@@ -171,12 +173,15 @@ def cluster_tokens(
     densities = local_densities(distances, neighbours)
     if density_noise is not None:
         densities = densities + density_noise
+    # Distances are far in the columns of padding only: its rows have densities, which must not count.
     peaks = densities.mul(mask)
+    # Not 0 at padding: a real token that equals an earlier one has prominence 0, and goes first.
     prominence = (peaks * separations(distances, peaks, mask)).masked_fill(~mask, -torch.inf)
     order = falling_stably(prominence)
     centres = order[:, : min(num_clusters, tokens.shape[1])]
     to_centres = distances.gather(2, centres[:, None, :].expand(-1, tokens.shape[1], -1))
     nearest = to_centres.argmin(dim=-1)
+    # A centre that equals an earlier one is as near to that; its own cluster must not be empty.
     nearest.scatter_(1, centres, torch.arange(centres.shape[1], device=centres.device).expand_as(centres))
     return F.one_hot(nearest, centres.shape[1]).bool() & rearrange(mask, "items tokens -> items tokens 1")
 
@@ -185,6 +190,7 @@ def pairwise_distances(tokens: Float[Tensor, "items tokens dim"]) -> Float[Tenso
     """Returns the Euclidean distances of the tokens of each item, exactly 0 to itself."""
     if torch.compiler.is_exporting():  # ONNX has no cdist
         return (tokens[:, :, None] - tokens[:, None]).square().sum(dim=-1).sqrt()
+    # By default cdist multiplies matrices for more than 25 tokens, where rounding moves a token away from itself.
     return torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -214,6 +220,7 @@ def separations(
     """
     own = rearrange(densities, "items tokens -> items tokens 1")
     other = rearrange(densities, "items others -> items 1 others")
+    # In the row of a token: those before it.
     earlier = torch.ones_like(distances[0], dtype=torch.bool).tril(diagonal=-1)
     denser = (other > own) | ((other == own) & earlier)
     within_reach = distances.isfinite() & rearrange(mask, "items tokens -> items tokens 1")
@@ -228,6 +235,6 @@ def merge_tokens(
 ) -> Float[Tensor, "items clusters dim"]:
     """Returns the weighted mean of each cluster's tokens; 0 for a cluster without tokens."""
     shares = clusters * rearrange(weights, "items tokens -> items tokens 1")
-    # The small number is the published one; it only matters for an empty cluster.
+    # The small number is the published one; it keeps an empty cluster from being 0 / 0.
     shares = shares / (shares.sum(dim=1, keepdim=True) + 1e-6)
     return rearrange(shares, "items tokens clusters -> items clusters tokens") @ tokens

@@ -50,6 +50,7 @@ class VideoQAModel(StoredModel):
     def __init__(self, config: VideoQAConfig, clip_weights: Path | None = None) -> None:
         super().__init__()
         self.encoder = RetrievalModel(config.encoder, clip_weights)
+        # The encoder has written the pixel statistics of its weights into its settings.
         self.config = replace(config, encoder=self.encoder.config)
         self.answer_heads = nn.ModuleDict(
             {
@@ -135,6 +136,7 @@ class AnswerHead(nn.Module):
         """Returns a logit for every answer, in float32."""
         question = self.text_projection(self._pool(questions, self.text_importance))
         video = self.video_projection(self._pool(videos, self.video_importance))
+        # The order of published checkpoints.
         both = torch.cat([video, question], dim=-1)
         if draws is None or not self.training or self.dropout.p == 0:
             both = self.dropout(both)

@@ -40,6 +40,7 @@ class ZeroShotModel(StoredModel):
         super().__init__()
         self.config = config.with_clip(with_pixel_statistics(config.clip))
         self.clip = load_clip(replace(self.config.clip, train="none"), weights)
+        # A frozen encoder still has a temperature to train.
         self.requires_grad_(False)
 
     @property
@@ -95,9 +96,11 @@ def zero_shot_similarity(
     text = F.normalize(texts.features[:, 0], dim=-1)
     frames = F.normalize(videos.features, dim=-1) * rearrange(videos.mask, "videos frames -> videos frames 1")
     if pooling == "mean":
+        # The sum has the direction of the mean.
         return text @ F.normalize(frames.sum(dim=1), dim=-1).mT
     cosines = torch.einsum("td,vfd->tvf", text, frames)
     weights = (cosines / temperature).masked_fill(~videos.mask, -torch.inf).softmax(dim=-1)
+    # The softmax of a video without frames is NaN.
     return (weights.nan_to_num() * cosines).sum(dim=-1)
 
 
