@@ -39,6 +39,7 @@ def caption_group_scores(
     index = video_of_text[:, None].expand_as(scores)
     if reduction == "mean":
         return groups.scatter_add(0, index, scores) / counts[:, None]
+    # Without the zeros in the groups, because similarities may be negative.
     return groups.scatter_reduce(0, index, scores, "amax", include_self=False)
 
 

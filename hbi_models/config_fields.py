@@ -36,12 +36,13 @@ def only_for(
 
 
 def content_of(names: Content, *, default: Any = None) -> Any:
-    """A field of settings that names a file or folder, whose contents and not its place decide over results."""
+    """A field of settings that names a file or folder. Results depend on its contents, not on its place."""
     return field(default=default, metadata={_CONTENT: names})
 
 
 def counts_for(item: Field[Any], uses: Collection[Use]) -> bool:
     """Whether the setting ``item`` can change a result of any of ``uses``."""
+    # A field without a mark counts everywhere, one that is marked with no use nowhere.
     marked = item.metadata.get(_USES)
     return marked is None or any(use in uses for use in marked)
 

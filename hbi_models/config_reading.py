@@ -27,7 +27,9 @@ def config_from_plain(kind: type, document: Any, *, place: str | None = None) ->
     from pydantic import ValidationError
 
     try:
+        # As JSON: of Python objects, a strict validation takes no list for a tuple and no mapping for a dataclass.
         config = _reader(kind).validate_json(json.dumps(document), strict=True)
+        # Pydantic ignores what a standard dataclass has no field for.
         problems = list(_unknown(document, config))
     except ValidationError as error:
         problems = [_problem(detail) for detail in error.errors(include_url=False)]

@@ -181,6 +181,7 @@ def cluster_resamples(
     """
     require(num_resamples >= 1, f"num_resamples is {num_resamples}; it must be 1 or more")
     require(len(clusters) > 0, "there are no queries to draw from; a resample needs one or more")
+    # A generator function would make the checks above only when its first resample is taken.
     return _resamples(clusters, generator, num_resamples)
 
 
@@ -209,6 +210,7 @@ def answer_ranks(
             f"labels run from {int(labels.min())} to {int(labels.max())}; they must be answers 0 to {num_answers - 1}, "
             "or -1 where the answer is not in the vocabulary"
         )
+    # Any answer will do in the place of a missing one, whose rank is replaced.
     ranks = text_to_video_ranks(logits, labels.clamp(min=0))
     return ranks.masked_fill(labels < 0, torch.inf)
 

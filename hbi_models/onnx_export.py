@@ -28,6 +28,7 @@ TOLERANCE = 1e-4
 _PARTS = ("features", "mask", "logits")
 """Of a level, in the order of :class:`TokenLevel`."""
 
+# None is 1, since torch.export makes a constant of an axis of length 1; all differ, so that a fixed length is noticed.
 _EXPORTED, _COMPARED = (2, 3), (5, 4)
 """Numbers of texts and of videos that a graph is made from, and compared with."""
 
@@ -114,6 +115,7 @@ def export_onnx(model: RetrievalModel | VideoQAModel, folder: Path) -> list[str]
 
     def arguments(texts: int, videos: int) -> list[tuple[Argument, Argument]]:
         words = _random_words(encoder, texts)
+        # In question answering each question has a video of its own.
         frames = _random_frames(encoder, texts if head.axes[0] == head.axes[1] else videos)
         return [words, frames, (text.module(*words), video.module(*frames))]
 
@@ -176,6 +178,7 @@ def _compare(graph: _Graph, arguments: tuple[Argument, Argument], path: Path) ->
     feed = {name: tensor.numpy() for name, tensor in zip(graph.inputs, given, strict=True)}
     found = session.run(list(graph.outputs), feed)
     for name, ours, expected in zip(graph.outputs, map(torch.from_numpy, found), graph.module(*arguments), strict=True):
+        # Masks are outputs, too, and booleans have no difference.
         ours, expected = ours.double(), expected.double()
         difference = (ours - expected).abs().max().item()
         allowed = TOLERANCE * max(1.0, expected.abs().max().item())

@@ -85,10 +85,12 @@ def _layers_below_top(names: Iterable[str]) -> dict[str, int]:
     for name in filter(_is_clip, names):
         path = name.split(f"{CLIP_MODULE}.", 1)[1]
         tower = "image" if path.startswith("visual.") else "text"
+        # The outermost counts: of a ConvNeXt the stages, and not the blocks in them.
         block = _BLOCK.search(path)
         if block is not None:
             places[name] = tower, int(block[1])
         elif any(part in LAYERS_BELOW_BLOCKS for part in path.split(".")):
+            # One below the first block.
             places[name] = tower, -1
         else:
             places[name] = tower, None
@@ -117,7 +119,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int) 
     if config.name == "bert_adam":
         optimizer: Optimizer = BertAdam(groups, betas=config.betas, eps=config.eps, max_grad_norm=config.max_grad_norm)
         return optimizer, LambdaLR(optimizer, published_schedule(total_steps, config.warmup_fraction))
-    # One kernel for all parameters, where PyTorch has one for sure.
+    # Fused, that is one kernel for all parameters, on the devices for which PyTorch is sure to have it.
     fused = all(parameter.device.type in ("cuda", "cpu") for group in groups for parameter in group["params"])
     optimizer = AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
     return optimizer, LambdaLR(optimizer, warmup_cosine_schedule(total_steps, config.warmup_fraction))
@@ -235,6 +237,7 @@ class BertAdam(Optimizer):
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.found_inf is not None:
+            # NaN times 0 would be NaN and stay in the moments.
             gradients = [torch.where(self.found_inf == 0, gradient, 0) for gradient in gradients]
         # The factors stay tensors: reading them would wait for the device at every step.
         factors = torch._foreach_norm(gradients)
@@ -252,6 +255,7 @@ class BertAdam(Optimizer):
         updates = torch._foreach_div(first, roots)
         torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
         if self.found_inf is not None:
+            # The moments and the decay move parameters without a gradient, too.
             torch._foreach_mul_(updates, (self.found_inf == 0).float())
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 

@@ -146,6 +146,7 @@ def estimator_to_published(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def our_name(published: str, prefixes: Mapping[str, str]) -> str | None:
     """Returns our name of a published tensor, or None if it has none."""
+    # Each ends with a dot or is a whole name, so that none is the beginning of another.
     for theirs, ours in prefixes.items():
         if published.startswith(theirs):
             return ours + published.removeprefix(theirs)

@@ -48,6 +48,7 @@ def average_precision(predicted: Sequence[Span], right: Sequence[Span], threshol
     hits = []
     for span in predicted:
         overlaps = {place: intersection_over_union(span, right[place]) for place in free}
+        # Of equal overlaps the first right span, whatever the order of the set.
         place = max(overlaps, key=lambda each: (overlaps[each], -each), default=None)
         if place is not None and overlaps[place] >= threshold:
             free.discard(place)

@@ -148,4 +148,5 @@ def fill(
             f"{f' and {len(problems) - 5} more' if len(problems) > 5 else ''}. "
             "Use the configuration that the checkpoint was trained with"
         )
+    # Strict loading needs every name; those that may be missing keep the values of the model.
     model.load_state_dict({**own, **shared})

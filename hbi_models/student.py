@@ -36,6 +36,7 @@ def t_quantile(probability: float, degrees: int) -> float:
         return math.sin(angle) * total
 
     low, high = 0.0, math.pi / 2
+    # Until no number lies between the two.
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if between(middle) < 2 * probability - 1 else (low, middle)
     return math.tan(middle) * math.sqrt(degrees)

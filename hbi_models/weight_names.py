@@ -27,6 +27,7 @@ def without_wrappers(state: Mapping[str, T]) -> dict[str, T]:
 def _shared_prefixes(names: Collection[str]) -> list[str]:
     """The wrappers that all names begin with, the outermost first."""
     found: list[str] = []
+    # What only some names begin with is a module of the model itself.
     while names and (wrapper := next((one for one in WRAPPERS if all(n.startswith(one) for n in names)), None)):
         found.append(wrapper)
         names = [name.removeprefix(wrapper) for name in names]

@@ -87,6 +87,7 @@ def load_clip(config: ClipConfig, weights: Path | None = None) -> ClipBackbone:
         if state is not None:
             load_weights(backbone, state, config)
     if config.architecture.endswith(".json"):
+        # A stored model takes the text along, because the path says nothing on another machine.
         backbone.architecture = Path(config.architecture).read_text(encoding="utf-8")
     resolved = with_pixel_statistics(config)
     backbone.pixel_mean, backbone.pixel_std = resolved.pixel_mean or CLIP_MEAN, resolved.pixel_std or CLIP_STD
