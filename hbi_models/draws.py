@@ -34,6 +34,7 @@ class BatchDraws:
 
     def dropout(self, values: Float[Tensor, "rows ..."], probability: float) -> Float[Tensor, "rows ..."]:
         """Returns the values, each set to 0 with this probability and otherwise divided by 1 minus it."""
+        # In float32, so that the numbers are the same under autocast.
         kept = torch.empty(self._batch_size, *values.shape[1:])
         kept.bernoulli_(1 - probability, generator=self._dropout).div_(1 - probability)
         return values * sent(self._rows(kept, len(values)), values.device).to(values.dtype)

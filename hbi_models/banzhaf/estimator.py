@@ -57,7 +57,8 @@ class InteractionEstimator(nn.Module):
         words, a CPU also leaves out the padding of each pair, as far as pairs of similar length are padded alike.
         """
         if word_mask is None or similarity.device.type != "cpu" or torch.compiler.is_compiling():
-            # An accelerator would have to ask how long the texts are, and wants tensors of one size.
+            # An accelerator would have to ask how long the texts are. It wants tensors of one size, and so does a
+            # compiled graph.
             return self._estimate(similarity, absent_words)
         num_words = similarity.shape[1]
         # The place of the last real word rather than the number of them, because words are cut behind it.

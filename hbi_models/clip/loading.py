@@ -238,6 +238,7 @@ def read_weights_file(architecture: Mapping[str, Any], config: ClipConfig) -> di
     state = encoder_of_ours(read_checkpoint(Path(str(config.pretrained))))
     if is_transformers_clip(state):
         state = from_transformers_clip(state)
+    # All of OpenAI were trained with QuickGELU, and their archives do not say so.
     if any(name in state for name in OPENAI_CONSTANTS):
         require_same_activation(architecture, quick_gelu=True, config=config)
     # Weights of open_clip's CustomTextCLIP have "text." before the names of the text tower, and the backbone has not.

@@ -67,11 +67,13 @@ class _Reader(pickle._Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return dict
         if module.split(".")[0] == "__torch__":
+            # A class of the archive's own code: nothing of it runs, only its name is looked up among the declarations.
             return type(name, (_Module,), {"kind": f"{module}.{name}"})
         raise pickle.UnpicklingError(f"it names {f'{module}.{name}'[:80]!r}, which is not part of a model's weights")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, _ = pid
+        # The key becomes the name of a member of the archive.
         if not isinstance(dtype, torch.dtype) or not str(key).isdigit():
             raise pickle.UnpicklingError("a tensor's bytes lie outside of the archive's data")
         content = _stored(self._archive, f"{self._root}/data/{key}")
