@@ -44,6 +44,7 @@ class WeightAverage:
         if step < self.first_step:
             return
         if not self.started:
+            # It starts from the weights and not from 0, so no bias has to be corrected.
             self._averages = [parameter.detach().clone() for parameter in self._parameters]
             return
         torch._foreach_lerp_(self._averages, [parameter.detach() for parameter in self._parameters], 1 - self.decay)

@@ -50,13 +50,13 @@ def game_figures(
     figures: dict[str, Tensor] = {}
     for number, level in enumerate(LEVELS):
         for side, tokens in zip(_SIDES, (pairs.texts[number], pairs.videos[number]), strict=True):
-            if tokens.mask.shape[1] > 1:
+            if tokens.mask.shape[1] > 1:  # [pairs, tokens]
                 figures |= {f"{GAME}{level}_{side}_{name}": value for name, value in _weights(tokens).items()}
         if f"{level}_interaction" in parts:
             leaves = [side.features for side in (own.texts[number], own.videos[number]) if side.features.requires_grad]
             if leaves:
                 squares = torch.stack([_square(parts[f"{level}_{name}"], leaves) for name in ("interaction", "nce")])
-                # Each rank holds the gradients of its own tokens.
+                # Each rank holds the gradients of its own tokens. Only the ratio counts, so the mean does for the sum.
                 taught, contrast = mean_over_ranks(squares).sqrt()
                 figures[f"{GAME}{level}_gradient"] = skl * taught / contrast.clamp(min=torch.finfo(contrast.dtype).tiny)
     return figures
@@ -74,6 +74,7 @@ def _weights(tokens: TokenLevel) -> dict[str, Float[Tensor, ""]]:
 
 def _square(loss: Float[Tensor, ""], leaves: Sequence[Tensor]) -> Float[Tensor, ""]:
     """Returns the squared length of the gradient of ``loss`` on ``leaves``."""
+    # The loop goes back through this graph once more. On several ranks this is a collective, by the gather's backward.
     gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
     return torch.stack(squares).sum() if squares else torch.zeros((), device=loss.device)
@@ -91,6 +92,7 @@ class CollapseWarnings:
             for name, value in metrics.items():
                 if name.startswith(GAME) and name.endswith("_entropy") and value < COLLAPSED and name not in self._told:
                     self._told.add(name)
+                    # Names of levels hold no underscore.
                     level, side, _ = name.removeprefix(GAME).split("_")
                     logger.warning("%s", _advice(level, side, step, value, metrics.get(f"{GAME}{level}_gradient")))
 

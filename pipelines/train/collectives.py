@@ -46,6 +46,7 @@ def _hosts() -> Any:
     world = dist.group.WORLD
     if dist.get_backend() == "gloo":
         return world
+    # NCCL only moves what lies on GPUs.
     if world not in _host_groups:
         _host_groups.clear()  # of a world that is gone
         _host_groups[world] = dist.new_group(backend="gloo")
@@ -82,7 +83,7 @@ def gather_pairs(pairs: R) -> R:
     leaves = tensors_of(pairs)
     count = leaves[0].shape[0]
     # One message, because each of dozens of small ones would cost the latency. Masks are sent as 0 and 1, labels as
-    # whole numbers.
+    # whole numbers, which float32 holds exactly up to 2^24.
     message = torch.cat([leaf.reshape(count, -1).float() for leaf in leaves], dim=1)
     columns = torch.split(all_gather_with_gradient(message), [leaf[0].numel() for leaf in leaves], dim=1)
     gathered = (

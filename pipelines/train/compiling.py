@@ -23,6 +23,7 @@ def compile_parts(model: nn.Module, *, backend: str = "inductor") -> list[str]:
         if isinstance(module, InteractionEstimator):
             parts = {"": module}
         for part, found in parts.items():
+            # In place. ``torch.compile(module)`` would return a wrapper, under which every weight has another name.
             found.compile(backend=backend)
             compiled.append(".".join(filter(None, (name, part))))
     return compiled

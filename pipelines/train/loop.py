@@ -123,7 +123,8 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop runs; nothing here changes the trained model but ``precision`` and, by rounding, ``compiled``."""
+    """How the loop runs; nothing here changes the trained model but ``precision`` and, by rounding, ``pairs_at_once``
+    and ``compiled``."""
 
     checkpoint_every_steps: int | None = None
     log_every_steps: int = 5
@@ -152,6 +153,7 @@ class TrainingLoop(Generic[Batch]):
         resume: Path | None = None,
     ) -> None:
         self.task, self.device, self.reporter, self.settings = task, device, reporter, settings
+        # The initial weights, alike on all ranks. At the end the trainer draws a frozen encoder again from this seed.
         torch.manual_seed(task.seed)
         together(lambda: require_precision(settings.precision, device))
         self.core = together(lambda: task.make_model().to(device))
@@ -178,8 +180,8 @@ class TrainingLoop(Generic[Batch]):
         logger.info("training in %s on %s", settings.precision, describe_device(device))
         self.model: nn.Module = self.core
         if world_size() > 1:
-            # No search for unused parameters is needed: each that is trained gets a gradient in every step. No buffer
-            # changes.
+            # No search for unused parameters is needed: each that is trained gets a gradient in every step. Buffers do
+            # not change, so it does not matter that those of rank 0 are sent to all.
             self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True)
 
     def _resume(self, folder: Path) -> None:
@@ -240,23 +242,30 @@ class TrainingLoop(Generic[Batch]):
         return self._is_logged(step) and (step // every > before // every or step == self.total_steps)
 
     def _step(self, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
-        # Seeded in every step, so that a step draws the same random numbers after a restart.
+        # Seeded in every step, so that a step draws the same random numbers after a restart. ``PairTask.draws`` takes
+        # this seed back out of torch.
         torch.manual_seed(step_seed(self.task.seed, self.position.step))
+        # Points carry the number of steps that are done, so this step is logged as the next one.
         parts = self._backward(batch, watch=self._is_watched(self.position.step + 1))
+        # The bound on the norm is one of unscaled gradients.
         self.scaler.unscale_(self.optimizer)
         trained = [parameter for parameter in self.core.parameters() if parameter.grad is not None]
+        # Gradients are means over the ranks by now, so each rank has the same norm and clips alike.
         norm = nn.utils.clip_grad_norm_(trained, self.task.optimizer_config.max_grad_norm)
         self._watch.note(self.position.step, norm, parts, self.task.row_names(batch))
         if self.device.type == "cpu":
             # Here a number is read at once, before it does any harm.
             self._watch.look()
         elif not self.scaler.is_enabled():
+            # Nobody has read the norm of this step yet, so the device itself decides whether the step is taken.
             leave_out_if(self.optimizer, norm.isfinite().logical_not())
         # Where gradients are scaled, a step with one that is not finite is left out, and the next are scaled less.
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # Also after a step that was left out: the learning rate is a function of the number of steps.
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        # Before the average, which then keeps the constraints, too.
         self.task.after_step(self.core)
         if self.average is not None:
             self.average.update(self.position.step + 1)
@@ -301,15 +310,19 @@ class TrainingLoop(Generic[Batch]):
         """Validates and saves after each part of an epoch; saves without validation where only that is due."""
         parts, done = self.settings.validations_per_epoch, self.position.step_in_epoch
         every = self.settings.checkpoint_every_steps
+        # At the step that completes the next of ``parts`` equal parts of the epoch, found in whole numbers.
         if done * parts // steps > (done - 1) * parts // steps:
             self._validate(self.position.epoch + done / steps)
             self._save(UNSCORED)
             self.model.train()
+            # The throughput is that of steps, without the time of a validation.
             meter.restart()
         elif every and self.position.step % every == 0:
             self._save(UNSCORED)
 
     def _end_epoch(self) -> None:
+        # First, so that whoever resumes from this checkpoint begins the next epoch. ``checkpoints.inspect`` knows a
+        # scored checkpoint by its ``step_in_epoch`` of 0.
         self.position = replace(self.position, epoch=self.position.epoch + 1, step_in_epoch=0)
         self._save(self._validate(float(self.position.epoch)))
 
@@ -317,6 +330,8 @@ class TrainingLoop(Generic[Batch]):
         self._watch.look()
         self.model.eval()
         with self._chosen_weights(), torch.inference_mode(), self._autocast():
+            # The core: DistributedDataParallel's forward pass may hold a collective, and ranks may have unequal numbers
+            # of batches.
             metrics = dict(self.task.validate(self.core, self.device))
         self._report({"epoch": epoch, **metrics})
         return float(metrics[SCORE])
@@ -333,6 +348,7 @@ class TrainingLoop(Generic[Batch]):
         self._watch.look()
         with ExitStack() as scratch:
             folder = together(lambda: self._written(scratch) if rank() == 0 else None)
+            # On every rank, because Ray Train's report is a barrier of all.
             self.reporter.checkpoint(folder, score)
 
     def _written(self, scratch: ExitStack) -> Path:
@@ -342,6 +358,7 @@ class TrainingLoop(Generic[Batch]):
         fixed = fixed_weights(self.core)
         with self._chosen_weights():
             save_model(folder, self.core, kind=self.task.kind, config=self.task.model_config, leave_out=fixed)
+        # Outside of the context above, the model has again the weights that are trained.
         averaged = self.average is not None and self.average.started
         weights = {name: value for name, value in self.core.state_dict().items() if name not in fixed}
         save_training(

@@ -106,7 +106,8 @@ def backward_in_parts(
     starts = range(0, count, pairs_at_once)
 
     def features(start: int) -> Rows:
-        # A module that draws random numbers by itself draws the same ones in the second pass.
+        # The task takes the seed of the step from torch. The part's own seed is for modules that draw by themselves: it
+        # makes them draw the same numbers in the second pass.
         torch.manual_seed(seed)
         draws = task.draws(first=start)
         torch.manual_seed(seed + start)
@@ -117,7 +118,10 @@ def backward_in_parts(
     with torch.no_grad():
         parts = [features(start) for start in starts]
     whole = with_tensors(parts[0], map(torch.cat, zip(*map(tensors_of, parts), strict=True)))
+    # The backward pass of the loss ends here and leaves the gradients of the features. Masks and labels have none.
     leaves = [tensor.requires_grad_() for tensor in tensors_of(whole) if tensor.is_floating_point()]
+    # The loss sees the temperature directly and not through features. So it gets a leaf, too, whose gradient joins the
+    # last part: DistributedDataParallel must see all gradients in one backward pass.
     scale = task.encoder(model).logit_scale
     own_scale = scale.detach().requires_grad_(scale.requires_grad)
     with autocast():
@@ -128,10 +132,12 @@ def backward_in_parts(
 
     for start in starts:
         is_last = start == starts[-1]
-        # Ranks exchange the summed gradients of all parts once, with the last part.
+        # Ranks exchange the summed gradients of all parts once, with the last part. The forward pass stands inside,
+        # too, because DistributedDataParallel decides there whether to exchange.
         with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             outputs = [tensor for tensor in tensors_of(features(start)) if tensor.is_floating_point()]
             gradients = [None if leaf.grad is None else leaf.grad[start : start + pairs_at_once] for leaf in leaves]
+            # Targets of the game need no gradient, and a feature that the loss does not use gets none.
             roots = [
                 (output, gradient)
                 for output, gradient in zip(outputs, gradients, strict=True)
@@ -140,6 +146,7 @@ def backward_in_parts(
             if is_last and own_scale.grad is not None:
                 roots.append((scale, own_scale.grad))
             torch.autograd.backward([output for output, _ in roots], [gradient for _, gradient in roots])
+    # As after a step in one piece, torch has the seed of the step.
     torch.manual_seed(seed)
     found = {"loss": loss.total, **loss.parts, **figures}
     return {name: part.detach() for name, part in found.items()}

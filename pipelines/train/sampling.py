@@ -41,6 +41,7 @@ def epoch_batches(
     Raises:
         ValueError: there are fewer videos with texts than ``batch_size``.
     """
+    # NumPy mixes the two: with seed + epoch, epoch 1 of seed 0 would have the order of epoch 0 of seed 1.
     generator = np.random.default_rng([seed, epoch])
     counts = np.asarray(texts_per_video, dtype=np.int64)
     usable = int((counts > 0).sum())
@@ -68,10 +69,12 @@ def _cut(sequence: list[Pair], size: int) -> list[list[Pair]]:
     batch: dict[int, Pair] = {}
     waiting: list[Pair] = []
     for pair in sequence:
+        # Within a pass each video comes once, so this happens only in batches that reach from one pass into the next.
         if pair.video in batch:
             waiting.append(pair)
         else:
             batch[pair.video] = pair
+        # A loop, because those that wait may fill the next batch at once.
         while len(batch) == size:
             batches.append(list(batch.values()))
             batch, waiting = _take_distinct(waiting, size)
@@ -92,5 +95,6 @@ def _take_distinct(waiting: list[Pair], size: int) -> tuple[dict[int, Pair], lis
 
 def rank_slice(batch: Sequence[Pair], *, rank: int, world_size: int) -> Sequence[Pair]:
     """The part of a global batch that ``rank`` works on."""
+    # Nothing is left over: the recipe refuses a batch that the workers cannot share evenly.
     size = len(batch) // world_size
     return batch[rank * size : (rank + 1) * size]

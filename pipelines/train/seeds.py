@@ -20,5 +20,7 @@ def step_seed(seed: int, step: int) -> int:
         mixed = (mixed + number * second) & _MASK
         mixed = (mixed << 31 | mixed >> 33) & _MASK
         mixed = mixed * first & _MASK
+    # CPython's constant for the length of a tuple.
     mixed = (mixed + (len(numbers) ^ fifth ^ 3527539)) & _MASK
+    # torch.manual_seed takes negative numbers, too.
     return mixed - 2**64 if mixed >> 63 else mixed
