@@ -38,6 +38,8 @@ class ReadsAhead(Protocol):
 def _made(source: BatchSource[Batch], address: BatchAddress, following: BatchAddress | None) -> Batch:
     """The batch at ``address``, while the storage works on the ``following`` one."""
     if following is not None and isinstance(source, ReadsAhead):
+        # This batch, too: before the first one nothing is begun, and a video that the last batch also had was given out
+        # with it. What is begun is not begun again.
         source.read_ahead(address)
         source.read_ahead(following)
     return source[address]
@@ -74,6 +76,7 @@ def _with_following(
     addresses: Sequence[BatchAddress], makers: int
 ) -> Iterator[tuple[BatchAddress, BatchAddress | None]]:
     """Each address with the next one of the same maker, of so many that take turns."""
+    # PyTorch's loader gives its items to its processes in turn, so each process makes every ``makers``-th batch.
     return zip_longest(addresses, addresses[makers:]) if len(addresses) > makers else ((one, None) for one in addresses)
 
 
@@ -82,6 +85,7 @@ def _in_processes(
 ) -> Generator[Batch, None, None]:
     loader = DataLoader(
         _SourceDataset(source),
+        # An item of the data set is a whole batch.
         batch_size=None,
         sampler=list(_with_following(addresses, processes)),
         num_workers=processes,

@@ -41,9 +41,11 @@ class CheckpointFolder:
         """Takes over the checkpoint in ``folder``."""
         index, name = self._index(), uuid.uuid4().hex
         self._storage.upload(folder, name)
+        # Until the first epoch has ended all are unscored, and the newest of them stands for the best.
         if not index or score >= index["score"]:
             index = {"best": name, "score": score}
         self._storage.write_json(_INDEX, {**index, "latest": name})
+        # Among them what was uploaded by a process that was killed before it wrote the index.
         for old in set(self._storage.folders()) - {index["best"], name}:
             self._storage.delete(old)
 

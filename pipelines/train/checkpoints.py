@@ -99,6 +99,7 @@ def load_training(
         DamagedFileError: they cannot be read, or are another optimizer's.
     """
     try:
+        # To the CPU: the optimizer puts each tensor where its parameter is, which may be another device than before.
         state = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None and scaler.is_enabled():
@@ -131,6 +132,7 @@ def inspect(folder: Path) -> tuple[Position, float]:
     # A damaged pickle is a program with wrong instructions: there is no telling what they raise.
     except Exception as error:
         raise DamagedFileError(f"the checkpoint in {folder} is damaged: {error}") from error
+    # A checkpoint within an epoch was validated, too, where a tuning asks for it, but its score chooses none.
     scores = [metrics[SCORE] for step, metrics in load_curve(folder) if step == position.step and SCORE in metrics]
     return position, float(scores[-1]) if scores and position.step_in_epoch == 0 else UNSCORED
 

@@ -62,6 +62,7 @@ class LabelTable:
         self.interaction = np.zeros(shape, np.float32)
         for name, target in (("similarity", self.similarity), ("interaction", self.interaction)):
             values = table.column(name).combine_chunks()
+            # ``offsets`` count from the first of ``values``, also where the column is a slice of a longer one.
             flat, offsets = values.values.to_numpy(), values.offsets.to_numpy()
             for row, (words, frames) in enumerate(zip(self.num_words, self.num_frames, strict=True)):
                 cells = flat[offsets[row] : offsets[row + 1]]
@@ -174,6 +175,7 @@ class EstimatorTask:
         self, model: nn.Module, batch: LabelBatch, device: torch.device, *, watch: bool = False
     ) -> Mapping[str, Tensor]:
         batch = batch.to(device)
+        # 0 words are absent: batches are padded to ``max_words``.
         error = (model(batch.similarity, 0, batch.words) - batch.interaction) * batch.mask
         # The mean includes padding, as published. Every rank then has the same divisor.
         return {"loss": error.square().mean()}
@@ -194,8 +196,10 @@ class EstimatorTask:
         """
         tables = together(lambda: self._tables)
         table = tables["val"] if len(tables["val"]) else tables["train"]
-        # On the device, because NCCL cannot add tensors on the CPU.
+        # On the device, because NCCL cannot add tensors on the CPU. In float64, because the variance is a difference of
+        # sums over all cells.
         sums = torch.zeros(4, dtype=torch.float64, device=device)
+        # Ranks take blocks of 512 pairs in turn. Some may have a block more, since no block holds a collective.
         for start in range(rank() * 512, len(table), 512 * world_size()):
             batch = table.batch(np.arange(start, min(start + 512, len(table)))).to(device)
             # Zeros at padding instead of an index by the mask, whose result has a size that the host would wait for.

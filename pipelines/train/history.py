@@ -27,6 +27,7 @@ def from_record(record: Any) -> Point:
         ValueError: it is not a point."""
     metrics = dict(record) if isinstance(record, Mapping) else {}
     step = metrics.pop("step", None)
+    # Exact types, because ``isinstance`` takes True and False for numbers.
     if type(step) is not int or not all(type(value) in (int, float) for value in metrics.values()):
         raise ValueError(
             f"{record!r:.80} is not a point of a curve; a whole step and metrics that are numbers are needed"
@@ -57,7 +58,7 @@ class History:
         return {name: value for _, metrics in self.points for name, value in metrics.items() if name.startswith(prefix)}
 
     def extend(self, points: Sequence[Point]) -> None:
-        """Adds points and commits them; the point of a repeated step replaces the old one."""
+        """Adds points and commits them; where a step is repeated, its metrics replace the old ones of the same name."""
         self._add(points)
         self._log.append(map(to_record, points))
 
@@ -73,5 +74,6 @@ class History:
             self._log.replace(map(to_record, self.points))
 
     def _add(self, points: Iterable[Point]) -> None:
+        # Added to the step's other metrics: a training and its validation report the same step one after the other.
         for step, metrics in points:
             self._metrics.setdefault(step, {}).update(metrics)

@@ -29,7 +29,8 @@ class _PlaceReporter:
         self._flushed = time.monotonic()
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        # The receiver of a validation may end this process, so the checkpoint must be kept first.
+        # Before the new point is added: who receives a validation may end this process (Tune does), so it is passed on
+        # with its checkpoint, after that is kept.
         if time.monotonic() - self._flushed >= _FLUSH_S:
             self.flush()
         self._points.append((step, dict(metrics)))

@@ -21,6 +21,7 @@ POLL_S = 1.0
 """Seconds between two fetches."""
 
 
+# Without a CPU of its own, so that it fits beside a training that has all of them.
 @ray.remote(num_cpus=0)
 class MetricSink:
     """Keeps (step, metrics) points until they are fetched."""
@@ -41,6 +42,7 @@ class MetricSink:
 def start_sink() -> Any:
     """A sink on this node. It lives as long as the process that fetches from it, and is restarted if it dies."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # Retried calls may add a point twice, which the history holds once.
     return MetricSink.options(  # type: ignore[attr-defined]
         scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
     ).remote()

@@ -85,6 +85,7 @@ class Watch:
         if not steps:
             return
         values = torch.stack([torch.stack([step.parts["loss"].float(), step.norm.float()]) for step in steps])
+        # A mean is not finite where one rank's value is not, so all ranks raise, and gather their reports, together.
         (seen,) = fetched([mean_over_ranks(values)])
         for step, (loss, norm) in zip(steps, seen.tolist(), strict=True):
             if not math.isfinite(loss):
@@ -104,6 +105,8 @@ def _report(what: str, value: Tensor, step: _Step) -> NonFiniteLossError:
         "rows": step.rows,
     }
     ranks = gather_objects(mine)
+    # Words stand for what is not finite (``_as_json``). No rank has one where only the mean overflowed, or where the
+    # scale fell too far and the last step was finite again.
     offending = [part for part in ranks if isinstance(part["value"], str)] or ranks
     return NonFiniteLossError({"what": what, "step": step.number, "value": offending[0]["value"], "ranks": offending})
 

@@ -140,6 +140,7 @@ class PairTask(ABC, Generic[Batch]):
         return {"loss": loss.total, **loss.parts, **figures}
 
     def batches(self, position: Position, device: torch.device = CPU) -> Generator[Batch, None, None]:
+        # Of all epochs, so that the first batches of an epoch are loaded while the one before ends and validates.
         addresses = [
             (epoch, step)
             for epoch in range(position.epoch, self.epochs)
@@ -162,6 +163,7 @@ class PairTask(ABC, Generic[Batch]):
     @cached_property
     def image_size_px(self) -> int:
         """Side of the model's input."""
+        # From the architecture's description, because ``source`` has no model to ask. 224 is open_clip's default.
         vision = read_architecture(self.encoder_config.clip.architecture)["vision_cfg"]
         return square_size(vision.get("image_size", 224))
 

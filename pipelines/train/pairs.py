@@ -179,6 +179,7 @@ class PairSource:
 
     def __getitem__(self, address: BatchAddress) -> PairBatch | TokenPairBatch:
         pairs, store = self.pairs(address), self._view.store
+        # Text i belongs to clip i: the loss takes the diagonal for the matches.
         ids = [store.video_ids[pair.video] for pair in pairs]
         texts = [self._view.texts(pair.video)[pair.text] for pair in pairs]
         if isinstance(store, TokenStore):
@@ -220,6 +221,7 @@ class PairSource:
         """Which augmented copy of each clip is shown; None = the clips as they are."""
         if not self._training.augmentation.enabled:
             return None
+        # View 0 is the clip as it is, which is shown only where it has no copies.
         counts = store.views([pair.video for pair in pairs])
         drawn = (self._generator(epoch, pair) for pair in pairs)
         return [int(rng.integers(count)) + 1 if count else 0 for rng, count in zip(drawn, counts, strict=True)]
@@ -231,7 +233,7 @@ class PairSource:
         config, videos, max_frames = self._training.augmentation, [pair.video for pair in pairs], self._model.max_frames
         if self._decodes_there:
             images = joined(store.jpegs(videos, max_frames=max_frames), max_frames=max_frames)
-            return images, images.sizes > 0
+            return images, images.sizes > 0  # [pairs, frames]
 
         def augment(row: int, frames: Frames) -> Frames:
             return rand_augment(frames, config, self._generator(epoch, pairs[row]))

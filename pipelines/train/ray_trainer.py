@@ -81,6 +81,7 @@ class _RayReporter:
             # on the way, which the folder is handed over to: the loop removes its own.
             self._idle.wait()
             self._idle.clear()
+            # Both folders lie in TMPDIR, so nothing is copied; a folder may be renamed to an empty one.
             checkpoint = RayCheckpoint.from_directory(str(folder.rename(mkdtemp())))
         ray.train.report(
             {SCORE: score},
@@ -124,6 +125,7 @@ def _work(config: dict[str, Any]) -> _Done:
     try:
         loop.run()
     except NonFiniteLossError as error:
+        # Returned and not raised: Ray would start the workers again, to the same end.
         return {"curve": loop.curve, "non_finite": error.report}
     return {"curve": loop.curve, "non_finite": None}
 
@@ -193,6 +195,7 @@ def train_on_workers(
     kept = {Path(checkpoint.path).name: float(metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints}
     # If Ray's list was lost, the best checkpoint may be one that the new list does not name.
     kept |= {checkpoint.name: checkpoint.score for checkpoint in unlisted_checkpoints(output, kept)}
+    # Of equal scores ``max`` takes the first: one that Ray lists rather than one that it does not.
     best = max(kept, key=lambda name: kept[name])
     return done["curve"], kept[best], output.folder(RAY_TRAIN).folder(best)
 
@@ -229,5 +232,6 @@ def _fit_beside(trainer: TorchTrainer, fetch_points: Callable[[], None]) -> Resu
     threading.Thread(target=fit, name="fit", daemon=True).start()
     while not wait([done], timeout=POLL_S).done:
         fetch_points()
+    # What came between the last fetch and the end.
     fetch_points()
     return done.result()

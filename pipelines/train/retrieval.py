@@ -114,8 +114,10 @@ class RetrievalTask(PairTask[PairBatch | TokenPairBatch]):
         levels = together(lambda: encode_videos(core, view.store, own, **encode))
         # A rank has nothing to give where there are fewer videos than ranks.
         parts = [part for part in gather_objects((list(own), levels)) if part[0]]
+        # In the order of ``validated``, whose positions rise: column i of the similarities is its i-th video.
         order = torch.tensor([video for videos, _ in parts for video in videos]).argsort()
         videos = tuple(level.map(lambda tensor: tensor[order]) for level in concatenate([part for _, part in parts]))
+        # Every rank holds all videos now, and scores the captions of its own: some rows of [texts, videos].
         texts, video_of_text, _ = view.texts_of(own)
 
         def ranked() -> tuple[Tensor, list[int]] | None:

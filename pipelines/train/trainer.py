@@ -94,6 +94,7 @@ def _train_here(
     try:
         curve = train_in_place(task, device=compute_device(), settings=settings, place=place, receive=receive)
     except NonFiniteLossError as error:
+        # It came before the first checkpoint.
         if not output.exists(CHECKPOINTS):
             raise
         raise NonFiniteLossError({**error.report, "last_checkpoint": output.place(CHECKPOINTS)}) from error

@@ -19,6 +19,7 @@ from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+# So Ray Train names its folders of checkpoints.
 _PREFIX = "checkpoint_"
 
 
@@ -60,6 +61,7 @@ def place_to_go_on_from(output: Storage) -> Storage | None:
             output.place(RAY_SNAPSHOT),
             f"from step {found[-1].position.step:,}, the furthest that is whole" if found else "from the start",
         )
+        # Ray Train does not start with a list that it cannot read, or that names a missing checkpoint.
         output.delete(RAY_SNAPSHOT)
     return output.folder(RAY_TRAIN, found[-1].name) if found else None
 
