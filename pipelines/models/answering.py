@@ -54,6 +54,7 @@ def answer_questions(
         batch_size: videos encoded, and questions answered, at once.
         level_rates: weights of the levels; None = the model's.
     """
+    # It begins with a part of no questions, so that a rank without videos has tensors of the right shapes, too.
     parts = [_best_answers(torch.empty(0, len(vocabulary)), torch.empty(0, dtype=torch.int64))]
     for start in range(0, len(videos), batch_size):
         block = videos[start : start + batch_size]
@@ -64,6 +65,7 @@ def answer_questions(
             texts = [(block[place], question.question) for place, question in part]
             questions = encode_texts_of(model.encoder, view.store, texts, device=device, batch_size=batch_size)
             places = torch.tensor([place for place, _ in part])
+            # One row of the clips per question: questions about a video share its features.
             about = on_device(_rows_of(clips, places), device)
             logits = model.answer_logits(on_device(questions, device), about, level_rates)
             labels = torch.tensor([vocabulary.label(question.answer) for _, question in part])

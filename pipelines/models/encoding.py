@@ -110,7 +110,8 @@ def encode_texts_of(
 
 def _encoded(model: Encoder, texts: TextBatch | TokenFeatures, num_levels: int) -> Levels:
     if not model.config.quirks.encode_padding:
-        # Columns that hold only padding are dropped to save time. They matter only to a model that reads padding.
+        # Columns that hold only padding are dropped to save time. They matter only to a model that reads padding. Real
+        # words come first, so their largest number is the width.
         words = int(texts.mask.sum(dim=1).max())
         mask = texts.mask[:, :words]
         if isinstance(texts, TokenFeatures):
@@ -139,6 +140,7 @@ def encode_videos(
     """
     blocks = [videos[start : start + batch_size] for start in range(0, len(videos), batch_size)]
     batches = read_videos(model, store, blocks, max_frames=model.config.max_frames, change=change)
+    # An error of the model must also end the threads that read the next batches.
     with closing(batches):
         parts = [_encoded_videos(model, batch, num_levels) for batch in batches]
     return concatenate(parts)

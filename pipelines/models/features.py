@@ -35,7 +35,8 @@ from pipelines.workspace.storage import Storage
 Tokens = Float[np.ndarray, "tokens dim"]
 
 _TEXTS_PER_VIDEO = 8
-"""A text takes a fraction of the time and memory of a video's frames."""
+"""Texts that are encoded at once for each video of a batch: a text takes a fraction of the time and memory of a video's
+frames."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class EncoderSettings:
 
     model: RetrievalConfig
     answering: VideoQAConfig
-    """The question answering model, whose checkpoint it may be."""
+    """Settings of the question answering model, in case ``checkpoint`` holds one."""
     checkpoint: str | None
-    """Whose encoder it is; None = CLIP's own weights, or as they are initialised from ``seed``."""
+    """The model whose encoder is used; None = CLIP's own weights or, if none are named, weights drawn from ``seed``."""
     features: FeaturesConfig
     augmentation: AugmentationConfig
-    """Of the views."""
+    """How the augmented copies of a clip, its views, are made."""
     seed: int
     clip_weights: Storage | None = None
     """Where the weights lie that a tag names; see :mod:`pipelines.models.clip_weights`."""
@@ -98,6 +99,7 @@ class EncodeFeatures:
         Raises:
             ValueError: a feature is no number as it is stored.
         """
+        # A row's key among the features is not that of its frames, by which the store finds them.
         places = videos.drop_columns(["key"]).rename_columns({"frames_key": "key"})
         frames = self._frames(FrameStore(self._frames_pool, places), videos.column("views").to_pylist())
         texts = self._texts(videos)
@@ -118,6 +120,7 @@ class EncodeFeatures:
         ]
         found: list[dict[int, Tokens]] = [{} for _ in range(len(videos))]
         size = _TEXTS_PER_VIDEO * self._settings.features.batch_size
+        # A tokenizer cuts at one length, and captions and questions may be cut at different ones.
         for cut in sorted({cut for *_, cut in said}):
             tokenizer, mine = CaptionTokenizer(cut, self._clip.codec), [item for item in said if item[3] == cut]
             for start in range(0, len(mine), size):
@@ -151,8 +154,9 @@ class EncodeFeatures:
                 # Which frames are real is known here: only they travel to the device.
                 pixels = self._clip.normalize(sent(batch.frames[batch.mask], self._device))
                 with arithmetic(self._settings.features.precision, self._device):
-                    features = self._clip.encode_frames(pixels)
+                    features = self._clip.encode_frames(pixels)  # [real frames of all videos of the part, dim]
                 (features,) = fetched([features.float()])
+                # Where the frames of each video end; the last end is no place to cut.
                 ends = batch.mask.sum(dim=1).cumsum(dim=0)[:-1].tolist()
                 for (video, _), tokens in zip(part, np.split(features.numpy(), ends), strict=True):
                     found[video].append(tokens)
@@ -192,6 +196,7 @@ def as_row(
 def _stored(parts: Sequence[Tokens], video_id: str, dtype: FeatureType) -> NDArray[Any]:
     """The numbers of all tokens as they are stored."""
     numbers = np.concatenate([part.ravel() for part in parts]) if parts else np.empty(0, np.float32)
+    # A number that is too large for float16 becomes infinite, and is refused below.
     with np.errstate(over="ignore"):
         numbers = numbers.astype(dtype)
     if not np.isfinite(numbers).all():

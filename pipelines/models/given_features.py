@@ -45,6 +45,7 @@ class StoreGivenFeatures:
                 )
                 for text, place in zip(video["texts"], video["words"], strict=True)
             ]
+            # 0 = not cut: the token store then finds a text for any ``max_words`` of the model.
             rows.append(as_row({**video, "max_words": [0] * len(words)}, [frames], words, self._dtype))
         size = self._pool.commit(rows, generation=self._generation)
         units = sum(row["num_frames"] for row in rows)

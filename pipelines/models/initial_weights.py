@@ -35,6 +35,7 @@ def initialise_from(checkpoint: str, model: RetrievalModel, scratch: Path) -> No
     if is_published_file(checkpoint):
         _fill_retrieval(model, _read_published(checkpoint, scratch), checkpoint)
     else:
+        # A training puts its own teacher in afterwards (``PairTask.install_teacher``).
         load_weights(model_folder(checkpoint).download("", scratch), model, optional="teacher.")
 
 
@@ -136,6 +137,7 @@ def load_video_qa_checkpoint(checkpoint: str, config: VideoQAConfig, scratch: Pa
     published = _read_published(checkpoint, scratch)
     if _published_kind(published) != "video_qa":
         raise ValueError(f"{checkpoint} holds a published model without answers; give one trained for them")
+    # No network of a teacher, as in ``load_checkpoint``.
     game = replace(config.encoder.game, teacher="exact")
     model = VideoQAModel(replace(config, encoder=without_pretraining(replace(config.encoder, game=game))))
     _fill_video_qa(model, published, checkpoint)

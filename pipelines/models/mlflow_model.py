@@ -28,7 +28,7 @@ def served_model(folder: Storage) -> tuple[nn.Module, ModelSignature]:
         scratch = Path(name)
         if kind_of_model(folder) == "retrieval":
             scorer = RetrievalScorer(load_model(folder, scratch))
-            return scorer, _signature(scorer.model, outputs=-1)
+            return scorer, _signature(scorer.model, outputs=-1)  # a column per video
         answerer = VideoAnswerer(load_video_qa(folder, scratch), vocabulary_of(folder.uri))
         return answerer, _signature(answerer.model.encoder, outputs=len(answerer.answers))
 

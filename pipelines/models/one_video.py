@@ -29,6 +29,7 @@ def read_video(
         ValueError: it cannot be decoded.
     """
     uri = absolute_uri(video)
+    # Names and keys belong to rows that are stored, and this one is not.
     row = make_extract_frames(frames)({"video_id": "", "uri": uri, "key": "", "start_s": start_s, "end_s": end_s})
     if row["error_reason"] == "missing":
         raise FileNotFoundError(f"{video}: {row['error_message']}")

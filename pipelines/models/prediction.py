@@ -58,6 +58,7 @@ class QuestionAnswerer:
             FileNotFoundError: there is no such file.
             ValueError: it cannot be decoded, the question is empty, or ``top`` is not positive.
         """
+        # Here, too, because decoding may take long.
         check_question(question)
         row = read_video(video, self.frames, start_s=start_s, end_s=end_s)
         return self.answer_about(row["frames"], question, top=top)

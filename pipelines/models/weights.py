@@ -41,12 +41,13 @@ torch.backends.cudnn.allow_tf32 = False
 def save_model(folder: Path, model: nn.Module, *, kind: str, config: Any, leave_out: Collection[str] = ()) -> None:
     """Writes weights and configuration of ``model`` to ``folder``; low-rank updates are added to what they change.
 
-    Weights that are to be left out are not written.
+    The weights that ``leave_out`` names are not written.
 
     Raises:
         StorageError: they could not be written.
     """
     kept = {name: value for name, value in merged_state_dict(model).items() if name not in leave_out}
+    # safetensors refuses tensors that are not contiguous.
     weights = {name: value.detach().contiguous().cpu() for name, value in kept.items()}
     description = {"kind": kind, "config": plain(config), **({LEFT_OUT: sorted(leave_out)} if leave_out else {})}
     with writing(folder):
@@ -64,6 +65,7 @@ def writing(folder: Path) -> Iterator[None]:
     """Adds the folder to errors of writing a checkpoint, because the libraries' own messages do not name it."""
     try:
         yield
+    # ``torch.save`` raises RuntimeError where the disk is full.
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StorageError(
             f"cannot write a checkpoint to {folder}: {error}. If no space is left there, make room or let TMPDIR name "

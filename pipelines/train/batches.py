@@ -75,7 +75,7 @@ def load_ahead(
 def _with_following(
     addresses: Sequence[BatchAddress], makers: int
 ) -> Iterator[tuple[BatchAddress, BatchAddress | None]]:
-    """Each address with the next one of the same maker, of so many that take turns."""
+    """Each address with the next one that the same maker gets, where so many makers take turns."""
     # PyTorch's loader gives its items to its processes in turn, so each process makes every ``makers``-th batch.
     return zip_longest(addresses, addresses[makers:]) if len(addresses) > makers else ((one, None) for one in addresses)
 

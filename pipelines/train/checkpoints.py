@@ -62,7 +62,7 @@ def save_training(
 ) -> None:
     """Writes what resuming needs besides the weights of the model.
 
-    ``weights`` are those in training where the model's are others; ``average`` is their running mean.
+    ``weights`` are those in training, if the model is saved with others; ``average`` is their running mean.
 
     Raises:
         StorageError: it could not be written.
@@ -85,9 +85,9 @@ class Saved:
     schedule: Mapping[str, Any]
     position: Position
     weights: Mapping[str, Tensor] | None
-    """Those in training, where the model's are others."""
+    """Those in training, if the model was saved with others."""
     average: Mapping[str, Tensor] | None
-    """Their running mean, where there is one."""
+    """The running mean of the weights in training, if there is one."""
 
 
 def load_training(

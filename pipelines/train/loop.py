@@ -88,7 +88,7 @@ class Task(Protocol[Batch]):
     ) -> Mapping[str, Tensor]:
         """Named parts of the loss, of which ``loss`` is minimised; with ``watch`` also figures beside it.
 
-        Names of those hold a slash.
+        The names of such figures hold a slash.
         """
         ...
 
@@ -236,8 +236,7 @@ class TrainingLoop(Generic[Batch]):
         return step % self.settings.log_every_steps == 0 or step == self.total_steps
 
     def _is_watched(self, step: int) -> bool:
-        """Depends on the step alone, so that all ranks agree, also after a restart: all take part in what is computed
-        then."""
+        """Depends on the step alone, so all ranks agree, also after a restart. Figures need collectives."""
         before, every = step - self.settings.log_every_steps, self.settings.watch_every_steps
         return self._is_logged(step) and (step // every > before // every or step == self.total_steps)
 
@@ -337,7 +336,7 @@ class TrainingLoop(Generic[Batch]):
         return float(metrics[SCORE])
 
     def _chosen_weights(self) -> AbstractContextManager[Any]:
-        """While it lasts, the model has the weights that are validated and kept: where there is one, the average."""
+        """A context in which the model has the weights that are validated and kept: the average, if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def _report(self, metrics: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ from pipelines.workspace.errors import examples
 
 _NAMED_ROWS = 5
 _LEAST_SCALE = 2.0**-14
-"""Gradients of float16 that are not finite even when they are scaled down so far are none because of their size."""
+"""If gradients are still not finite when their scale is below this, the range of float16 is not the reason."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -25,8 +25,8 @@ class NonFiniteLossError(ArithmeticError):
     On a GPU it is noticed when the losses are next looked at: at the logging interval, and before anything is
     validated or saved. To look at each of them would make the host wait for the device in every step.
 
-    ``report`` holds the ``step``, ``what`` was not finite, the ``value``, the ``ranks`` on which it was not
-    with the ``parts`` of their loss and the ``rows`` of their batch, and, once they are known, the
+    ``report`` holds the ``step``, ``what`` was not finite and its ``value``. Its ``ranks`` are those with such a value,
+    each with the ``parts`` of its loss and the ``rows`` of its batch. Once they are known, it also holds the
     ``last_checkpoint`` and the place where the report is ``saved``.
     """
 

@@ -48,7 +48,7 @@ class PairBatch(NamedTuple):
     """Pixels, or images that the model's device decodes."""
     frame_mask: Bool[Tensor, "pairs frames"]
     operations: Int[Tensor, "pairs drawn"]
-    """Of the augmentation on the model's device, numbers of ``device_augmentation.NAMES``; no columns: no such."""
+    """Of the augmentation on the model's device, numbers of ``device_augmentation.NAMES``; without it, no columns."""
     arguments: Float[Tensor, "pairs drawn"]
     video_ids: list[str]
 

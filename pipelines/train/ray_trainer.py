@@ -106,7 +106,7 @@ class _RayReporter:
 
 
 class _Done(TypedDict):
-    """What a worker returns: plain data, since Ray's controller reads it, too, and would load our modules else."""
+    """What a worker returns: plain data, because Ray's controller reads it, too, and would load our modules."""
 
     curve: list[Point]
     non_finite: Mapping[str, Any] | None

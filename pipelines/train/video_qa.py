@@ -52,7 +52,7 @@ class QuestionSource:
 
     @property
     def is_in_memory(self) -> bool:
-        """As that of the pairs."""
+        """Whether the source of the pairs is."""
         return self._source.is_in_memory
 
     def __getitem__(self, address: BatchAddress) -> QuestionBatch:
