@@ -29,6 +29,7 @@ _DESCRIPTIONS_FORM = '{"v_…": {"duration": seconds, "timestamps": [[start, end
 def _read_ids(annotations: Storage, name: str) -> list[str]:
     with reading(annotations, name, form='["v_…", …]'):
         ids = read_published_json(annotations, name)
+        # val_2.json has no list beside it; its own keys are the ids.
         if isinstance(ids, dict) and name == VAL_2:
             ids = list(ids)
         if not isinstance(ids, list) or not all(isinstance(video_id, str) for video_id in ids):
@@ -50,6 +51,7 @@ def _description(record: Mapping[str, Any]) -> Description:
     # Whole seconds, as published.
     end_s = math.ceil(record["duration"])
     sentences = ["" if is_missing(sentence) else sentence for sentence in list(record["sentences"])]
+    # A single text is a sequence of texts, too, so the list itself has to be checked.
     if not isinstance(record["sentences"], list) or not all(isinstance(sentence, str) for sentence in sentences):
         raise ValueError("sentences is not a list of texts")
     if end_s < 1:

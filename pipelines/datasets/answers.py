@@ -33,6 +33,7 @@ class Vocabulary:
 
     def __init__(self, answers: Iterable[str]) -> None:
         self.answers = tuple(answer.strip() for answer in answers)
+        # Of an answer that occurs twice the last class stays, by which the check below notices it.
         self._labels = {answer: label for label, answer in enumerate(self.answers)}
         if len(self.answers) < 2:
             raise ValueError(
@@ -80,6 +81,7 @@ def read_vocabulary(uri: str) -> Vocabulary:
 def _ordered(document: Any) -> Sequence[str]:
     if isinstance(document, list) and all(isinstance(answer, str) for answer in document):
         return document
+    # isinstance would take true for the class id 1.
     if not isinstance(document, dict) or not all(type(label) is int for label in document.values()):
         raise ValueError("it must hold an object from answer to class id, or a list of answers")
     if sorted(document.values()) != list(range(len(document))):

@@ -58,6 +58,7 @@ def read_captions_file(file: str, videos: str | None = None) -> Annotations:
     lines, num_empty = [], 0
     for number, record in read_records(file, _FORMAT, warnings):
         line = _parse(number, record, base, problems)
+        # A line without a caption counts for nothing, not even for the split of its video.
         if line is not None and line.caption:
             lines.append(line)
         elif line is not None:
@@ -101,6 +102,7 @@ def _merge(lines: Sequence[_Line], warnings: list[str]) -> list[AnnotatedVideo]:
 
 
 def _splits(by_id: Mapping[str, Sequence[_Line]], warnings: list[str]) -> dict[str, Split]:
+    # All lines of a video name the same split, and all videos have one or none does: see _check_consistency.
     given = {video_id: members[0].split for video_id, members in by_id.items()}
     splits: dict[str, Split] = {video_id: split for video_id, split in given.items() if split is not None}
     if not splits:
@@ -111,6 +113,8 @@ def _splits(by_id: Mapping[str, Sequence[_Line]], warnings: list[str]) -> dict[s
 
 
 def _warn_of_shared_files(entries: Iterable[AnnotatedVideo], warnings: list[str]) -> None:
+    # Segments of one file look alike, so a model may know a tested video from its training. The splits are the
+    # user's, so they stay.
     splits: dict[str, set[Split]] = {}
     for entry in entries:
         splits.setdefault(entry.uri, set()).add(entry.split)
@@ -138,6 +142,7 @@ def _check_consistency(lines: Iterable[_Line], problems: Problems) -> None:
             )
         splits_given.add(line.split is not None)
         if len(splits_given) > 1:
+            # Said once: every further line would only repeat it.
             problems.add(line.number, "some lines name a split and others do not; name it on all lines or on none")
             return
 
@@ -164,5 +169,6 @@ def _parse(number: int, record: Record, base: str, problems: Problems) -> _Line 
             end_s=end_s,
         )
     except ValueError as error:
+        # Problems writes the number of the line in front of it, which says the place.
         problems.add(number, str(error).removeprefix("this line: "))
         return None

@@ -70,6 +70,7 @@ class Collection:
 
     def digest(self) -> str:
         """Changes when a video is added, removed or changed."""
+        # No key is empty, so the empty line shows where the keys end and the missing videos begin.
         keys = [*sorted(self.table.column("key").to_pylist()), "", *sorted(self.errors.column("uri").to_pylist())]
         return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
@@ -87,6 +88,7 @@ def find_collection(videos: str) -> Collection:
     elif suffix in (".csv", ".jsonl"):
         found = _read_list(videos)
     else:
+        # The name of a folder, or a glob such as *.mp4, may end in a suffix of videos, too.
         one = _one_file(videos) if suffix in VIDEO_SUFFIXES else None
         found = one if one is not None else _listed(videos)
     if not len(found.table):
@@ -119,6 +121,7 @@ def _listed(videos: str) -> Collection:
         raise FileNotFoundError(
             f"{shown(videos)}: there is no folder {shown(folder)}; give a folder, a glob, a list or a video"
         )
+    # In the address of a store %20 stands for a space, and the listing has the space; a path is taken as it is written.
     fits = re.compile(_as_regex(pattern, literal=str if is_local(videos) else unquote)).fullmatch
     listing = list_videos(folder)
     for trouble in listing.troubles():
@@ -128,7 +131,7 @@ def _listed(videos: str) -> Collection:
         for path, file in sorted(listing.files.items())
         if suffix_of(path) in VIDEO_SUFFIXES and fits(path)
     ]
-    # The contents of a closed folder are unknown. It is reported if a video in it would fit the glob.
+    # The contents of a closed folder are unknown. It is reported if a file a.mp4 in it would fit the glob.
     reasons = {path: f"cannot list the folder: {why}" for path, why in listing.closed.items() if fits(f"{path}/a.mp4")}
     reasons |= {path: why for path, why in listing.unusable.items() if suffix_of(path) in VIDEO_SUFFIXES and fits(path)}
     missing = [
@@ -145,6 +148,7 @@ def _split_glob(videos: str) -> tuple[str, str]:
     # The name of a local folder may look like a pattern.
     if found is None or (is_local(videos) and Path(absolute_uri(videos)).exists()):
         return videos, "**"
+    # Without a slash in front of the wildcard, the glob is one below the current folder.
     cut = address.rfind("/", 0, found.start())
     folder = address[:cut] if cut > 0 else "/" if cut == 0 else "."
     return f"{folder}{options}", address[cut + 1 :]
@@ -152,10 +156,13 @@ def _split_glob(videos: str) -> tuple[str, str]:
 
 def _as_regex(pattern: str, literal: Callable[[str], str]) -> str:
     """``literal`` turns the parts between wildcards into the characters of a path."""
+    # The longer wildcards come first: "**" would take the beginning of "**/", and "*" that of both.
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])", pattern)
+    # "**/" also stands for no folder at all: /videos/**/a.mp4 finds /videos/a.mp4.
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
         known.get(part)
+        # A shell negates a set with "!", a regular expression with "^".
         or (part.replace("[!", "[^") if part.startswith("[") and len(part) > 2 else re.escape(literal(part)))
         for part in parts
     )
@@ -184,10 +191,12 @@ def _read_list(videos: str) -> Collection:
     for number, record in read_records(file, _LIST, warnings):
         try:
             line = _parse(record, base)
+            # A list of captions names a video on several lines, which must then agree.
             other = lines.setdefault(line.video_id, line)
             if other != line:
                 raise ValueError(f"video_id {line.video_id!r} means {other.uri} on an earlier line; give it another id")
         except ValueError as error:
+            # Problems writes the number of the line in front of it, which says the place.
             problems.add(number, str(error).removeprefix("this line: "))
     problems.raise_if_any()
     for warning in warnings:
@@ -235,6 +244,7 @@ def _read_manifest(videos: str) -> Collection:
 
 def _manifest_rows(folder: Storage, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     table = folder.read_table(name, columns=columns)
+    # Any Parquet file may have columns of these names.
     wanted = pa.schema([MANIFEST.field(column) for column in columns])
     if table.schema.types != wanted.types:
         raise ValueError(f"{folder.place(name)} is not a manifest of this project: its columns have other types")
@@ -248,6 +258,7 @@ def _row(video_id: str, file: VideoFile, start_s: float | None = None, end_s: fl
         "key": video_key(video_id, file, start_s, end_s),
         "start_s": start_s,
         "end_s": end_s,
+        # A collection has no splits, but the schema of a manifest needs one.
         "split": "test",
         "captions": [],
         "questions": [],

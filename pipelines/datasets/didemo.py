@@ -27,6 +27,7 @@ _DESCRIPTIONS_FORM = '[{"video": id, "description": text, "times": [[first, last
 
 
 def _read_ids(annotations: Storage, name: str) -> list[str]:
+    # Two ids that differ only in their suffix are one video.
     return list(dict.fromkeys(map(video_stem, read_id_lines(annotations, name))))
 
 

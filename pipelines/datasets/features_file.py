@@ -47,7 +47,7 @@ class Place:
 
 @dataclass
 class GivenVideo:
-    """A video or the beginning of one: where its frames are, and its captions by their texts."""
+    """A video, as far as its rows have been read: where its frames are, and its captions by their texts."""
 
     frames: Place | None = None
     split: Split | None = None
@@ -121,6 +121,7 @@ def read_features_files(place: str) -> Annotations:
     entries = [
         AnnotatedVideo(
             video_id=name,
+            # Videos of one address would count as segments of one file, which stay together in a split.
             uri=f"{video.frames.uri}#{name}",
             file=files[video.frames.uri],
             split=splits[name],
@@ -158,6 +159,7 @@ def _named_rows(uri: str) -> Iterator[tuple[Place, dict[str, Any]]]:
             for row, values in enumerate(table.to_pylist()):
                 yield Place(uri, group, row), values
     except (*UNREADABLE,) as error:
+        # ArrowInvalid is a ValueError, too; the others are those raised above, which already say what is wrong.
         if isinstance(error, ValueError) and not isinstance(error, pa.ArrowException):
             raise
         raise ValueError(f"{uri} cannot be read as Parquet: {error}") from error
@@ -167,6 +169,7 @@ def _held(file: pq.ParquetFile, group: int, name: str) -> pa.Array:
     """Which rows of a group hold something in the column ``name``; its numbers are read only where some do not."""
     described = file.metadata.row_group(group)
     columns = [described.column(number) for number in range(described.num_columns)]
+    # The path of a nested column continues after its name: frames.list.element and so on.
     statistics = [column.statistics for column in columns if column.path_in_schema.split(".")[0] == name]
     if all(found is not None and found.has_null_count and found.null_count == 0 for found in statistics):
         return pa.array([True] * described.num_rows)
@@ -189,6 +192,7 @@ def _take(videos: dict[str, GivenVideo], place: Place, row: dict[str, Any]) -> N
             video.split = split
     if row.get("words"):
         require(row.get("caption_id") is not None, f"a caption of {name!r} has no caption_id")
+        # Captions are told apart by their text; where there is none, the id takes its place.
         text = clean_caption(str(row.get("caption") or row["caption_id"]))
         require(text not in video.captions, f"video {name!r} has the caption {text!r:.60} twice; give each once")
         video.captions[text] = place
@@ -231,6 +235,7 @@ class GivenFeatures:
             f"{kind} of {place_of} have {tokens.shape[1]} channels, and model.tokens.{kind[:-1]}_dim is "
             f"{self._dims[kind]}; set it to {tokens.shape[1]}, or mend the file",
         )
+        # The mask comes first, because only real tokens count against the number that the model takes.
         mask = f"{kind[:-1]}_mask"
         if mask in table.column_names and (given := table.column(mask)[place.row].as_py()) is not None:
             require(
@@ -290,6 +295,7 @@ def _array(value: Any, what: str) -> NDArray[np.float32]:
     )
     tokens = value.values
     require(not tokens.null_count, f"{what} hold a token that is null")
+    # Equal lengths, so that the flat numbers can take the shape of a matrix.
     lengths = np.unique(pc.list_value_length(tokens).to_numpy(zero_copy_only=False))
     require(len(lengths) <= 1, f"{what} have tokens of {', '.join(map(str, lengths))} channels; all need the same")
     numbers = tokens.flatten()

@@ -17,6 +17,8 @@ from pipelines.recipe.data import DataConfig
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import last_name, parent_uri, suffix_of
 
+# null or NaN as a value, and questions and answers of nothing but spaces. It may also hit the inside of a caption: then
+# work is done again that need not be, while a miss would keep a manifest that is wrong.
 _IN_JSON = re.compile(rb"""[:\[,]\s*(null|NaN)\s*[,\]}]|"(question|answer)"\s*:\s*"\s*\"""")
 
 

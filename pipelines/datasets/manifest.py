@@ -62,11 +62,13 @@ def build_manifest(config: DataConfig, *, annotations: str | None = None, videos
         ValueError: the annotations cannot be used, or too many videos are missing.
     """
     annotated, folder = _read(config, annotations or config.annotations, videos or config.videos)
+    # Before the check for missing files: a video that is not tested need not be there.
     if config.test_videos is not None:
         annotated = _only_listed(annotated, config.test_videos)
     _refuse_missing(annotated, config, folder)
     warnings = [*annotated.warnings, *(folder.troubles() if folder is not None else ())]
     entries = _carve_validation(annotated.videos, config.validation_videos, warnings)
+    # Only now, so that it moves the questions about the videos that were just carved, too.
     entries = _validate_with_questions(entries)
     missing = [entry for entry in entries if entry.file is None]
     missing_by_split = count_by_split(missing)
@@ -114,6 +116,7 @@ def manifest_digest(config: DataConfig, *, annotations: str | None = None, video
     present = set(folder.files())
     for name in (*required, *optional):
         content = folder.read_bytes(name) if name in present else b""
+        # The lengths tell where a file ends, and an empty file is not the same as none.
         digest.update(f"{name}\n{name in present}\n{len(content)}\n".encode() + content)
     digest.update(list_videos(videos).digest().encode())
     return digest.hexdigest()
@@ -183,6 +186,7 @@ def _refuse_missing(annotated: Annotations, config: DataConfig, folder: VideoFol
             f"data.dataset {config.dataset}: not one video has a caption or a question in "
             f"{', '.join(annotated.files)}. " + " ".join(f"{warning}." for warning in annotated.warnings)
         )
+    # Data without a single video are refused even if max_missing_fraction is 1.
     if len(missing) == len(entries) or len(missing) > config.max_missing_fraction * len(entries):
         there = what_is_there([entry.uri for entry in missing], folder)
         allowed = f"; data.max_missing_fraction allows {config.max_missing_fraction:.1%}"
@@ -223,6 +227,7 @@ def _carve_validation(entries: Sequence[AnnotatedVideo], wanted: int, warnings: 
     carved: set[str] = set()
     # The hash is of the id and not of the address: moving the data set must not change the split.
     for members in sorted(segments.values(), key=lambda group: _hash(min(entry.video_id for entry in group))):
+        # A file with too many segments is passed over; a smaller one after it may still fit.
         if len(carved) + len(members) <= min(wanted, allowed):
             carved.update(entry.video_id for entry in members)
     return [replace(entry, split="val") if entry.video_id in carved else entry for entry in entries]
@@ -274,4 +279,5 @@ def _error_row(entry: AnnotatedVideo) -> dict[str, str]:
 
 
 def _hash(video_id: str) -> str:
+    # The prefix makes this draw independent of others that hash an id, such as that of the two validation halves.
     return hashlib.sha256(f"validation\n{video_id}".encode()).hexdigest()

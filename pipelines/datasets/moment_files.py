@@ -46,6 +46,7 @@ def read_moments(file: str, form: MomentFormat) -> tuple[list[MomentQuery], list
     problems = Problems(file)
     queries = list(_queries(lines, form, problems))
     problems.raise_if_any()
+    # JSON may hold NaN, which fails the comparison, too.
     kept = [replace(query, spans=[span for span in query.spans if 0 <= span[0] < span[1]]) for query in queries]
     left_out = sum(len(query.spans) for query in queries) - sum(len(query.spans) for query in kept)
     kept = [query for query in kept if query.spans]

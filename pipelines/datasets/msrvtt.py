@@ -86,6 +86,7 @@ def read_msrvtt(
     by_split = {
         split: read_questions(annotations, split, warnings) for split, name in QUESTION_FILES.items() if name in present
     }
+    # Every question keeps its own split, whichever list its video is in.
     questions: dict[str, list[Question]] = {}
     for found in by_split.values():
         for video, asked in found.items():
@@ -238,6 +239,7 @@ def _retrieval_count_warnings(
             (
                 SENTENCES_FILE,
                 num_captions,
+                # Of the videos that are listed, so that a shorter list gives one warning and not two.
                 len(train) * PUBLISHED_CAPTIONS_PER_VIDEO,
                 "captions of the training videos",
             ),

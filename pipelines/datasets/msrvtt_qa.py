@@ -84,6 +84,7 @@ def read_questions(annotations: Storage, split: Split, warnings: list[str]) -> d
     for number, record in read_published(annotations, name, "question", "answer", "video_id", "answer_type"):
         with reading(annotations, f"{name}, line {number}", form=_FORM):
             video_id = check_video_id(_video_id(text_of(record, "video_id")), "this line")
+            # Not clean_caption, which also joins inner spaces: answers must stay as the published vocabulary has them.
             question, answer, kind = (
                 storable(text_of(record, column)) for column in ("question", "answer", "answer_type")
             )

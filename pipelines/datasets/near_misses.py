@@ -33,7 +33,10 @@ def what_is_there(missing: Sequence[str], folder: VideoFolder | None = None) -> 
 
 
 def named_alike(missing: Sequence[str], folder: VideoFolder | None = None) -> list[str]:
-    """Sentences about files whose names differ from ``missing`` ones only in upper case or the suffix; see above."""
+    """Sentences about files whose names differ from ``missing`` ones only in upper case or the suffix.
+
+    Args are those of :func:`what_is_there`.
+    """
     wanted = {video_stem(last_name(uri)).casefold(): last_name(uri) for uri in missing}
     sentences = []
     for listing in _where(missing, folder):
@@ -41,6 +44,7 @@ def named_alike(missing: Sequence[str], folder: VideoFolder | None = None) -> li
         alike = [(wanted[stem], name) for name in names if (stem := video_stem(name).casefold()) in wanted]
         if pairs := [f"{name}, and {other} was looked for" for other, name in alike if name != other]:
             sentences.append(
+                # In the folder of a data set files are found by their stem, whatever their suffix.
                 f"capitals{' count' if folder is not None else ' and suffixes count'}: there is "
                 + examples(pairs, separator="; ")
             )
@@ -51,6 +55,7 @@ def _where(missing: Sequence[str], folder: VideoFolder | None) -> list[VideoFold
     """The listing that ``missing`` were looked for in, or those of their own folders, two of them at most."""
     if folder is not None:
         return [folder]
+    # It is only a hint, and each folder costs a listing.
     return [_neighbours(place) for place in list(dict.fromkeys(parent_uri(uri) for uri in missing[:100]))[:2]]
 
 
@@ -58,9 +63,12 @@ def _neighbours(uri: str) -> VideoFolder:
     """The files of one folder, as far as they can be listed; none if the folder does not exist."""
     folder = Storage(uri)
     names: Iterable[str] = ()
+    # The message that the hint belongs to must be seen, whether the folder can be listed or not.
     with suppress(OSError):
         if folder.is_local:
+            # Arrow's listing stops at a name that is not UTF-8.
             names = [path.name for path in Path(folder.uri).iterdir() if is_text(path.name)]
         else:
             names = folder.files()
+    # Only the names are used, so sizes and times need not be looked up.
     return VideoFolder(folder.uri, {name: VideoFile(join_uri(folder.uri, name), 0, 0) for name in names})

@@ -25,6 +25,7 @@ def split_of(record: Record) -> Split | None:
     text = text_of(record, "split")
     if text and text not in SPLITS:
         raise ValueError(f"split {text[:40]!r} is unknown; use one of {', '.join(SPLITS)}")
+    # For the type checker, to which text itself is no Split.
     return next((split for split in SPLITS if split == text), None)
 
 
@@ -46,6 +47,7 @@ def derived_id(address: str, start_s: float | None = None, end_s: float | None =
     """A readable id that depends only on this address and segment, so that adding lines changes no other id."""
     stem = posixpath.splitext(posixpath.basename(address))[0]
     span = "" if start_s is None and end_s is None else f"\n{start_s}\n{end_s}"
+    # The stem is for people to read. The hash makes the id unique, also among equal names in several folders.
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', stem)[:80]}-{_hash(address + span)[:10]}"
 
 
@@ -72,4 +74,5 @@ def drawn_splits(uris: Mapping[str, str], warnings: list[str]) -> dict[str, Spli
 
 
 def _hash(text: str) -> str:
+    # Python has surrogates in place of the bytes of a name that is not UTF-8.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

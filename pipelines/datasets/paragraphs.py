@@ -57,6 +57,7 @@ class ParagraphDataset:
     @property
     def annotation_files(self) -> list[str]:
         """Names of all files, each once."""
+        # One file may be both list and annotations: val_2.json of ActivityNet.
         return list(dict.fromkeys(name for names in self.files.values() for name in names))
 
     def read(self, annotations: Storage, videos: VideoFolder, queries: Queries = "paragraph") -> Annotations:

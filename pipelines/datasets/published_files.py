@@ -103,6 +103,7 @@ def reading(annotations: Storage, name: str, *, form: str) -> Iterator[None]:
     """Turns the errors of unexpected content into a ``ValueError`` that names the file and its ``form``."""
     try:
         yield
+    # All that taking apart a document of another form can raise.
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
         raise ValueError(f"{annotations.place(name)}: {what}; the published form is {form}") from error
@@ -140,7 +141,7 @@ def listing_warnings(
 
 
 def refuse_shared_videos(lists: Mapping[str, Iterable[str]]) -> None:
-    """Raises ``ValueError`` if a video is in more than one of the lists of splits, by file name."""
+    """Raises ``ValueError`` if a video is in more than one of ``lists``: ids of a split, by the name of its file."""
     owner: dict[str, str] = {}
     for name, ids in lists.items():
         for video in dict.fromkeys(ids):

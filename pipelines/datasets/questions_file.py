@@ -63,6 +63,7 @@ def attach_questions(annotations: Annotations, file: str, videos: str | None = N
     base = videos if videos is not None else parent_uri(file)
     problems, warnings = Problems(file), list(annotations.warnings)
     by_id = {entry.video_id: entry for entry in annotations.videos}
+    # A file may have several segments; only an id tells them apart.
     by_uri: dict[str, list[AnnotatedVideo]] = {}
     for entry in annotations.videos:
         by_uri.setdefault(entry.uri, []).append(entry)
@@ -72,6 +73,7 @@ def attach_questions(annotations: Annotations, file: str, videos: str | None = N
             found = (
                 [by_id[line.video]]
                 if line.video in by_id
+                # Entries hold their address in the form in which tables can hold it.
                 else by_uri.get(printable(video_address(line.video, base)), [])
             )
         except ValueError as error:
@@ -85,6 +87,7 @@ def attach_questions(annotations: Annotations, file: str, videos: str | None = N
             problems.add(line.number, f"video {line.video[:80]!r} is neither an id nor a file of the data set")
     splits = {entry.video_id: entry.split for entry in annotations.videos}
     questions = _questions(asked, splits, problems, warnings)
+    # Not earlier, so that one message names the problems of videos and of splits.
     problems.raise_if_any()
     entries = [replace(entry, questions=questions.get(entry.video_id, ())) for entry in annotations.videos]
     return Annotations(videos=entries, warnings=warnings, files=(*annotations.files, file))
@@ -139,6 +142,7 @@ def _read(file: str, problems: Problems, warnings: list[str]) -> list[_Line]:
     if num_empty:
         warnings.append(f"{num_empty:,} lines have an empty question or answer and are left out")
     if not lines:
+        # Lines that cannot be read explain better why there is no question.
         problems.raise_if_any()
         raise ValueError(
             f"{file} holds no questions; it needs one line per question with the columns video, question and answer"
@@ -178,6 +182,7 @@ def _splits_of_videos(
     if without:
         problems.add(without[0].number, "some lines name a split and others do not; name it on all lines or on none")
         problems.raise_if_any()
+    # Every line names a split here. The condition is for the type checker.
     return {video_id: lines[0].split for video_id, lines in asked.items() if lines[0].split is not None}
 
 

@@ -98,7 +98,10 @@ def read_records(file: str, form: RecordFormat, warnings: list[str] | None = Non
     read = _read_csv if suffix == ".csv" else _read_json_lines
     with _opened(file) as stream:
         try:
+            # utf-8-sig drops the mark that Excel writes in front, which would become a part of the first column's name.
+            # With newline="" the line ends inside of quoted cells reach the csv module as they are.
             lines = _bounded_lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), place)
+            # Filled by read: all columns of JSON lines are known only after the last line.
             columns: dict[str, None] = {}
             yield from read(lines, place, form, columns)
         except UnicodeDecodeError as error:
@@ -111,6 +114,7 @@ def read_records(file: str, form: RecordFormat, warnings: list[str] | None = Non
 def _read_csv(
     lines: Iterator[str], place: str, form: RecordFormat, columns: dict[str, None]
 ) -> Iterator[tuple[int, Record]]:
+    # Without strict, a quote that is never closed would silently take the rest of the file into one cell.
     reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
@@ -143,16 +147,20 @@ def _read_json_lines(
             raise ValueError(f"{place}, line {number} is not JSON: {reason(error)}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{place}, line {number} is a {type(record).__name__}; one JSON object per line is needed")
+        # In published files every line has all columns. In the user's own, a key that a line lacks is a missing value,
+        # and only the file as a whole must have the required ones.
         if form.others and not form.is_complete(record):
             absent = [column for column in form.columns if column not in record]
             raise ValueError(f"{place}, line {number} lacks {', '.join(absent)}")
         columns.update(dict.fromkeys(record))
         yield number, record
+    # Without a record there are no columns to check; callers say what an empty file lacks.
     if columns:
         _check_columns(columns, place, form)
 
 
 def _check_columns(columns: Collection[str], place: str, form: RecordFormat) -> None:
+    # A misspelt optional column, such as "spilt", would otherwise be ignored with all of its values.
     for column in columns if not form.others else ():
         close = [] if column in form.columns else difflib.get_close_matches(str(column), form.columns, 1, 0.75)
         if close:
@@ -166,6 +174,7 @@ def _check_columns(columns: Collection[str], place: str, form: RecordFormat) -> 
 
 def _bounded_lines(text: io.TextIOWrapper, place: str) -> Iterator[str]:
     number = 0
+    # One more than is allowed, so that a longer line is noticed, and not taken for two.
     while line := text.readline(MAX_LINE_CHARS + 1):
         number += 1
         if len(line) > MAX_LINE_CHARS:
@@ -180,8 +189,10 @@ def _bounded_lines(text: io.TextIOWrapper, place: str) -> Iterator[str]:
 def _opened(file: str) -> Iterator[Any]:
     filesystem, path = resolve(file)
     try:
+        # By default Arrow would choose a decompression by the suffix of the name.
         with filesystem.open_input_stream(path, compression=None) as stream:
             yield stream
+    # Both are OSErrors that already say what is wrong.
     except (FileNotFoundError, StorageError):
         raise
     except OSError as error:
@@ -233,6 +244,7 @@ def as_text(value: Any, name: str) -> str:
     """
     if is_missing(value):
         return ""
+    # Numbers are taken as texts, because an id or an answer may consist of digits. True and false are ints, too.
     if not isinstance(value, (str, int, float)) or isinstance(value, bool) or value in (math.inf, -math.inf):
         kind = type(value).__name__ if not isinstance(value, float) else str(value)
         raise ValueError(f"{name} is a {kind}; a text is needed")

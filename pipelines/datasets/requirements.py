@@ -96,6 +96,7 @@ def _too_few_pairs(recipe: Recipe, texts: _Texts) -> Iterator[str]:
     each = recipe.labels.captions_per_video
     splits: Sequence[Split] = ("train",) if recipe.data.has_captions else ("train", "val")
     found, videos = (sum(counts[split] for split in splits) for counts in (texts.texts, texts.videos))
+    # An upper bound: some videos may have fewer captions than each.
     found = found if each is None else min(found, each * videos)
     if found < recipe.estimator.batch_size:
         todo = f"set estimator.batch_size to {found:,} or less, or add training videos" if found else "add some"
@@ -118,6 +119,7 @@ def _captions(table: pa.Table) -> _Texts:
     of_split = {split: lengths.filter(pc.equal(splits, split)) for split in SPLITS}
     return _Texts(
         "captions",
+        # Arrow's sum of no rows is null.
         {split: pc.sum(pc.greater(found, 0)).as_py() or 0 for split, found in of_split.items()},
         {split: pc.sum(found).as_py() or 0 for split, found in of_split.items()},
     )
@@ -126,6 +128,7 @@ def _captions(table: pa.Table) -> _Texts:
 def _questions(table: pa.Table, vocabulary: Vocabulary | None = None) -> _Texts:
     """By the splits of the questions, which may differ from those of their videos."""
     column = table.column("questions")
+    # Two arrays with an entry per question: the row of its video, and the question.
     videos, asked = pc.list_parent_indices(column), pc.list_flatten(column)
     splits = pc.struct_field(asked, "split")
     if vocabulary is not None:

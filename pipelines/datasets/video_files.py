@@ -139,6 +139,7 @@ def _list_store(folder: Storage) -> VideoFolder:
     for info in folder.filesystem.get_file_info(pafs.FileSelector(root, recursive=True)):
         path = info.path[len(root) :].lstrip("/")
         if info.type == pafs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
+            # Arrow has None where a store tells no time.
             files[path] = VideoFile(join_uri(folder.uri, path), info.size, info.mtime_ns or 0)
     return VideoFolder(folder.uri, files)
 
@@ -157,6 +158,7 @@ def _list_local(root: str) -> VideoFolder:
             with os.scandir(f"{root}/{folder}") as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
+            # Without the top folder there is no listing at all.
             if not folder or error.errno not in _OWN_FAULTS:
                 raise
             closed[folder] = reason(error)
@@ -241,6 +243,7 @@ def _find_local(uri: str) -> VideoFile | str:
         found = Path(absolute_uri(uri)).stat()
     except FileNotFoundError:
         return NO_FILE
+    # A path with a NUL, or a file:// address of another machine.
     except ValueError as error:
         return reason(error)
     except OSError as error:
@@ -262,6 +265,7 @@ def _find_together(uris: Sequence[str]) -> dict[str, VideoFile]:
     else:
         # One request lists a thousand files of an object store, but tells about a single file otherwise.
         parent = posixpath.dirname(paths[uris[0]])
+        # A folder that does not exist holds none of the files, and that is no error here.
         infos = filesystem.get_file_info(pafs.FileSelector(parent, allow_not_found=True))
     by_path = {info.path: info for info in infos if info.type == pafs.FileType.File}
     return {
@@ -276,6 +280,7 @@ def video_key(video_id: str, file: VideoFile, start_s: float | None, end_s: floa
 
     It covers the id, the segment, and the file's address, size and time of last change.
     """
+    # Frames and labels are found by this key. If its text changed, all of them would be made again.
     identity = (video_id, file.uri, file.size, file.mtime_ns, start_s, end_s)
     return hashlib.sha256("\n".join(map(repr, identity)).encode()).hexdigest()[:32]
 
