@@ -18,10 +18,12 @@ _PLOTTED = ("recall_at_1", "recall_at_5", "recall_at_10", "accuracy", "top_5_acc
 def difference_chart(reference: str, differences: Mapping[str, Sequence[Difference]]) -> Figure:
     """Dots are differences to ``reference`` in points, thick lines intervals over videos, thin ones over seeds."""
     shown = {name: [each for each in found if each.metric in _PLOTTED] for name, found in differences.items()}
+    # The differences of all sides are of the same metrics.
     rows = [(each.part, each.metric) for each in next(iter(shown.values()))]
     figure = Figure(figsize=(7.2, 1.1 + 0.28 * len(rows) * max(len(shown), 2)), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(0, color="#1a1a1a", linewidth=0.8)
+    # Rows lie 1 apart. The sides share 0.7 of it; the rest is the gap to the next row.
     step = 0.7 / max(len(shown), 1)
     for number, (name, found) in enumerate(shown.items()):
         colour = _COLOURS[number % len(_COLOURS)]

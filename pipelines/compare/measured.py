@@ -84,6 +84,7 @@ def _folder(place: str, stage: str) -> Storage:
     folder = Storage(place)
     if folder.exists(METRICS_FILE):
         return folder
+    # artifact.json is written last: a folder without it is not finished.
     found = [each for each in folder.folders(stage) if folder.folder(stage, each).exists(ARTIFACT)]
     if not found:
         raise FileNotFoundError(
@@ -100,6 +101,7 @@ def _ranks(table: pa.Table) -> dict[str, dict[Query, float]]:
     ranks: dict[str, dict[Query, float]] = {}
     columns = [table.column(name).to_pylist() for name in RANKS.names]
     for direction, video, caption, rank in zip(*columns, strict=True):
+        # As text, so that queries can be sorted; one of video to text has no caption.
         ranks.setdefault(direction, {})[direction, video, str(caption)] = rank
     return ranks
 

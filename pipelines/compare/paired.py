@@ -59,6 +59,7 @@ def _compare_part(part: str, first: Side, second: Side, *, seed: int, resamples:
     queries = sorted(first.runs[0].ranks[part])
     metrics = PARTS[part]
     sides = [[_values(run, part, queries) for run in side.runs] for side in (first, second)]
+    # Numbered by name, so that one seed draws the same videos for all evaluations of these queries.
     names = {video: number for number, video in enumerate(sorted({query[1] for query in queries}))}
     clusters = torch.tensor([names[query[1]] for query in queries])
     drawn = [

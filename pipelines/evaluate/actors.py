@@ -19,6 +19,7 @@ def start_actors(kind: type, *arguments: Any, resources: ActorResources, most: i
     If the recipe says 0, one object of this process takes their place, and is called in the same way.
     """
     if works_here(resources):
+        # An object chooses its device when it is made, so the limit need not hold longer.
         with with_gpus(resources.gpus_per_actor):
             return [_Here(kind(*arguments))]
     gpus, fitting = actors_that_fit(resources)
@@ -36,7 +37,10 @@ def stop_actors(actors: Sequence[Any]) -> None:
 
 
 class _Here:
-    """An object of this process with the interface of an actor's handle: calls take and return what is a reference."""
+    """An object of this process with the interface of an actor's handle.
+
+    Its calls return a ``_Result`` in place of a reference, and take such results as arguments.
+    """
 
     def __init__(self, member: Any) -> None:
         self._member = member
@@ -50,9 +54,11 @@ class _Call:
         self._method = method
 
     def remote(self, *arguments: Any) -> _Result:
+        # The work is done now, and not when its result is asked for.
         return _Result(self._method(*(one.value if isinstance(one, _Result) else one for one in arguments)))
 
 
+# Without eq each is equal to itself alone, and can be the key of a dictionary (as_finished) whatever it holds.
 @dataclass(frozen=True, eq=False)
 class _Result:
     """In the place of a reference: what a call in this process has returned."""

@@ -24,6 +24,7 @@ POST_PROCESSING_NEEDS = {
 
 def by_questions(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Metrics by question type, those with most questions first; ``overall`` comes before all others."""
+    # Where all questions have one type, it has as many of them as overall.
     return sorted(metrics.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))
 
 
@@ -39,6 +40,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 def _comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in protocol.items() if name != "seeds"}
+    # These describe a training; the queries, and how they are ranked, are the same.
     if isinstance(chosen := protocol.get("checkpoint"), Mapping):
         fields["checkpoint"] = {
             name: value for name, value in chosen.items() if name not in ("score", "seed", "epochs")

@@ -40,10 +40,12 @@ class ProbeActor(RetrievalScorerActor):
         batch = self._model.video_batch(frames.frames, frames.mask)
         videos, words = self._model.encode_video(batch), on_device(self._all_levels(texts), self._device)
         features = self._model.clip.encode_frames(batch.pixels[batch.mask])
+        # Unit vectors, because a cosine compares directions alone. Padding stays 0 and adds nothing to the mean.
         units = features.new_zeros((*batch.mask.shape, features.shape[-1]))
         units[batch.mask] = F.normalize(at_least_float32(features), dim=-1)
         images = units.sum(dim=1) / batch.mask.sum(dim=1, keepdim=True)
         places = sent(torch.tensor(owners), self._device)
+        # Now a row for each text, with its video.
         mine = tuple(level.map(lambda tensor: tensor[places]) for level in videos)
         floor, coalitions = self._model.config.quirks.zero_floor, self._model.config.game.coalitions
         found = {**pair_scores(words, mine, self._rates, zero_floor=floor, coalitions=coalitions)}
@@ -65,6 +67,7 @@ class ProbeActor(RetrievalScorerActor):
     def relevance(self, asked: Texts) -> list[list[float]]:
         """How relevant each frame of a video is to each of its texts."""
         positions, texts, owners = _flat(asked)
+        # Only at the first level a token of a video is a single frame.
         options: dict[str, Any] = {**self._encode, "num_levels": 1}
         (videos,) = encode_videos(self._model, self._view.store, positions, **options)
         (words,) = encode_texts(self._model, texts, **options)
@@ -77,6 +80,7 @@ class ProbeActor(RetrievalScorerActor):
         return found
 
     def _all_levels(self, texts: Sequence[str]) -> Levels:
+        # pair_scores has a score of each level alone, also of those that do not count in the model's.
         return encode_texts(self._model, texts, **{**self._encode, "num_levels": 3})
 
 

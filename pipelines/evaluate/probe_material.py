@@ -42,6 +42,7 @@ def word_pairs(recipe: Recipe, view: SplitView) -> list[Pair]:
             Pair(video, caption.text, negative, kind)
             for video, script in _scripts(shapes, view).items()
             for caption in draw_captions(shapes, script)
+            # The test list has one caption of each clip, and more are drawn here.
             if caption.text in view.texts(video)
             for kind, negative in negatives_of(shapes, script, caption).items()
         ]
@@ -86,6 +87,7 @@ def moment_queries(recipe: Recipe, view: SplitView) -> tuple[list[MomentQuery], 
             if len(script.events) == 2
             for event in script.events
         ]
+        # Without such training clips: two events that share a clip evenly.
         return queries, fmean(parts or [0.5])
     listed, warnings = read_moments(str(recipe.probe.moments), recipe.probe.moments_format)
     for warning in warnings:
@@ -99,6 +101,7 @@ def moment_queries(recipe: Recipe, view: SplitView) -> tuple[list[MomentQuery], 
         if query.video_id in positions
     ]
     require(bool(queries), f"{recipe.probe.moments}: no video is in the split {recipe.probe.split}")
+    # Charades-STA has no durations, so the last end of a span about a video stands for that of the video.
     longest = {query.video_id: max(end for _, end in query.spans) for query in listed}
     return queries, fmean((end - start) / longest[query.video_id] for query in listed for start, end in query.spans)
 
@@ -117,6 +120,7 @@ def frame_times(pool: ShardPool, inputs: Mapping[str, Artifact], view: SplitView
     found = {}
     for shard in index.column("shard").unique().to_pylist():
         for row in pool.read(shard, columns).to_pylist():
+            # A shard also holds videos of other splits and manifests.
             if (name := keys.get(row["key"])) is not None:
                 found[positions[name]] = FrameTimes(row["time_s"], shown_until(row, ends[row["key"]]))
     return found
@@ -131,6 +135,7 @@ def _tell_left_out(unknown: Sequence[str], total: int, what: str, split: str) ->
 
 
 def _scripts(shapes: ShapesConfig, view: SplitView) -> dict[int, Script]:
+    # Everything drawn is a function of the seed and the clip's number, so the scripts need not be stored.
     numbers = {video_id(number): number for number in range(shapes.train_videos + shapes.test_videos)}
     return {position: draw_script(shapes, numbers[name]) for position, name in enumerate(view.store.video_ids)}
 

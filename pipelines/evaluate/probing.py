@@ -63,6 +63,7 @@ class Intervals:
 
     def mean(self, values: Tensor, videos: Tensor) -> dict[str, float]:
         """The mean of ``values`` in percent with its interval."""
+        # A generator of its own, so that figures over the same queries come from the same resamples.
         generator = torch.Generator().manual_seed(self.seed)
         drawn = cluster_resamples(videos, generator=generator, num_resamples=self.resamples)
         means = torch.stack([values[rows].mean() for rows in drawn])
@@ -78,6 +79,7 @@ def probe_negatives(
 
     A pair with equal scores counts half.
     """
+    # A dictionary, as a set that keeps its order: a text is scored once, in however many pairs of its video it is.
     asked: dict[int, dict[str, None]] = {}
     for pair in pairs:
         asked.setdefault(pair.video, {}).update({pair.caption: None, pair.negative: None})
@@ -112,6 +114,7 @@ def probe_negatives(
     for kind in sorted({pair.kind for pair in pairs}):
         mine = [row for row in rows if row["class"] == kind]
         document[kind] = {
+            # Each pair has a row for every score.
             "pairs": len(mine) // len(PAIR_SCORES),
             "videos": len({row["video_id"] for row in mine}),
             **{name: _accuracy([row for row in mine if row["score"] == name], intervals) for name in PAIR_SCORES},
@@ -129,6 +132,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], intervals: Intervals) -> dict[s
 def probe_perturbations(actors: Sequence[Any], view: SplitView, *, tile: int, intervals: Intervals) -> dict[str, Any]:
     """R@1 of text to video by perturbation and strength; strength 0 means unchanged videos."""
     captions, owners, _ = view.texts_of(range(len(view)))
+    # The captions stay as they are, so they are encoded once for all perturbations.
     said = list(zip(owners, captions, strict=True))
     video_blocks, text_blocks = blocks(len(view), tile), blocks(len(captions), tile)
     texts = [
@@ -144,6 +148,7 @@ def probe_perturbations(actors: Sequence[Any], view: SplitView, *, tile: int, in
             places = list(block)
             videos = actor.videos.remote(places) if name is None else actor.perturbed.remote(places, name, strength)
             columns.append([actor.tile.remote(text, videos) for text in texts])
+        # [texts, videos]: the tiles of a block of videos below each other, and the blocks side by side.
         matrix = torch.cat([torch.cat([torch.tensor(result_of(part)) for part in column]) for column in columns], dim=1)
         hits = (text_to_video_ranks(matrix, right) <= 1).double()
         return intervals.mean(hits, right)
@@ -195,6 +200,7 @@ def probe_moments(
             places = [(video, place) for video in listed for place in by_video[video]]
             for (video, place), relevance in zip(places, result_of(reference), strict=True):
                 for name, span in _spans(relevance, times[video], prior):
+                    # A search returns one span, so the ranking of spans has one entry.
                     spans[name][place] = [span]
             progress.advance(len(places))
     right = [query.spans for query in queries]
@@ -226,7 +232,9 @@ def _spans(relevance: Sequence[float], times: FrameTimes, prior: float) -> Itera
     yield "search", (moment.start_s, moment.end_s)
     begin = float(starts[0])
     yield "whole clip", (begin, end_s)
+    # The earliest of equally relevant frames.
     best = max(range(len(relevance)), key=lambda frame: (relevance[frame], -frame))
+    # A frame is shown until the next one, the last frame until the end.
     middle = (starts[best] + [*starts[1:], end_s][best]) / 2
     for name, half in (
         ("best frame ± 1 s", 1.0),

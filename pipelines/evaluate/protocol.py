@@ -53,6 +53,7 @@ def retrieval_protocol(
     per_video = [0] * len(video_ids)
     for video in video_of_text:
         per_video[video] += 1
+    # Sorted, so that the digest does not depend on the order of the manifest.
     pairs = sorted((video_ids[video], text) for text, video in zip(captions, video_of_text, strict=True))
     return {
         "task": "retrieval",
@@ -97,6 +98,7 @@ def answers_protocol(
         "questions_per_video": spread(questions_per_video),
         "vocabulary": len(vocabulary),
         "missing_videos": missing_videos,
+        # With other answers to choose from, the same questions are another test.
         "pairs": digest([sorted(asked), sorted(vocabulary)]),
         "answer": "the best of the vocabulary; all: answers outside it are wrong; answerable: without those",
         "checkpoint": selection_of(checkpoint),

@@ -135,6 +135,7 @@ def evaluate_retrieval(
 
     document |= measured(ranks, torch.arange(len(captions)))
     flat |= _flat(document)
+    # Parameters that were chosen on the tested videos would flatter the figures.
     chosen_on = None
     if settings.post_processing and validation is not None and settings.split != "val":
         chosen_on = scored(validation)
@@ -172,6 +173,7 @@ def evaluate_retrieval(
         TOP_VIDEOS_FILE, _top_videos(matrix, ranks["text_to_video"], view, captions, video_of_text, caption_numbers)
     )
     if banked:
+        # A caption may hold line ends, and the file has a line for each.
         output.write_bytes(BANK_FILE, "".join(f"{' '.join(caption.split())}\n" for caption in banked).encode())
     output.write_json(METRICS_FILE, document)
     tracker.log_metrics(flat)

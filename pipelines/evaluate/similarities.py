@@ -88,6 +88,7 @@ def similarity_matrix(
     captions, owners, _ = view.texts_of(range(len(view)))
     said = [*zip(owners, captions, strict=True), *(() if bank is None else bank.texts)]
     video_blocks = blocks(len(view), settings.tile)
+    # No block has captions of both, because they are looked up in different stores.
     bank_blocks = [
         range(len(captions) + block.start, len(captions) + block.stop)
         for block in blocks(len(said) - len(captions), settings.tile)

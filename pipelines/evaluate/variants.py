@@ -38,6 +38,7 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 }
 """Parameters where there is no validation split to choose them on."""
 
+# Each grid holds the published values, so on the validation videos a choice is at least as good.
 _GRID: Mapping[str, Sequence[Mapping[str, float]]] = {
     "dual_softmax": [
         {"temperature": value} for value in (1.0, 3.0, 10.0, 20.0, 30.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
@@ -83,6 +84,7 @@ def convention_variants(scored: Scored) -> Iterator[Variant]:
     """The conventions of other publications for videos with several captions; none if each video has one caption."""
     similarity, owners = scored.similarity, scored.owners
     texts = torch.arange(len(owners))
+    # Videos without a caption are refused before (video_to_text_ranks), so with equal numbers each has one.
     if len(owners) == similarity.shape[1]:
         return
     for reduction, title in (
@@ -159,6 +161,7 @@ def post_processed_ranks(method: str, scored: Scored, parameters: Mapping[str, f
         temperature = parameters["temperature"]
         return {
             "text_to_video": text_to_video_ranks(dual_softmax(similarity, temperature), owners),
+            # The softmax runs over the queries, here the videos, so they have to be the rows.
             "video_to_text": video_to_text_ranks(dual_softmax(similarity.T, temperature).T, owners),
         }
     if method == "qb_norm":

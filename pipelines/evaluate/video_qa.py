@@ -141,6 +141,7 @@ def evaluate_video_qa(
         f"{len(questions):,} questions got {len(answers.ranks):,} answers",
     )
     table = _answers_table(view, vocabulary, answers)
+    # The video of each question; the questions of a video stand together.
     clusters = torch.arange(len(view)).repeat_interleave(torch.tensor(view.texts_per_video))
     protocol = answers_protocol(
         dataset=dataset,
@@ -148,6 +149,7 @@ def evaluate_video_qa(
         video_ids=view.store.video_ids,
         asked=[(row["video_id"], row["question"], row["answer"]) for row in table.select(_ASKED).to_pylist()],
         questions_per_video=view.texts_per_video,
+        # The rank is infinite where the vocabulary does not hold the answer.
         answerable=int(answers.ranks.isfinite().sum()),
         vocabulary=vocabulary.answers,
         missing_videos=missing_videos + view.without_frames,
@@ -165,6 +167,7 @@ def evaluate_video_qa(
         "vocabulary": len(vocabulary),
         "protocol": protocol,
         **_metrics(answers.ranks, questions, sampling),
+        # A given checkpoint may be evaluated on data without training questions.
         "baselines": _baselines(trained, questions, vocabulary, sampling) if trained else {},
     }
     output.write_table(ANSWERS_FILE, table)
@@ -192,6 +195,7 @@ def _answer_all(
     with Progress("qa_evaluation", total=sum(view.texts_per_video), unit="questions") as progress:
         for part in as_finished(calls):
             progress.advance(sum(view.texts_per_video[video] for video in parts[part]))
+    # In the order of the view, whatever the order in which the calls end: rows are matched with questions by place.
     answers = concatenate_answers([result_of(call) for call in calls])
     stop_actors(actors)
     return answers
@@ -210,6 +214,7 @@ def _answers_table(view: QuestionView, vocabulary: Vocabulary, answers: Answers)
             "answer": [question.answer for _, question in asked],
             "label": [label if is_known else None for label, is_known in zip(labels, known, strict=True)],
             "rank": [rank if is_known else None for rank, is_known in zip(ranks, known, strict=True)],
+            # Ties have the rank that is expected in random order: a first place that is shared is 1.5, and not correct.
             "correct": [rank <= 1 for rank in ranks],
             "top_answers": [[vocabulary.answers[label] for label in best] for best in answers.labels.tolist()],
             "top_probabilities": answers.probabilities.tolist(),
@@ -227,6 +232,7 @@ def _metrics(ranks: Float[Tensor, " questions"], questions: Sequence[Question], 
         name: {
             kind: {"questions": int((rows & counted).sum()), **sampling.metrics(ranks, rows & counted)}
             for kind, rows in members.items()
+            # A type may have no answerable question, and there are no metrics of none.
             if (rows & counted).any()
         }
         for name, counted in (("all", members[OVERALL]), ("answerable", ranks.isfinite()))
@@ -249,6 +255,7 @@ def _baselines(
 
     def accuracies(guessed: Sequence[str]) -> dict[str, Any]:
         hits = torch.tensor([mine == question.answer for mine, question in zip(guessed, questions, strict=True)])
+        # A single guess ranks no other answers, so only its accuracy is used below.
         ranks = torch.where(hits, 1.0, torch.inf)
         return {
             name: sampling.metrics(ranks, counted)["accuracy"]

@@ -83,6 +83,7 @@ def zero_shot_matrices(
     with Progress("zero_shot", total=len(view) + len(captions), unit="texts and videos") as progress:
         for block in as_finished([*videos, *texts]):
             progress.advance(len(encoded[block]))
+    # NaN, so that an entry that is never computed is noticed.
     matrices = torch.full((len(ZERO_SHOT_POOLINGS), len(captions), len(view)), torch.nan)
     tiles = [(row, column) for row in range(len(text_blocks)) for column in range(len(video_blocks))]
     scores = [actors[i % count].tile.remote(texts[row], videos[column]) for i, (row, column) in enumerate(tiles)]
@@ -141,6 +142,7 @@ def evaluate_zero_shot(
         "protocol": "every caption is a query; video to text by the best-ranked caption; no post-processing",
     }
     flat: dict[str, float] = {}
+    # Of video to text, each video is one query, so it is a cluster of its own.
     clusters = {"text_to_video": owners, "video_to_text": torch.arange(len(view))}
     for pooling, matrix in zip(ZERO_SHOT_POOLINGS, matrices, strict=True):
         ranks = {
