@@ -124,6 +124,7 @@ def _listed(
 ) -> tuple[dict[Split, dict[str, Sequence[str]]], list[str]]:
     """Captions by split and video of the published lists, and the training videos that have none."""
     train_ids = [row["video_id"] for row in read_texts(annotations, train_list, "video_id")]
+    # The list has the query of each video; what MSRVTT_data.json says of these videos is not used.
     test: dict[str, list[str]] = {}
     for row in read_texts(annotations, TEST_FILE, "video_id", "sentence"):
         test.setdefault(row["video_id"], []).append(row["sentence"])

@@ -35,6 +35,7 @@ def locate_by_stem(videos: VideoFolder, *, suffix: str = ".mp4") -> Locate:
     """
     stems, reasons = videos.by_stem(), videos.reasons_by_stem()
     otherwise = NO_FILE
+    # A video may lie in a folder that cannot be listed, so its absence is not certain.
     if videos.closed:
         otherwise += f" where files can be listed; closed are {examples(map(printable, videos.closed))}"
 

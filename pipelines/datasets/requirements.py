@@ -75,6 +75,7 @@ def _problems(recipe: Recipe, stages: Collection[str], table: pa.Table, vocabula
     if "evaluation" in stages or "zero_shot" in stages:
         yield from _empty("evaluation.split", recipe.evaluation.split, captions)
     if "video_qa" in stages:
+        # Training leaves out questions whose answer is not in the vocabulary.
         asked = questions if vocabulary is None else _questions(table, vocabulary)
         yield from _too_few("video_qa.batch_size", recipe.video_qa.batch_size, asked)
     if "probe" in stages:

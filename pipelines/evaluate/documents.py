@@ -40,7 +40,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 def _comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in protocol.items() if name != "seeds"}
-    # These describe a training; the queries, and how they are ranked, are the same.
+    # Score, seed and epochs describe one training of several, not what is measured or how.
     if isinstance(chosen := protocol.get("checkpoint"), Mapping):
         fields["checkpoint"] = {
             name: value for name, value in chosen.items() if name not in ("score", "seed", "epochs")

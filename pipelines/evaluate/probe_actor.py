@@ -39,6 +39,7 @@ class ProbeActor(RetrievalScorerActor):
         )
         batch = self._model.video_batch(frames.frames, frames.mask)
         videos, words = self._model.encode_video(batch), on_device(self._all_levels(texts), self._device)
+        # The images as plain CLIP has them, before the temporal encoder that encode_video applies.
         features = self._model.clip.encode_frames(batch.pixels[batch.mask])
         # Unit vectors, because a cosine compares directions alone. Padding stays 0 and adds nothing to the mean.
         units = features.new_zeros((*batch.mask.shape, features.shape[-1]))

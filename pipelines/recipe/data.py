@@ -66,6 +66,7 @@ class DataConfig:
     videos: str | None = None
     """Folder or URI of the video files; relative paths of the user's own files start here."""
 
+    # Not counted by its name: the manifest stage counts the contents of the files.
     features: str | None = only_for(default=None)
     """In place of a data set: a Parquet file, or a folder of them, with token features that another model made of
     videos and captions (docs/features.md); ``model.tokens`` then says how many channels they have. No video is
@@ -101,6 +102,7 @@ class DataConfig:
     max_missing_fraction: float = only_for(default=0.05)
     """Fraction of listed videos that may be missing before the manifest is refused."""
 
+    # Counted by the stage shapes, which is then an input of the manifest.
     shapes: ShapesConfig | None = only_for(default=None)
     """Generate this data set first and read it instead of ``annotations`` and ``videos``."""
 
@@ -121,6 +123,7 @@ class DataConfig:
             f"data.shapes writes MSR-VTT's layout; set data.dataset to msrvtt, not {self.dataset}",
         )
 
+        # Refused rather than ignored: the figures would seem to be those of another protocol.
         for name, value, default, sets in (
             ("msrvtt_protocol", self.msrvtt_protocol, "1k-A", ("msrvtt",)),
             ("activitynet_test", self.activitynet_test, "val_1", ("activitynet",)),

@@ -26,6 +26,7 @@ def field_names(kind: type, path: str = "") -> Iterator[str]:
     """Names of all settings of a configuration class, including those of sections that may be null."""
     types = get_type_hints(kind)
     for item in dataclasses.fields(kind):
+        # A section that may be null has the type Section | None.
         sections = [option for option in (types[item.name], *get_args(types[item.name])) if _is_section(option)]
         if sections:
             yield from field_names(sections[0], f"{path}{item.name}.")
@@ -55,6 +56,7 @@ def with_values(document: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
         section = changed
         *sections, leaf = name.split(".")
         for part in sections:
+            # A section that is null, such as data.shapes, begins to exist with the first field that is set.
             if section.get(part) is None:
                 section[part] = {}
             section = section[part]

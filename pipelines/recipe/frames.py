@@ -23,9 +23,9 @@ class FramesConfig:
     """Length of the shorter side after resizing (bicubic, antialiased)."""
 
     decoder: Literal["auto", "decord", "pyav", "torchcodec", "nvdec"] = "auto"
-    """``pyav``; ``decord``, as the published implementations, ``torchcodec`` (an extra), or ``nvdec`` (torchcodec on a
-    GPU, ``resources.decode.gpus_per_task``), each for the files that it reads correctly, and PyAV for the others, which
-    the table of notes names; or ``auto``: PyAV, which reads all of them correctly. See docs/decoding.md."""
+    """``auto`` and ``pyav``: PyAV, which reads all files correctly. ``decord`` (as the published implementations),
+    ``torchcodec`` (an extra) and ``nvdec`` (torchcodec on a GPU, ``resources.decode.gpus_per_task``) decode the files
+    that they read correctly; PyAV decodes the others, which the table of notes names. See docs/decoding.md."""
 
     format: Literal["jpeg", "png"] = "jpeg"
     """``jpeg``: about a tenth of the raw size; ``png``: lossless."""
@@ -47,8 +47,8 @@ class FramesConfig:
     """Fraction of undecodable videos above which the stage stops."""
 
     retry_errors: bool = only_for(default=False)
-    """When the stage runs, decode again the videos that an earlier run put into the errors table. A finished stage runs
-    with ``--force``, and keeps the frames of the other videos."""
+    """When the stage runs, decode again the videos that an earlier run put into the errors table. To run a finished
+    stage again, use ``--force``; it keeps the frames of the other videos."""
 
     def __post_init__(self) -> None:
         require(self.fps > 0, f"frames.fps is {self.fps}; it must be positive")

@@ -73,6 +73,7 @@ class Recipe:
             ("retrieval", self.retrieval),
             ("video_qa", self.video_qa),
         ):
+            # 0 workers: the process of the command trains, alone.
             workers = max(1, getattr(self.resources, stage).workers)
             require(
                 training.batch_size % workers == 0,
@@ -97,6 +98,7 @@ class Recipe:
         self._check_features()
         decode = self.resources.decode
         require(
+            # 0 tasks: the process of the command decodes, and asks Ray for no GPU.
             self.frames.decoder != "nvdec" or decode.gpus_per_task > 0 or decode.max_tasks == 0,
             "frames.decoder is nvdec and resources.decode.gpus_per_task is 0; set it to the part of a GPU that a task "
             "takes, such as 0.1, or choose another decoder",
@@ -183,6 +185,7 @@ class Recipe:
     @property
     def view_augmentation(self) -> AugmentationConfig:
         """How the views of a clip are made."""
+        # Those that are enabled are alike (_check_features), so any of them will do.
         return next((found for found in self._augmentations.values() if found.enabled), AugmentationConfig())
 
     def require_questions(self) -> None:

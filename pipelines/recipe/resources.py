@@ -48,8 +48,8 @@ class TrainResources:
 
     pairs_at_once: int | None = None
     """Pairs of a worker that pass through the model at once, so that a batch fits a small GPU; null = all of the
-    worker's. Loss and gradients are those of the whole batch, every product is computed twice. Of the trainings on
-    pairs of videos and texts."""
+    worker's. Loss and gradients are those of the whole batch, every product is computed twice. Only for
+    trainings on pairs of videos and texts."""
 
     max_failures: int = 3
     """Restarts of the worker group after a worker or node died."""

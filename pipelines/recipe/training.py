@@ -22,6 +22,7 @@ ImageDecoding = Literal["cpu", "gpu"]
 """Who decodes stored frames in a training: the loader, or the model's GPU (nvJPEG; pixels may differ by a few grey
 levels)."""
 
+# Its defaults are the published ones for questions; MergingConfig's own are for retrieval.
 _PUBLISHED_QA = VideoQAConfig()
 
 
@@ -83,8 +84,9 @@ class AugmentationConfig:
     """Probability with which a drawn operation is applied (published: 0.5)."""
 
     device: Literal["auto", "cpu", "gpu"] = added_later(default="cpu")
-    """Where clips are augmented: ``cpu`` = in the loader, whole frames; ``gpu`` = where the model is, the squares that
-    it sees, many clips at once and within a grey level of the same operations; ``auto`` = there, if it is a GPU."""
+    """Where clips are augmented. ``cpu``: in the loader, on whole frames. ``gpu``: on the model's GPU, on the squares
+    that the model sees, many clips at once, with operations that are within a grey level of those in the loader.
+    ``auto``: as ``gpu`` if the model is on a GPU, else as ``cpu``."""
 
 
 @dataclass(frozen=True, kw_only=True)

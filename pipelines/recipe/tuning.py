@@ -56,6 +56,7 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         require_counts(self, "tune.scheduler", "reports_per_epoch")
         for name, epochs in (("grace_epochs", self.grace_epochs), ("perturbation_epochs", self.perturbation_epochs)):
+            # A fraction such as 0.1 is not exact in binary.
             reports = epochs * self.reports_per_epoch
             require(
                 epochs > 0 and abs(reports - round(reports)) < 1e-6,
