@@ -68,7 +68,7 @@ class ProbeActor(RetrievalScorerActor):
     def relevance(self, asked: Texts) -> list[list[float]]:
         """How relevant each frame of a video is to each of its texts."""
         positions, texts, owners = _flat(asked)
-        # Only at the first level a token of a video is a single frame.
+        # Only at the first level is a token of a video a single frame.
         options: dict[str, Any] = {**self._encode, "num_levels": 1}
         (videos,) = encode_videos(self._model, self._view.store, positions, **options)
         (words,) = encode_texts(self._model, texts, **options)
