@@ -29,7 +29,7 @@ MakeStore = Callable[[Storage, pa.Table], Store]
 
 
 class SplitView:
-    """Videos of one split in the order of the manifest; a video is addressed by its position.
+    """Videos of one split with frames and captions, in the order of the manifest; a video is addressed by its position.
 
     Args:
         manifest: folder of the manifest artifact.
@@ -48,12 +48,13 @@ class SplitView:
         table = manifest.read_table(MANIFEST_FILE, columns=["video_id", "split", "captions"])
         table = table.filter(pc.equal(table.column("split"), split)).select(["video_id", "captions"])
         joined, without_frames = _with_frames(table.column("video_id"), frames)
-        self._captions = table.column("captions").take(joined.column("place"))
+        captions = table.column("captions").take(joined.column("place"))
+        has_captions = pc.greater(pc.list_value_length(captions), 0)
+        without_texts = joined.filter(pc.invert(has_captions)).column("video_id").to_pylist()
+        self._captions = captions.filter(has_captions)
         self.texts_per_video: list[int] = pc.list_value_length(self._captions).to_pylist()
-        self.store = store(pool, joined)
-        without_texts = [
-            name for name, count in zip(self.store.video_ids, self.texts_per_video, strict=True) if not count
-        ]
+        self.store = store(pool, joined.filter(has_captions))
+        self.split = split
         self.without_frames, self.without_texts = len(without_frames), len(without_texts)
         """How many videos of the split have no frames, and how many no caption."""
         self.left_out = _describe_left_out(split, len(table), without_frames, without_texts)
@@ -61,6 +62,18 @@ class SplitView:
 
     def __len__(self) -> int:
         return len(self.store)
+
+    def require_captions(self, setting: str) -> None:
+        """Refuses a split that ``setting`` chose, if there is nothing to test in it.
+
+        Raises:
+            ValueError: the split has no video with frames and captions.
+        """
+        require(
+            len(self) > 0,
+            f"{setting} is {self.split!r}, and no video of that split has frames and captions "
+            f"({self.left_out or 'the manifest lists none'}); choose another split",
+        )
 
     def texts(self, video: int) -> list[str]:
         """The captions of the video at a position."""

@@ -74,12 +74,8 @@ def evaluate_retrieval(
     Raises:
         ValueError: the split holds no video with frames and captions, or a query could not be ranked.
     """
+    view.require_captions("evaluation.split")
     captions, video_of_text, caption_numbers = view.texts_of(range(len(view)))
-    if not captions:
-        raise ValueError(
-            f"the split {settings.split!r} holds {len(view)} videos and no caption; choose evaluation.split among "
-            "those that the manifest lists"
-        )
 
     banked = [] if bank is None else bank.captions
 

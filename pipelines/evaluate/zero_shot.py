@@ -117,12 +117,8 @@ def evaluate_zero_shot(
         ValueError: the split holds no video with frames and captions, or the features that the weights give are not
         finite.
     """
+    view.require_captions("evaluation.split")
     captions, video_of_text, _ = view.texts_of(range(len(view)))
-    require(
-        bool(captions),
-        f"the split {settings.split!r} holds {len(view)} videos and no caption; choose evaluation.split among those "
-        "that the manifest lists",
-    )
     matrices = zero_shot_matrices(
         view, captions, config=config, weights=weights, settings=settings, resources=resources
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hbi_models.config_fields import require
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.settings import counting, given_model
@@ -68,12 +67,8 @@ def probe(recipe: Recipe, context: StageContext, view: SplitView, checkpoint: st
     config, settings = recipe.probe, recipe.evaluation
     parts = config.parts_of(generated=recipe.data.shapes is not None)
     intervals = Intervals(config.bootstrap_samples, recipe.seed)
+    view.require_captions("probe.split")
     captions, owners, _ = view.texts_of(range(len(view)))
-    require(
-        bool(captions),
-        f"the split {config.split!r} holds {len(view)} videos and no caption; choose probe.split among those that the "
-        "manifest lists",
-    )
     document: dict[str, Any] = {
         "protocol": retrieval_protocol(
             dataset=recipe.data.name,

@@ -86,8 +86,23 @@ def test_a_view_says_what_it_leaves_out(workspace: Storage) -> None:
     manifest = workspace.read_table(f"manifest/{MANIFEST_FILE}").to_pylist()
     manifest[0]["captions"] = []
     workspace.write_table(f"manifest/{MANIFEST_FILE}", pa.Table.from_pylist(manifest, schema=MANIFEST))
-    left_out = view(workspace, "train").left_out
+    train = view(workspace, "train")
+    left_out = train.left_out
     assert left_out is not None and left_out.startswith("2 of 3 videos") and "1 have no caption (zebra)" in left_out
+    assert (train.store.video_ids, train.texts_per_video, train.texts(0)) == (["mouse"], [3], MANIFEST_ROWS[3][2])
+    assert train.store.encoded(0) == [b"mouse"]
+    train.require_captions("evaluation.split")
+
+
+def test_a_split_without_captions_is_refused_with_what_was_left_out(workspace: Storage) -> None:
+    manifest = workspace.read_table(f"manifest/{MANIFEST_FILE}").to_pylist()
+    for row in manifest:
+        row["captions"] = []
+    workspace.write_table(f"manifest/{MANIFEST_FILE}", pa.Table.from_pylist(manifest, schema=MANIFEST))
+    with pytest.raises(ValueError, match=r"probe.split is 'test', and no video .* \(1 of 1 .* no caption \(ant\)\)"):
+        view(workspace, "test").require_captions("probe.split")
+    with pytest.raises(ValueError, match=r"evaluation.split is 'val', .*the manifest lists none"):
+        view(workspace, "val").require_captions("evaluation.split")
 
 
 def test_videos_of_which_the_frames_know_nothing_are_refused(workspace: Storage) -> None:
