@@ -9,7 +9,7 @@ from pipelines.workspace.storage import Storage
 
 
 class StageTracker:
-    """Receives what a stage reports; this one only writes to the log."""
+    """Receives what a stage reports; this one keeps nothing of it."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Figures that the history does not hold: of each curve the point at ``step``."""

@@ -26,8 +26,8 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
     """Logs what ``stages`` will take of the connected cluster.
 
     Raises:
-        ValueError: one would run on CPUs, and ``config`` demands GPUs, or there are some, and fewer than its workers;
-            or one takes more than this machine has, and would wait for ever.
+        ValueError: a stage would run on CPUs although ``config`` demands GPUs; or a training has more workers than
+            there are GPUs, and there are some; or a stage takes more than this machine has, and would wait for ever.
     """
     logger.info(
         "the cluster has %g CPUs, %g GPUs, %.3g GB of memory", cluster_cpus(), cluster_gpus(), cluster_memory_gb()
@@ -36,6 +36,7 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
     for name, found in resources.items():
         logger.info("%s takes %s", name, describe(found))
     for name, found in resources.items():
+        # In a loop of its own: whoever reads the refusal has the needs of all stages above it.
         _require_room(name, found)
     for name, found in resources.items():
         _require_gpu_each(name, found)
@@ -50,15 +51,16 @@ def allot(stages: Sequence[str], config: ResourcesConfig) -> None:
         logger.warning("the cluster has too few GPUs for %s: the work is done on CPUs", ", ".join(without))
     for name, found in resources.items():
         if isinstance(found, TrainResources) and (gpus := worker_gpus(found)):
+            # With 0 workers the process of the command trains, on one GPU.
             idle = cluster_gpus() - max(1, found.workers) * gpus
             if idle >= 1:
                 logger.warning("%s leaves %g GPUs idle; raise resources.%s.workers to use them", name, idle, name)
 
 
 def need_ray(stages: Sequence[str], config: ResourcesConfig) -> bool:
-    """Whether ``stages`` have tasks, actors or workers, or are to work beside a cluster that is named.
+    """Whether ``stages`` need Ray: they have tasks, actors or workers, or a cluster is named.
 
-    Where GPUs are demanded, Ray is asked for them.
+    They also do if GPUs are demanded, because Ray says how many there are.
     """
     if config.ray_address or os.environ.get("RAY_ADDRESS") or config.require_gpus:
         return True
@@ -115,7 +117,7 @@ def resources_of(stage: str, config: ResourcesConfig) -> Resources | None:
 
 
 def _section(stage: str) -> str:
-    """The field of ``resources`` that holds a stage's; some score captions and videos as the evaluation does."""
+    """The field of ``resources`` for a stage. Stages that score captions and videos share that of the evaluation."""
     shared = {"shapes": "decode", "frames": "decode", "zero_shot": "evaluation", "probe": "evaluation"}
     return shared.get(stage, stage)
 

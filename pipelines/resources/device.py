@@ -42,7 +42,10 @@ def compute_device() -> torch.device:
 
 @contextmanager
 def with_gpus(gpus: float | None) -> Iterator[None]:
-    """Within it, this process takes no GPU if ``gpus`` is 0, even if it sees some: in the command's process."""
+    """Within it, this process takes no GPU if ``gpus`` is 0, even if it sees some.
+
+    For work in the process of the command, to which Ray gives nothing.
+    """
     token = _may_use_gpus.set(gpus != 0)
     try:
         yield
@@ -57,6 +60,7 @@ def _given_by_ray() -> Sequence[str] | None:
     if ray is None or not ray.is_initialized():
         return None
     context = ray.get_runtime_context()
+    # The driver is connected, too, but Ray gives GPUs to tasks and actors alone.
     if context.worker.mode != ray.WORKER_MODE:
         return None
     return [str(name) for name in context.get_accelerator_ids().get("GPU", [])]
@@ -67,6 +71,7 @@ def _place(given: str, visible: str | None) -> int:
     names = [name.strip() for name in visible.split(",")] if visible else []
     if not names:
         return int(given)
+    # A single visible GPU must be the one that was given, whatever it is called.
     if given not in names and len(names) > 1:
         raise RuntimeError(f"Ray gave this process GPU {given}, and CUDA_VISIBLE_DEVICES shows it {visible}; unset it")
     return names.index(given) if given in names else 0

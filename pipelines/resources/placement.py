@@ -80,6 +80,7 @@ class NodeCheck:
         import ray
 
         nodes = _addresses()
+        # The landmarks were found on this node, so it need not be asked.
         new = nodes.keys() - self._checked - {ray.get_runtime_context().get_node_id()}
         answers = _ask(sorted(new), self._landmarks)
         self._checked.update(new)
@@ -109,6 +110,7 @@ def _ask(nodes: Sequence[str], landmarks: Sequence[Landmark]) -> dict[str, list[
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # No CPU, so that nodes that are busy answer, too. No other node may answer in place of the one that is asked.
     look = ray.remote(num_cpus=0)(_look)
     asked = {
         node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(list(landmarks))
@@ -118,6 +120,7 @@ def _ask(nodes: Sequence[str], landmarks: Sequence[Landmark]) -> dict[str, list[
     for node, reference in asked.items():
         try:
             answers[node] = ray.get(reference, timeout=_PROBE_TIMEOUT_S)
+        # Also raised after the timeout: the node has started no worker for the question in time.
         except ray.exceptions.RayError as error:
             if node not in (addresses := _addresses()):
                 continue
@@ -148,7 +151,7 @@ def checked_nodes(workspace: Storage, places: Iterable[tuple[str, str]]) -> Iter
 
     Args:
         workspace: of the run.
-        places: settings that name what workers read besides it, and what they name.
+        places: what workers read outside of it: the names of settings, and the places that they name.
 
     Raises:
         PlacementError: as :meth:`NodeCheck.check`.

@@ -63,6 +63,7 @@ def remove_dead_sessions() -> None:
     places = {Path(tempfile.gettempdir()), *_SHORT_PLACES}
     for folder in (folder for place in places for folder in place.glob(f"{_PREFIX}*")):
         owner = _owner(folder)
+        # None = not known: the process may live in another container that shares this folder.
         if owner is None or process_lives(owner) is not False:
             continue
         left = [pid for pid in _processes() if any(_is_below(file, folder) for file in _open_files(pid))]

@@ -29,6 +29,7 @@ _ENVIRONMENT = {
     # The controller polls the workers at this interval; the default of 2 s delays every
     # checkpoint and loses the last one when a worker dies.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Ray leaves CUDA_VISIBLE_DEVICES alone in a process that gets no GPU; compute_device asks Ray what it gave.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Training workers and trials stay in the folder of the command, which relative paths of a recipe start from.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -40,6 +41,7 @@ _LOCAL_ENVIRONMENT = {
     # Despite its name this works on Linux, too: Ray then uses 127.0.0.1 as this machine's address, so that all of its
     # servers listen there instead of on every network.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray's processes share the cores of one machine; a thread per core in each of them would be too many.
     "OMP_NUM_THREADS": "1",
     # Nobody tells a Ray of one machine that this will be taken away, and watching for it takes a process.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -79,9 +81,11 @@ def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Itera
     if address is None:
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # Without a token in the environment Ray would write one to ~/.ray.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
+    # It belongs to whoever started it, who also stops it.
     if ray.is_initialized():
         yield
         return
@@ -160,7 +164,7 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
 
 @contextmanager
 def _dashboard_that_workers_find() -> Iterator[int]:
-    """A port for a dashboard, which the workers of a Ray that is started inside the context are told.
+    """A port for the dashboard of a Ray that is started inside the context; its workers are told the address.
 
     By themselves they look for the only Ray of the machine, and fail if there are several.
     """
@@ -184,6 +188,7 @@ def _keeping_the_end() -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     yield
+    # Python sets handlers in the main thread alone. The default action is not callable, and is not kept.
     if is_main and callable(handler):
         signal.signal(signal.SIGTERM, handler)
 
@@ -211,6 +216,7 @@ def actors_that_fit(resources: ActorResources) -> tuple[float, int]:
     if resources.max_actors is not None:
         return gpus, resources.max_actors
     wanted = ((cluster_gpus(), gpus), (cluster_cpus(), resources.cpus_per_actor))
+    # An actor may ask for no CPU or no GPU, which then sets no limit.
     limits = [there / each for there, each in wanted if each]
     if resources.memory_gb_per_actor:
         limits.append(cluster_memory_gb() / resources.memory_gb_per_actor)

@@ -20,8 +20,8 @@ SUMMARY = pa.schema([("rows", pa.int64()), ("errors", pa.int64()), ("units", pa.
 """What is told to the driver about a shard that was written; ``units`` counts frames or pairs."""
 
 _ROWS_PER_TASK, _TASKS_PER_CORE = 64, 8
-"""Ray Data takes up to a tenth of a second until it gives a free core the next task. So small shards share a task, up
-to so many rows together, unless that left less than so many tasks for each core."""
+"""Ray Data takes up to a tenth of a second to give a free core its next task. So small shards share a task, up to
+``_ROWS_PER_TASK`` rows together, and at least about ``_TASKS_PER_CORE`` tasks are left for each core."""
 
 _SHARD = "shard of the task"
 """Column that tells shards of a task apart."""
@@ -101,6 +101,7 @@ def _map_here(
     from pipelines.resources.device import with_gpus  # loads PyTorch
 
     try:
+        # Around the constructor alone, because that is where a model gets its device.
         with with_gpus(gpus):
             function: Callable[[pa.Table], pa.Table] = work(**constructor) if isinstance(work, type) else work
         for shard in shards:
@@ -120,6 +121,7 @@ def _map_on_ray(
 
     tasks = [[shard] for shard in shards]
     if isinstance(resources, TaskResources):
+        # A task may ask for no CPU at all.
         tasks = _bundled(shards, cores=cluster_cpus() / max(resources.cpus_per_task, 1e-9))
     blocks = ray.data.from_arrow([_joined(task) for task in tasks])
     # Without a batch size every call gets a whole block, which is what a task does.
