@@ -41,7 +41,7 @@ _LOCAL_ENVIRONMENT = {
     # Despite its name this works on Linux, too: Ray then uses 127.0.0.1 as this machine's address, so that all of its
     # servers listen there instead of on every network.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Ray's processes share the cores of one machine; a thread per core in each of them would be too many.
+    # A task, actor or worker has one core by default, so more threads would wait for each other.
     "OMP_NUM_THREADS": "1",
     # Nobody tells a Ray of one machine that this will be taken away, and watching for it takes a process.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

@@ -81,6 +81,7 @@ def _require_place_as_written(given: str) -> None:
     from sqlalchemy.engine import make_url
 
     written, read = Path(given.removeprefix(_DATABASE_PREFIX)), make_url(given).database
+    # A folder of that name is there, so it was meant literally.
     if written.parent.is_dir() and read and written.parent != Path(read).parent:
         raise ValueError(
             f"{VARIABLE} is {given!r}, which names the file {read!r}: in an address ? and % of a path are written "

@@ -109,6 +109,7 @@ class PipelineTracker:
     def stage(self, name: str, fingerprint: str, settings: Mapping[str, Any], output: Storage) -> MlflowRun:
         """Opens the nested run of a stage that writes to ``output``."""
         tags = {"stage": name, "fingerprint": fingerprint}
+        # A key of its own each time: a stage that goes on in a later command is another run below another parent.
         return self.open_run(uuid.uuid4().hex, name, settings, tags=tags, nested=True, output=output)
 
     def nested_runs(self) -> list[Run] | None:

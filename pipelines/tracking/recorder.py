@@ -42,7 +42,7 @@ KEY, PARENT = "hbi.run", "mlflow.parentRunId"
 
 _PARAM_LENGTH = 500
 _BATCH = {"params": 100, "tags": 100, "metrics": 900}
-"""Largest number of each kind in one call."""
+"""Largest number of each kind in one call; MLflow refuses more than 100, 100 and 1,000."""
 _MOST_RUNS = 50_000  # of one parent; MLflow gives no more at once
 
 _PROBE_S = 5
@@ -52,6 +52,7 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", _TIMEOUT: "20"}
 _UPLOAD_TIMEOUT_S = "600"
 """Long, because a server that forwards a model to a store answers only when it has arrived there."""
 
+# Too many requests, or an error of the server or of a gateway before it: later the same request may succeed.
 _TROUBLE = frozenset({429, 500, 502, 503, 504})
 _CLIENTS = {"s3": "boto3", "gs": "google.cloud.storage"}
 """The packages with which MLflow writes to object stores."""
@@ -96,6 +97,7 @@ class MlflowRecorder:
                 get_default_host_creds(self._uri),
                 "/health",
                 "GET",
+                # Whoever waits asks again anyway, and a 5xx is to be looked at below, not raised.
                 max_retries=0,
                 timeout=_PROBE_S,
                 raise_on_status=False,
@@ -143,7 +145,9 @@ class MlflowRecorder:
         status: str | None = had.status
         if run.model is not None and had.model is None and self._log_model(run_id, run.model, run.experiment):
             status = None  # MLflow ends the run with the upload, at the time of this
+        # Last, so that a run which MLflow shows as ended has all the rest (TuningTracker.unsettled relies on it).
         if run.status == "RUNNING" != status:
+            # A run that is continued. set_terminated would give it an end, which it does not have yet.
             self._client.update_run(run_id, status=run.status)
         elif run.status != status:
             self._client.set_terminated(run_id, run.status, run.ended_ms)
@@ -158,6 +162,7 @@ class MlflowRecorder:
                 tags[PARENT] = self._run_id(run.parent, run.experiment)
             experiment = self._experiment_id(run.experiment)
             found = self._client.create_run(experiment, start_time=run.started_ms, run_name=run.name, tags=tags)
+        # Documents and files are not asked for, because they replace those of the same name; _log_model asks itself.
         had = {"params": found.data.params, "tags": found.data.tags, "status": found.info.status}
         state = replace(run, **had, documents={}, files=(), model=None)
         self._runs[run.key] = _Recorded(found.info.run_id, state)
@@ -177,6 +182,7 @@ class MlflowRecorder:
         if not timed:
             return
         if known.points is None:
+            # The run itself holds only the last point of each curve.
             known.points = {
                 (point.step, name)
                 for name in self._client.get_run(known.run_id).data.metrics
@@ -215,6 +221,7 @@ class MlflowRecorder:
         ):
             if logged.status == "READY":
                 return False
+            # An upload that was interrupted.
             self._client.delete_logged_model(logged.model_id)
         if not self._workspace.exists(folder):
             logger.warning("%s does not exist any more, so its run in MLflow lacks it", self._workspace.place(folder))
@@ -293,6 +300,7 @@ def _long_timeout() -> Iterator[None]:
 def _is_away(error: BaseException | None) -> bool:
     """Whether a server does not answer, or answers with an error of its own."""
     while error is not None:
+        # First, because it is a ConnectionError, too; but a certificate that is refused stays refused.
         if isinstance(error, requests.exceptions.SSLError):
             return False
         if isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)):
@@ -301,6 +309,7 @@ def _is_away(error: BaseException | None) -> bool:
             return True
         if isinstance(error, requests.HTTPError) and error.response is not None:
             return error.response.status_code in _TROUBLE
+        # MLflow raises an exception of its own where it catches that of requests, often without naming it as the cause.
         error = error.__cause__ or error.__context__
     return False
 

@@ -91,6 +91,7 @@ class Recording:
                 self._open.pop(run.key, None)
             if self._waiter is None:
                 try:
+                    # While there is a waiter, it alone uses the recorder, so that no caller waits for a slow server.
                     self._recorder.record(run, points)
                     return
                 except AwayError as error:
@@ -167,6 +168,7 @@ class Recording:
                         self._waiter = None
                         logger.info("%s is back and has all that it missed of %d runs", self._server, count)
                         return True
+                # Without the lock, so that save returns at once meanwhile.
                 for run in missed:
                     self._recorder.record(run, None)
                     with self._lock:
@@ -229,6 +231,7 @@ def record_left(workspace: Storage, server: str, recorder: MlflowRecorder) -> No
                     recorder.record(run, None)
             except AwayError:
                 raise
+            # A note that is damaged, or that the server refuses, must not stop a run that has nothing to do with it.
             except (StorageError, ValueError, LookupError, TypeError, AttributeError) as error:
                 logger.warning(
                     "the runs in %s cannot be recorded: %s. Remove the folder to give them up", notes.place(), error
