@@ -137,6 +137,7 @@ def require_tuning_data(tuning: Tuning, known: KnownData) -> None:
         ValueError: the message says what is missing.
     """
     name = tuning.config.stage
+    # Where a tuned field changes the manifest, InputStages.ready checks the data of each trial.
     if known.manifest is None or "manifest" not in {stage.name for stage in tuning.shared}:
         return
     stages = {*pending(tuning.graph.plan(until_stage=name)), name}

@@ -57,7 +57,7 @@ class Driver:
         phase: which part of it.
         queue: the trials.
         journal: where they are written down.
-        has_inputs: whether what a recipe's trial needs is there; otherwise it is being made. Raises if that failed.
+        has_inputs: whether the inputs of a recipe's trial are there; if not, it has them made. Raises if that failed.
         tracker: MLflow.
         output: the folder in which a trial trains.
         limit: most trials at once; None = as many as Tune finds resources for.
@@ -81,6 +81,7 @@ class Driver:
         self._inputs_ready, self._tracker, self._output, self._limit = has_inputs, tracker, output, limit
         self.prepared = prepared
         self._waiting: tuple[TrialRecord, Recipe] | None = None
+        # By name: MLflow's runs of trials that are handed out, and when Tune began those that have their resources.
         self._live: dict[str, TrialRun] = {}
         self._started: dict[str, float] = {}
         # Every report is logged with the progress, so no further lines are needed.
@@ -154,6 +155,7 @@ class Driver:
         except HOPELESS as error:
             self._waiting = None
             self.start(record)
+            # Started first, so that journal and MLflow hold it like a trial that failed by itself.
             self.ended(record.name, "failed", f"a stage before it failed: {type(error).__name__}: {error}")
             return None
 
@@ -166,11 +168,13 @@ class Driver:
 
     def running(self, name: str) -> None:
         """A trial has what it needs and begins, or goes on."""
+        # Not replaced: Tune says so again when a process that was lost is made again.
         self._started.setdefault(name, time.monotonic())
 
     def reported(self, name: str, report: Report, values: Mapping[str, Any]) -> None:
         """A trial was validated, by now with ``values``."""
         record = self._journal.put(replace(self._journal[name].reported(report), values=values))
+        # The trial has committed its history before it reported, so this point is in it.
         self._live[name].catch_up()
         self._queue.reported(record)
         self._tell(record, f"epoch {report.epoch:g}")
@@ -178,6 +182,7 @@ class Driver:
     def ended(self, name: str, state: Any, reason: str, final: Report | None = None) -> None:
         """A trial finished, was stopped, or failed."""
         record = self._journal[name]
+        # Tune tells of an end twice: by the last report, which says how it ended, and when it has stopped the trial.
         if record.ended:
             return
         if final is not None:
@@ -186,6 +191,7 @@ class Driver:
         seconds = now - self._started.pop(name, now)
         record = self._journal.put(replace(record, state=state, reason=reason, seconds=round(seconds, 2)))
         self._queue.ended(record)
+        # After the journal: if the driver is killed in between, the next one settles it (__enter__).
         self._settle(record, self._live.pop(name))
         self._progress.advance(1)
         if self._phase == "trial" and (best := self.best()) is not None and best.value is not None:

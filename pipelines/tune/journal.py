@@ -117,6 +117,7 @@ class Journal:
     def put(self, record: TrialRecord) -> TrialRecord:
         """Commits a record."""
         self._records[record.name] = record
+        # All records each time: Storage replaces a file as a whole, so that a killed driver leaves whole records.
         lines = (json.dumps(plain(record)) for record in self._records.values())
         self._storage.write_bytes(TRIALS, "".join(f"{line}\n" for line in lines).encode())
         return record

@@ -126,6 +126,7 @@ def _fill_between(axes: Axes, scales: Sequence[Scale], points: Sequence[_Point],
     """Colours the area between the points by linear interpolation; the area outside of them stays white."""
     places = {tuple(scale.place(point.setting) for scale in scales): point.value for point in points}
     known = np.array([[*place, value] for place, value in places.items() if np.isfinite(place).all()])
+    # Without an extent in both directions there are no triangles.
     if len(known) < _LEAST_TO_INTERPOLATE or np.ptp(known[:, :2], axis=0).min() == 0:
         return
     x, y, z = known.T
@@ -179,6 +180,7 @@ def _number(axes: Axes, places: Sequence[tuple[float, float]], standings: Sequen
             axes.annotate(
                 str(number), place, ha="center", va="center", fontsize=8, color="white", path_effects=outline, zorder=5
             )
+        # Draws nothing, but adds a line to the legend.
         axes.plot([], [], linestyle="none", label=f"{number}: {standing.label}, {standing.mean:.4g}")
 
 
@@ -194,6 +196,7 @@ def history(tuning: Tuning, records: Sequence[TrialRecord]) -> Figure:
     study = new_study(tuning.config)
     for record in records:
         finished = record.state == "finished"
+        # Optuna draws complete trials only; a failed one keeps its place in the order.
         state = OptunaState.COMPLETE if finished else OptunaState.FAIL
         study.add_trial(create_trial(state=state, value=record.value if finished else None))
     figure = _drawn(plot_optimization_history, study, target_name=tuning.config.metric)
@@ -281,6 +284,7 @@ class Scale:
         decades = range(math.floor(math.log10(domain.low)), math.ceil(math.log10(domain.high)) + 1)
         round_values = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
         inside = [value for value in round_values if domain.low * 0.999 <= value <= domain.high * 1.001]
+        # Too many to be read side by side: powers of ten only.
         if len(inside) > 9:
             inside = [value for value in inside if math.log10(value) % 1 < 1e-9]
         zero = ([self.zero], ["0"]) if with_zero else ([], [])

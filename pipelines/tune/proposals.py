@@ -45,10 +45,12 @@ class Proposer:
         if self._grid is not None:
             if number >= len(self._grid):
                 return None
+            # An enqueued trial gets these values when it is asked for, whatever the sampler.
             self._study.enqueue_trial(_encode(self._space, self._grid[number]))
         # A new sampler for every draw, so that a resumed tuning draws the same settings as an uninterrupted one.
         seed = int(np.random.SeedSequence([self._sampler.seed, number, attempt]).generate_state(1)[0])
         if self._sampler.name == "tpe":
+            # constant_liar: trials that still run count as bad ones, so that trials side by side do not try the same.
             self._study.sampler = TPESampler(
                 seed=seed, n_startup_trials=self._sampler.startup_trials, constant_liar=True
             )
@@ -81,6 +83,7 @@ class Proposer:
 
     def drop(self, name: str) -> None:
         """A proposal is not tried."""
+        # The sampler learns nothing from failed trials.
         self._study.tell(self._asked.pop(name), state=OptunaState.FAIL)
 
 
@@ -124,6 +127,7 @@ def new_study(config: TuningConfig) -> optuna.Study:
 
 def _distribution(domain: Range | Values) -> BaseDistribution:
     if not isinstance(domain, Range):
+        # As text, and not by position as in _suggest: nothing is drawn from this study, and pictures show its values.
         return CategoricalDistribution([str(value) for value in domain.values])
     if domain.integer:
         return IntDistribution(int(domain.low), int(domain.high))

@@ -49,6 +49,7 @@ _TUNE = "tune"
 
 def run_to_the_end(tuning: Tuning, driver: Driver) -> None:
     """Runs the driver's trials, each to its end."""
+    # A round of Tune ends when no trial runs and the next one has no inputs yet; see Driver.next.
     while driver.prepare():
         _fit(tuning, driver, FIFOScheduler(), "it was ended from outside")
 
@@ -78,8 +79,10 @@ class Halving(ASHAScheduler):  # type: ignore[misc]
             grace_period=round(config.grace_epochs * config.reports_per_epoch),
             reduction_factor=config.reduction_factor,
         )
+        # Trials that have ended, too: later ones are compared with the scores that these left at the rungs.
         for record in journal.of("trial"):
             trial = _NamedTrial(record.name)
+            # The scheduler does not use the controller.
             super().on_trial_add(None, trial)
             for report in record.reports:
                 super().on_trial_result(None, trial, {PROGRESS: report.progress, VALUE: report.value})
@@ -124,6 +127,7 @@ def run_population(tuning: Tuning, driver: Driver) -> None:
     # Population-based training cannot use a searcher, and its trials are known beforehand.
     space = {
         "name": tune.grid_search(list(members)),
+        # Tune resolves it after the name that it looks up, so each name gets the values that belong to it.
         "values": tune.sample_from(lambda spec: dict(members[spec.config.name]["values"])),
         "seed": tuning.recipe.seed,
     }
@@ -168,7 +172,8 @@ def _fit(
     members = tuning.storage.folder(POPULATION)
 
     def train(config: dict[str, Any]) -> None:
-        # A process is used again when the trial that was ended in it has let go of its files.
+        # Before Tune uses a process again, it waits for the thread of the trial that was ended in it, which may still
+        # write files; by default for 2 s. It is read in that process, so it is set there.
         os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
         if alone:
             run_trial(config, job=job)
@@ -176,6 +181,7 @@ def _fit(
             run_member(config, job=job, folder=members)
 
     storage = tuning.storage.folder(_TUNE)
+    # Also what a killed driver left: a tuning goes on from its journal alone.
     storage.delete("")
     Tuner(
         tune.with_resources(train, _trial_resources(tuning.resources)),
@@ -183,6 +189,7 @@ def _fit(
         tune_config=TuneConfig(
             search_alg=DriverSearcher(driver, tuning.config.direction) if alone else None,
             scheduler=scheduler,
+            # -1 = until the searcher says that there are no more; 1 = once through the grid of names.
             num_samples=-1 if alone else 1,
             # It takes a process ten seconds to load PyTorch. One that waits for its next trial holds its CPUs, so there
             # must be no stage that needs them.
@@ -219,6 +226,7 @@ def _mutations(space: Space) -> dict[str, Any]:
         if not isinstance(domain, Range):
             mutations[parameter.field] = list(domain.values)
         elif domain.integer:
+            # Tune leaves out the upper end.
             mutations[parameter.field] = tune.randint(int(domain.low), int(domain.high) + 1)
         else:
             draw = tune.loguniform if domain.log else tune.uniform

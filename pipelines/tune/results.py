@@ -208,11 +208,12 @@ class Results:
             {"trials.json": self.trial_table()},
             {SUMMARY: self.summary()},
         )
+        # Last, because it says that the tuning is done: after an interruption all of the above is repeated.
         storage.write_json(SUMMARY, self.summary())
 
 
 def common_progress(records: Sequence[TrialRecord]) -> int:
-    """The last validation that all trials reached, not counting those without any: there they can be compared."""
+    """The last validation that every trial with a validation has reached: trials are compared there."""
     return min((record.reports[-1].progress for record in records if record.reports), default=0)
 
 

@@ -40,6 +40,7 @@ def run_tuning(tuning: Tuning) -> None:
     require_tuning_data(tuning, known_data(tuning.graph, finished(steps)))
     weights = WeightsChecks()
     weights.require(steps, tuning.recipe)
+    # Baselines are trained last, so unfit weights of theirs would show only when all trials are done.
     for values in tuning.config.baselines.values():
         baseline = tuning.recipe_of(values)
         weights.require(make_graph(baseline).plan(until_stage=tuning.config.stage), baseline)
@@ -63,6 +64,7 @@ def run_tuning(tuning: Tuning) -> None:
             )
             _run_trials(tuning, tracker, inputs)
         except BaseException as error:
+            # Also after SIGTERM, which jobs.settings.run_job turns into a KeyboardInterrupt.
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         tracker.finish("FINISHED")
@@ -85,6 +87,7 @@ def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> 
 
     if scheduler == "pbt":
         members = ListedTrials(population(tuning, journal))
+        # No limit, because run_population takes all members from the driver before one of them runs.
         with Driver(tuning, "trial", members, journal, inputs.ready, tracker, member, limit=None) as driver:
             run_population(tuning, driver)
     else:
@@ -97,6 +100,7 @@ def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> 
                 run_with_halving(tuning, driver, journal)
             else:
                 run_to_the_end(tuning, driver)
+    # Seeds change labels and estimators, so inputs of the ranking may be missing where the trials shared all of them.
     records = final_records(tuning, journal)
     finals, prepared, limit = ListedTrials(records), tuning.inputs_are_done(records), concurrent_trials(tuning)
     with Driver(tuning, "final", finals, journal, inputs.ready, tracker, artifact, limit, prepared=prepared) as driver:
@@ -110,6 +114,7 @@ class InputStages:
 
     def __init__(self, stage: str, tracker: PipelineTracker, weights: WeightsChecks) -> None:
         self._stage, self._tracker, self._weights = stage, tracker, weights
+        # A thread, because Tune asks for trials in the main one and must not be held up while other trials report.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inputs")
         self._running: tuple[Recipe, Future[None]] | None = None
 

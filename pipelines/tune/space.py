@@ -37,6 +37,7 @@ class Range:
     def tidy(self, value: float) -> float:
         """``value`` with few digits, within the range."""
         tidied = round(value) if self.integer else float(f"{value:.{_DIGITS}g}")
+        # Rounding may have left the range.
         return min(max(tidied, self.low), self.high)
 
     @property
@@ -119,6 +120,7 @@ class Space:
         """Values of other fields for which ``parameter`` is tuned."""
         needed: dict[str, Any] = {}
         for name, values in parameter.when.items():
+            # The other field may be conditional itself.
             needed |= {**self._needed(self[name]), name: values[0]}
         return needed
 
@@ -138,6 +140,7 @@ class Space:
         for picked in itertools.product(*(parameter.domain.examples for parameter in self.parameters)):
             values = dict(zip(self.fields, picked, strict=True))
             setting = self.draw(lambda parameter, values=values: values[parameter.field])  # type: ignore[misc]
+            # Combinations that differ only in a field whose condition does not hold are one setting.
             if setting not in settings:
                 settings.append(setting)
         return settings
@@ -152,6 +155,7 @@ def parse_space(document: Mapping[str, Any]) -> Space:
     require(bool(document), "tune.space is empty; name fields to tune, such as model.loss.kl: loguniform 0.05 10")
     given = {field: _parse_parameter(field, description) for field, description in document.items()}
     ordered: dict[str, Parameter] = {}
+    # A field comes when all that its condition names are there; if none can come, the conditions cannot be met.
     while left := [parameter for field, parameter in given.items() if field not in ordered]:
         free = [parameter for parameter in left if parameter.when.keys() <= ordered.keys()]
         if not free:
@@ -218,6 +222,7 @@ def _parse_range(field: str, kind: str, arguments: Sequence[Any]) -> Range:
 
 def _parse_list(field: str, kind: str, values: Sequence[Any]) -> Values:
     require(len(values) > 0, f"tune.space.{field} is a {kind} without values; list them")
+    # No set, because values may be lists.
     distinct = [value for place, value in enumerate(values) if value not in values[:place]]
     require(len(distinct) == len(values), f"tune.space.{field} lists a value twice: {' '.join(map(str, values))}")
     return Values(tuple(values), every=kind == "grid")

@@ -69,6 +69,7 @@ class TrialJob:
     def report_of(self, step: int, metrics: Mapping[str, float]) -> Report:
         """The report of a point that holds the metric."""
         epoch = metrics["epoch"]
+        # A validation comes at the first step at or after its part of an epoch. The summand is for rounding errors.
         progress = math.floor(epoch * self.reports_per_epoch + 1e-6)
         return Report(progress=progress, epoch=epoch, step=step, value=metrics[self.metric])
 
@@ -83,6 +84,7 @@ class TuneTracker(StageTracker):
         for step, metrics in points:
             if self._job.metric in metrics:
                 report = self._job.report_of(step, metrics)
+                # ASHA ends the longest trials at their last report (max_t); by then their stage must be committed.
                 if report.progress < self._total:
                     self.tell(report)
 
@@ -112,6 +114,7 @@ def run_trial(config: Mapping[str, Any], *, job: TrialJob) -> None:
     # A committed training is never resumed, and its checkpoints are several times as large as its model.
     for folder in (CHECKPOINTS, RAY_TRAIN):
         output.delete(folder)
+    # Its value may be that of an earlier validation, but TrialRecord.reported drops reports that are not before it.
     tune.report({**plain(chosen), "progress": total, "state": "finished"})
 
 
@@ -127,6 +130,7 @@ def chosen_report(job: TrialJob, output: Storage) -> Report:
     Raises:
         ValueError: the history does not hold the metric.
     """
+    # Checkpoints within an epoch have no score, so the chosen one is from the end of an epoch.
     ends = [(step, metrics) for step, metrics in History(output).points if metrics.get("epoch", 0.5) % 1 == 0]
     scored = [(metrics[SCORE], step, metrics) for step, metrics in ends if job.metric in metrics]
     if not scored:
@@ -134,6 +138,7 @@ def chosen_report(job: TrialJob, output: Storage) -> Report:
             f"the history of {output.uri} does not hold {job.metric}: there is nothing to validate with, or the "
             "training was killed before it could write it down; remove the folder to train again"
         )
+    # Without the metrics, which cannot be compared.
     _, step, metrics = max(scored, key=lambda point: point[:2])
     return job.report_of(step, metrics)
 
@@ -145,11 +150,13 @@ class _SharedCheckpoints(CheckpointFolder):
     """The checkpoint that the next report goes with."""
 
     def latest(self, scratch: Path) -> Path | None:
+        # Tune has none at the first start, nor when a new driver goes on with the population.
         given = tune.get_checkpoint()
         return super().latest(scratch) if given is None else Path(given.to_directory(str(scratch)))
 
     def keep(self, folder: Path, score: float) -> None:
         super().keep(folder, score)
+        # It lasts until the report is made: points are passed on right after their checkpoint is kept.
         self.reported = folder
 
 
@@ -189,5 +196,6 @@ def run_member(config: Mapping[str, Any], *, job: TrialJob, folder: Storage) -> 
     except HOPELESS as error:
         tell_failure(error)
         return
+    # The last validation and not the best: what is ranked afterwards are the settings that it ended with.
     step, metrics = max((point for point in History(output).points if job.metric in point[1]), key=lambda p: p[0])
     tune.report({**plain(job.report_of(step, metrics)), "state": "finished"})

@@ -147,6 +147,7 @@ class Tuning:
         for name, recipes in self.probes.items():
             graphs = list(map(make_graph, recipes))
             stages = {stage.name for graph in graphs for stage in graph.with_inputs(self.config.stage)}
+            # A stage that only some of the graphs have changes with the field, too.
             found[name] = frozenset(
                 stage for stage in stages if len({graph.fingerprints.get(stage) for graph in graphs}) > 1
             )
