@@ -37,6 +37,8 @@ steps=()
 start_nodes() { # count, list of nodes, arguments of ray start
     local count=$1 list=$2
     shift 2
+    # --block, because Slurm kills what a step has started when its command returns. --cpu-bind=none, because Ray's
+    # workers are to use all cores of the node.
     srun --nodes="$count" --ntasks="$count" --nodelist="$list" --overlap --cpu-bind=none --kill-on-bad-exit=1 \
         ray start "$@" --block --disable-usage-stats &
     steps+=($!)
@@ -49,6 +51,7 @@ clean_up() {
     wait "${steps[@]}" 2>/dev/null || true
 }
 trap clean_up EXIT
+# The signal is only passed on: the run ends itself, then this script goes on to its end and cleans up.
 trap '[ -n "$driver" ] && kill -TERM "$driver"' TERM INT
 
 start_nodes 1 "$head" --head --port="$port" --dashboard-host=127.0.0.1 --temp-dir="$scratch"
@@ -57,6 +60,7 @@ if [ "${#nodes[@]}" -gt 1 ]; then
     rest=$(IFS=,; echo "${nodes[*]:1}")
     start_nodes "$((${#nodes[@]} - 1))" "$rest" --address="$head:$port"
 fi
+# All nodes, because a run derives the numbers of actors and of GPUs from those that are there.
 python - "${#nodes[@]}" "$head:$port" <<'WAIT'
 import sys, time, ray
 
