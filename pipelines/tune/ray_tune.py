@@ -282,6 +282,7 @@ class DriverCallback(Callback):  # type: ignore[misc]
     ) -> None:
         report = Report(**{item.name: result[item.name] for item in fields(Report)})
         if result["state"] == "running":
+            # Tune has asked the scheduler before, so these are the values that the trial goes on with.
             self._driver.reported(str(trial), report, trial.config["values"])
         elif result["state"] == "finished":
             self._driver.ended(str(trial), "finished", "trained to its end", report)
@@ -299,5 +300,8 @@ class DriverCallback(Callback):  # type: ignore[misc]
 
 
 def name_of(trial: Trial) -> str:
-    """Our name of one of Tune's trials. A trial keeps it when it takes over the configuration of another."""
+    """Our name of one of Tune's trials that was just made.
+
+    A trial that takes over the configuration of another keeps its name, but then finds the other's name in there.
+    """
     return str(trial.config["name"])
