@@ -1,8 +1,8 @@
-"""Corrections of a ranking for hubs, with a bank of training captions, of which the index keeps three numbers per
-video.
+"""Corrections of a ranking for hubs: videos that are found too often, as a bank of training captions shows.
 
-The bank's similarities with every video are the model's own, as in the evaluation's ``qb_norm`` and ``nnn``. A
-search needs neither the bank nor other queries: see ``hbi_models.post_processing`` for the formulas.
+Of the bank an index keeps three numbers per video. They come from its similarities with every video, which are the
+model's own, as in the evaluation's ``qb_norm`` and ``nnn``. A search needs neither the bank nor other queries: see
+``hbi_models.post_processing`` for the formulas.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Bank:
     def read(cls, folder: Storage) -> Bank:
         """What :func:`write_bank` wrote."""
         table, parameters = folder.read_table(BANK_FILE), folder.read_json(PARAMETERS)
+        # Copied, because Arrow's arrays are read-only and PyTorch has no read-only tensors.
         columns = {name: torch.from_numpy(table.column(name).to_numpy().copy()) for name in table.column_names}
         querybank = Querybank(columns["log_norm"], columns["activated"], float(parameters["beta"]))
         return cls(querybank, columns["bias"])
@@ -54,6 +55,7 @@ class Bank:
         places = torch.from_numpy(np.asarray(positions))
         if correction == "nnn":
             return nearest_neighbour_norm(scores[None], self.bias[places])[0]
+        # QB-Norm asks whether the best of all videos is activated. The best candidate stands for it.
         kept = Querybank(self.querybank.log_norm[places], self.querybank.activated[places], self.querybank.beta)
         return querybank_norm(scores[None], kept)[0]
 
@@ -78,6 +80,7 @@ def write_bank(
             clips = together(features.clips(list(places)))
             columns.append(model.similarity(on_device(texts, device), on_device(clips, device)).cpu())
             progress.advance(len(places))
+    # Whole, [captions, videos]: which video a caption activates is known only when it has been compared with all.
     bank = torch.cat(columns, dim=1)
     querybank = Querybank.of(bank, beta=config.bank_beta)
     bias = neighbour_bias(bank, neighbours=config.bank_neighbours, weight=config.bank_weight)

@@ -33,7 +33,9 @@ from pipelines.workspace.shard_files import OpenShard
 from pipelines.workspace.shards import ShardPool
 from pipelines.workspace.storage import Storage
 
+# In the order in which FeatureStore._clip takes them: the lists first, the only single number last.
 _READ = ("tokens", "features", "logits", "time_s", "end_s")
+# More than the 200 candidates of a query, each of which may lie in a shard of its own.
 _OPEN_SHARDS = 256
 _THREADS = 8
 
@@ -73,6 +75,7 @@ def unpack(tokens: Sequence[int], features: Any, logits: Any, sizes: Sequence[in
         DamagedFileError: the numbers do not fit together.
     """
     counts = list(tokens)
+    # The width of the features is not stored. The next lines check that it is a whole number.
     dim = len(features) // max(sum(counts), 1)
     if len(counts) != len(sizes) or len(logits) != sum(counts) or len(features) != dim * sum(counts):
         raise DamagedFileError(f"a row of features has {len(features)} numbers for {counts} tokens")
@@ -162,7 +165,8 @@ class FeatureStore:
         self._keys, self._shards, self._rows = (index.column(name).combine_chunks() for name in ("key", "shard", "row"))
         self._files: OrderedDict[str, OpenShard] = OrderedDict()
         self._threads = ThreadPoolExecutor(_THREADS)
-        # An open file may be read by one thread at a time, so searches at the same time take turns.
+        # Guards _files. Without it one search could remove a shard that another has just opened, whose KeyError would
+        # then pass for damage.
         self._lock = Lock()
 
     def clips(self, positions: Sequence[int]) -> list[Clip]:
@@ -178,8 +182,10 @@ class FeatureStore:
             by_shard.setdefault(self._shards[position].as_py(), {})[place] = position
         found: dict[int, Clip] = {}
         with self._lock:
+            # One task for each shard, so that no two threads open the same one.
             for part in self._threads.map(self._read, by_shard.items()):
                 found |= part
+            # Only after all is read, so that a search of very many shards does not close what it still needs.
             while len(self._files) > _OPEN_SHARDS:
                 self._files.popitem(last=False)
         return [found[place] for place in range(len(positions))]
@@ -196,6 +202,7 @@ class FeatureStore:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self._pool.storage.place(shard)} is missing; run jobs.index again") from None
         except (*UNREADABLE, LookupError) as error:
+            # When jobs.index makes the shard again it has the same name, and the next search must open the new file.
             self._files.pop(shard, None)
             raise self._explained(shard, error) from error
 
@@ -203,6 +210,7 @@ class FeatureStore:
         """What to raise if reading a shard failed. A damaged shard is set aside, if this process may rename it."""
         storage = self._pool.storage
         try:
+            # Reading all of it tells damage from a storage that does not answer; only a damaged shard may be set aside.
             storage.require_whole_table(shard)
         except DamagedFileError as damage:
             found = damage

@@ -59,6 +59,7 @@ def _pooled(
     levels: Sequence[TokenLevel], rates: Sequence[float], coalitions: float | None
 ) -> Iterator[tuple[Float[Tensor, "items dim"], float]]:
     for number, (level, rate) in enumerate(zip(levels, rates, strict=True)):
+        # A level that does not count would only make every vector wider.
         if rate:
             weights = token_weights(level, None if number else coalitions)
             yield einsum(weights, unit_tokens(level), "items tokens, items tokens dim -> items dim"), rate
@@ -116,6 +117,7 @@ class FirstPass:
         There are fewer if the searched lists hold fewer.
         """
         _, found = self._index.search(np.ascontiguousarray(vectors, np.float32), min(count, len(self)))
+        # Faiss fills the places for which it has no video with -1.
         return [row[row >= 0] for row in found]
 
 
@@ -127,6 +129,7 @@ def _inverted_lists(vectors: Float[np.ndarray, "videos width"]) -> Any:
         quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
     )
     index.nprobe = max(1, round(lists * PROBED_FRACTION))
+    # A fixed seed, so that the same videos are grouped into the same lists.
     sample = np.random.default_rng(0).choice(count, min(count, lists * _TRAINING_PER_LIST), replace=False)
     index.train(np.ascontiguousarray(vectors[np.sort(sample)], np.float32))
     return index

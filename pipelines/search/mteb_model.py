@@ -115,6 +115,7 @@ class MtebSearch:
         found = {}
         for query, row in zip(ids, scores, strict=True):
             listed = None if top_ranked is None else set(top_ranked[query])
+            # Stable, so that equal scores stay in the order of the corpus.
             order = row.argsort(descending=True, stable=True).tolist()
             kept = [place for place in order if listed is None or self._ids[place] in listed][:top_k]
             found[query] = {self._ids[place]: float(row[place]) for place in kept}
@@ -158,6 +159,7 @@ class MtebSearch:
         with TemporaryDirectory() as scratch:
             file = row["path"]
             if row["bytes"] is not None:
+                # The name comes from the data set, so only its ending becomes a part of a path.
                 file = f"{scratch}/video{Path(file or 'x.mp4').suffix}"
                 Path(file).write_bytes(row["bytes"])
             images: list[bytes] = read_video(str(file), self._frames)["frames"]

@@ -45,6 +45,7 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
         ValueError: it holds another kind of model.
     """
     if is_published_file(checkpoint):
+        # The file says nothing of its model, so the recipe's settings are a part of what it is.
         contents = {"weights": content_digest(checkpoint), "config": plain(recipe.model)}
         return SearchModel(checkpoint, recipe.model, recipe.frames, digest(contents))
     from hbi_models.config_reading import config_from_plain
@@ -60,6 +61,7 @@ def read_search_model(checkpoint: str, recipe: Recipe) -> SearchModel:
         f"{checkpoint} reads features that another model makes of captions and frames (model.tokens), and cannot "
         "encode a query itself; give a model that was trained with CLIP",
     )
+    # A recipe in which nothing but the workspace is given says nothing of frames, either.
     frames = frames_of(checkpoint, None if recipe == Recipe(workspace=recipe.workspace) else recipe)
     contents = {"weights": content_digest(join_uri(checkpoint, WEIGHTS)), "config": plain(config)}
     for name in filter(folder.exists, ENCODER_FILES):
@@ -79,6 +81,8 @@ def pretrained_search_model(config: ZeroShotConfig, recipe: Recipe) -> SearchMod
     from hbi_models.clip.pixels import with_pixel_statistics
 
     architecture = read_architecture(config.clip.architecture)
+    # Called for their errors and for what they put into the caches of this machine: a lack of either is said before any
+    # work.
     file_codec(config.clip, architecture["text_cfg"])
     fetch_weights(config.clip)
     size = square_size(architecture["vision_cfg"].get("image_size", 224))
@@ -88,5 +92,6 @@ def pretrained_search_model(config: ZeroShotConfig, recipe: Recipe) -> SearchMod
     contents = {
         name: content_digest(value) if value and Path(value).is_file() else value for name, value in named.items()
     }
+    # Files count by their contents above, wherever they lie, so their names are left out here.
     known_by_content = config.with_clip(replace(config.clip, architecture="", pretrained=None, tokenizer=None))
     return SearchModel(None, config, frames, digest({"zero_shot": plain(known_by_content), **contents}))

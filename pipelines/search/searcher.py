@@ -167,7 +167,7 @@ class Searcher:
         config = self.model.config
         vectors = text_vectors(texts, config.level_rates, config.game.coalitions).float().numpy()
         found = self.first_pass.candidates(vectors, candidates)
-        # Sorted, because neighbours in the index are neighbours in their shards.
+        # In the order of the index, which is that of the video ids: _rank sorts stably, so equal scores stay in it.
         return [
             self._rank(_item(texts, number), np.sort(positions), top, correction)
             for number, positions in enumerate(found)
@@ -189,6 +189,7 @@ class Searcher:
         matches = []
         for place, row in zip(best.tolist(), relevance, strict=True):
             clip, position = clips[place], int(positions[place])
+            # Levels are padded to the longest video, and the mean that a moment stands out from is that of real frames.
             moment = best_moment(row[: len(clip.time_s)].tolist(), clip.time_s, clip.end_s)
             matches.append(
                 Match(
@@ -212,12 +213,14 @@ class Searcher:
         require(self.explains, NO_MAP)
         text = self.encode([query])
         words, frames = text[0], clip.levels[0]
+        # [words, frames] of the one pair.
         values = level_interaction(words, frames)[0, :, : len(clip.time_s)]
         relevance = frame_relevance(words, frames, self.model.config.game.coalitions)[0, : len(clip.time_s)]
         pieces = self._tokenizer.shown_pieces(query)
         return InteractionMap(
             words=[Word(text, special) for text, special in pieces],
             time_s=clip.time_s,
+            # A model that reads padding has rows for it.
             values=values[: len(pieces)].tolist(),
             score=float(self._similarity(text, clip.levels)[0]),
             moment=best_moment(relevance.tolist(), clip.time_s, clip.end_s),

@@ -36,6 +36,7 @@ UPLOAD_TYPES = ("video/*", "application/octet-stream")
 _UPLOADS_AT_ONCE = 2
 """Clips that may be received at the same time: each takes its size in memory."""
 
+# The page holds its script and its style itself ('unsafe-inline') and asks no other host for anything.
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data:; "
@@ -82,6 +83,7 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
         title="HBI on Ray: search and ask",
         description="Finds videos by what they show, explains the match, and answers questions about them.",
         version="1",
+        # FastAPI's own pages load their scripts from another host.
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
@@ -168,6 +170,7 @@ def make_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
             raise HTTPException(
                 415, f"the type is {kind or 'missing'!r}; video/… or application/octet-stream is needed"
             )
+        # Nothing is awaited between this and the block, so no request waits for the semaphore: it is refused instead.
         if receiving.locked():
             raise HTTPException(503, "other clips are being received; come back in a moment", {"Retry-After": "5"})
         async with receiving:
@@ -203,6 +206,7 @@ async def _body(request: Request, config: ServeConfig) -> bytes:
     content = bytearray()
     async for part in request.stream():
         content += part
+        # A body that is sent in chunks announces no length, and a length that is announced need not be true.
         if len(content) > config.max_upload_bytes:
             raise too_large
     return bytes(content)

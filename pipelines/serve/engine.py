@@ -56,6 +56,7 @@ class Engine:
 
     def search(self, queries: Sequence[str], tops: Sequence[int]) -> list[SearchResponse]:
         """The best videos for every query, as many as it asks for."""
+        # One search for the whole batch; what a query did not ask for is cut off below.
         found = self._searcher.search(queries, top=max(tops), candidates=max(CANDIDATES, *tops))
         return [
             SearchResponse(
@@ -134,6 +135,7 @@ class Engine:
         if not looks_like_video(content):
             raise UnusableVideoError(f"this is not a video: the file does not begin like {FORMATS}")
         try:
+            # Decoded for each of the two models, which may sample videos in different ways.
             video = extract_from_bytes(content, self._searcher.frames)
             questioned = extract_from_bytes(content, self._answerer.frames).images if self._answerer is not None else []
         except ExtractionError as error:

@@ -10,6 +10,7 @@ from pipelines.search.limits import MAX_QUERY_CHARS, check_query
 
 MAX_TOP = 100
 
+# The same ids that data sets and collections may have (datasets/video_files.py); an upload's fit, too.
 _ID = r"^[A-Za-z0-9_.@-]{1,128}$"
 
 

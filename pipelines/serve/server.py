@@ -30,9 +30,11 @@ class ServedEngine:
     def __init__(self, index: str, video_qa: str | None, config: ServeConfig) -> None:
         from ray import serve
 
+        # Here, because this module is also imported by the process that only speaks HTTP, which needs no PyTorch.
         from pipelines.serve.engine import Engine
 
         self._engine = Engine(index, video_qa, config.kept_uploads)
+        # Made here and not by a decorator, because the limits are settings.
         batched = serve.batch(max_batch_size=config.max_batch, batch_wait_timeout_s=config.batch_wait_s)
         self._search = batched(self._search_together)
 
@@ -110,6 +112,7 @@ def served(index: str, video_qa: str | None, config: ServeConfig, resources: Res
         from ray import serve
 
         serve.start(
+            # By default Ray listens on every node that has a replica.
             proxy_location="HeadOnly",
             http_options={
                 "host": config.host,
@@ -129,10 +132,12 @@ def _bind(index: str, video_qa: str | None, config: ServeConfig) -> Any:
     from ray import serve
 
     engine = serve.deployment(
+        # One replica, because uploads are kept in its memory.
         ServedEngine,
         name=_ENGINE,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if cluster_gpus() >= 1 else 0},
         max_ongoing_requests=config.max_requests,
+        # Ray counts these for each caller, and the one replica of the application is the only one.
         max_queued_requests=config.max_requests,
     )
 
@@ -146,11 +151,14 @@ def _bind(index: str, video_qa: str | None, config: ServeConfig) -> Any:
         # Requests for pictures and the page come in addition to those that the engine works on.
         max_ongoing_requests=4 * config.max_requests,
     )
+    # The application does not use what is bound. It is how Ray comes to start the engine, which the handle finds by
+    # name.
     return application.bind(engine.bind(index, video_qa, config))
 
 
 def _require_free(config: ServeConfig) -> None:
     with socket.socket() as probe:
+        # Otherwise a port would count as taken for a while after a server on it has ended.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((config.host, config.port))
