@@ -52,6 +52,7 @@ def make_parser() -> ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job and returns its exit code."""
     recipe, options = read_recipe(make_parser(), arguments)
+    # Before anything is written: what cannot be used is refused here.
     model = _model(options, recipe)
     recipe = replace(recipe, workspace=absolute_uri(options["index"]))
     if not options["plan"]:

@@ -96,6 +96,8 @@ def evaluate(
         graph,
         recipe,
         plan_only=options["plan"],
+        # The recipe's own model must be trained already. The graphs of a checkpoint and of an encoder alone have no
+        # training, so they run what they lack.
         from_stage=stage if checkpoint is None and not alone else None,
         until_stage=stage,
         force=[stage] if options["force"] else [],
@@ -140,6 +142,7 @@ def execute(
         return 0
     if all(step.state == "done" for step in steps):
         print("Nothing to do: every stage is finished.\n", flush=True)
+    # Also if all is done: the run is put on record, and MLflow gets what it has missed.
     outcomes = run_plan(graph, steps, recipe)
     print(f"\n{outcome_table(outcomes)}\n")
     for outcome in results(outcomes):

@@ -95,6 +95,8 @@ def _with_recipe(arguments: Sequence[str] | None) -> list[str]:
     """
     import sys
 
+    # Searched by hand: the recipe has to be the first of the arguments before they are parsed, so that all others
+    # override it.
     given = list(sys.argv[1:] if arguments is None else arguments)
     for place, word in enumerate(given):
         name = word.removeprefix("--table=") if word.startswith("--table=") else None

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     read_current(Storage(options["index"]))
     if options["video_qa"] is not None:
         vocabulary_of(options["video_qa"])
+    # Absolute, because the processes of Ray may run in another folder.
     places = [None if place is None else absolute_uri(place) for place in (options["index"], options["video_qa"])]
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("%s is reached from other machines, and there is no login", config.host)

@@ -127,6 +127,8 @@ def run_job(main: Callable[[], int]) -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     debug = _DEBUG in sys.argv
+    # Taken out here, because the parsers of jobs without a recipe do not know it; the others have it for their help
+    # alone.
     sys.argv = [word for word in sys.argv if word != _DEBUG]
     try:
         code = main()
@@ -145,6 +147,7 @@ def run_job(main: Callable[[], int]) -> None:
         logger.error("interrupted; the same command goes on from here")
         code = 130
     with suppress(OSError):
+        # Whoever read the output may be gone, as in "| head".
         sys.stdout.flush()
     sys.exit(code)
 

@@ -69,6 +69,7 @@ def _report(workspace: Storage, record: RunRecord) -> dict[str, Any]:
 def _states(workspace: Storage, record: RunRecord) -> dict[str, tuple[str, str]]:
     """State and reason of every stage as ``--plan`` gives them; empty if the data cannot be reached from here."""
     try:
+        # Another machine may reach the workspace by another address than the one on record.
         graph = make_graph(recipe_from_document({**record.settings, "workspace": workspace.uri}))
     except (OSError, ValueError):
         return {}

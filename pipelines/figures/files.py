@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, at its own resolution."""
+    # A canvas of its own, because pyplot would choose one by the machine and keep every figure.
     FigureCanvasAgg(figure)
     return _saved(figure, format="png", metadata={"Software": None})
 

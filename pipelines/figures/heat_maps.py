@@ -75,6 +75,7 @@ def heat_map_figure(maps: InteractionMaps, kind: Kind = "exact") -> Figure:
         _draw(axes, maps, panel, kind, left=MARGIN + label, right=inner + MARGIN, top=edge)
         edge -= panel.height + _BETWEEN
     write(axes, MARGIN, _FOOTER, wrapped_text(COLOURS, 7.5, inner), size=7.5, va="top", color=SOFT)
+    # Drawing pictures and cells changes the limits of the axes, and with them the scale of an inch.
     axes.set(xlim=(0, inner + 2 * MARGIN), ylim=(0, height), aspect="auto")
     return figure
 
@@ -113,6 +114,7 @@ def _draw(
         for column, value in enumerate(values[row]):
             if panel.edges[column + 1] - panel.edges[column] < _ROOM_FOR_NUMBER:
                 continue
+            # On darker cells than this black numbers cannot be read.
             colour = "white" if abs(value) > 0.62 * float(norm.vmax or 1) else INK
             write(axes, across[column : column + 2].mean(), middle, signed(value, float(norm.vmax or 1)), size=6.5,
                   ha="center", color=colour)  # fmt: skip

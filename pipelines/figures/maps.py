@@ -76,6 +76,7 @@ class InteractionMaps:
             f"{'… ' if position and token - words[position - 1] > 1 else ''}{self.tokens[token]}"
             for position, token in enumerate(words)
         ]
+        # A piece that ends in "‑" goes on in the next one.
         return " ".join(parts).replace("‑ ", "")
 
     def document(self) -> dict[str, Any]:

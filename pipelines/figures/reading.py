@@ -110,6 +110,7 @@ class PairReader:
             return values[0][rows][:, columns].float().numpy()
 
         cosines = token_cosines(words, frames)
+        # As in the model's similarity: coalitions are for the finest level alone.
         coalitions = self.model.config.game.coalitions if name == LEVELS[0] else None
         zero_floor = self.model.config.quirks.zero_floor
         return LevelMap(
@@ -168,6 +169,7 @@ def load_pair_reader(checkpoint: str, recipe: Recipe | None = None, estimator: s
         else:
             model = load_video_qa(model_folder(checkpoint), folder).encoder
     frames = recipe.frames if is_published_file(checkpoint) and recipe else frames_of(checkpoint, recipe)
+    # A model that an estimator taught holds it.
     network = model.teacher if estimator is None else _read_estimator(estimator, model)
     device = compute_device()
     return PairReader(model.to(device), None if network is None else network.to(device), frames)

@@ -31,6 +31,7 @@ def robustness_chart(document: Mapping[str, Any]) -> Figure:
         axes.set_title(name, fontsize=9, color=INK)
         # The amounts have other units in each panel; the document has them.
         axes.set_xticks(list(strengths), ["none", *STRENGTH_NAMES], fontsize=7)
+        # Shared axes hide the labels of all rows but the last, which may have no panel below this one.
         axes.tick_params(labelbottom=True)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(grid.flat)[len(panels) :]:

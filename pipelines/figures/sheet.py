@@ -70,6 +70,8 @@ class Sheet:
         words = min(side_by_side, _WIDEST_FOR_WORDS)
         gaps = max(_frame_gaps(level.frames) for level in maps.levels)
         count = len(maps.images)
+        # Large pictures and words side by side widen a sheet up to a limit. Only pictures that would become too small
+        # widen it further.
         comfortable = min(gaps + count * _LARGEST_THUMBNAIL, _WIDEST_FOR_WORDS)
         inner = min(max(_NARROWEST, words, comfortable, gaps + count * _SMALLEST_THUMBNAIL), _WIDEST)
         return cls(inner + 2 * MARGIN, min(_LARGEST_THUMBNAIL, (inner - gaps) / max(count, 1)))
@@ -118,6 +120,7 @@ class Sheet:
         return WordRow(places, lines, size, float(max(lengths) * np.sin(angle)) + line_height(size), is_slanted=True)
 
     def _phrase_row(self, tokens: Sequence[str], phrases: Members) -> WordRow:
+        # More lines first, smaller letters only when those do not help.
         for size in _SIZES:
             for count in range(1, _MOST_LINES + 1):
                 lines = [_broken(_pieces(tokens, phrase), size, count) for phrase in phrases]
@@ -191,6 +194,7 @@ def draw_frames(
     """Draws frames and clips below ``top``, with their times in seconds where there is room."""
     side, pad = sheet.thumbnail, PAD if is_merged(clips) else 0.0
     widest = max(text_width(_time(time), _TIME_SIZE) for time in maps.times_s) + 0.06
+    # A time at every so many frames, so that times do not overlap.
     every = int(np.ceil(widest / side))
     number = 0
     for clip, place in zip(clips, places, strict=True):
@@ -200,6 +204,7 @@ def draw_frames(
         for position, frame in enumerate(clip):
             x = left + pad + position * (side + _FRAME_GAP)
             y = top - pad - side
+            # Above the lines (2) and the boxes (3).
             axes.imshow(maps.images[frame], extent=(x, x + side, y, y + side), zorder=4)
             if number % every == 0:
                 below = top - side - 2 * pad - 0.08

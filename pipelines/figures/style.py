@@ -51,6 +51,8 @@ def signed(value: float, largest: float) -> str:
 @cache
 def text_width(text: str, size_pt: float, weight: str = "normal") -> float:
     """Inches that a line of text takes."""
+    # Matplotlib brings this font along. Its outlines are measured, which needs no canvas, so that the size of a figure
+    # is known before there is one.
     properties = FontProperties(family="DejaVu Sans", size=size_pt, weight=weight)
     width, _, _ = text_to_path.get_text_width_height_descent(text, properties, False)
     return float(width) / 72

@@ -40,6 +40,7 @@ def curve(title: str, points: Sequence[tuple[float, float]]) -> Chart:
     """A curve through (step, value); a selection if there are very many points."""
     kept = [point for point in points if math.isfinite(point[1])]
     stride = max(math.ceil(len(kept) / _MOST_POINTS), 1)
+    # Counted from the end, so that the last value is kept.
     kept = kept[::-1][::stride][::-1]
     if not kept:
         return Chart(title, "", [], [], [], "no finite value")
@@ -68,6 +69,7 @@ def histogram(title: str, values: Sequence[float] | np.ndarray, *, bins: int = 2
         bins, width = int(high - low) + 1, 1.0
     else:
         width = (high - low) / bins or 1.0
+    # The largest value would be the first of a bin after the last one.
     counts = np.bincount(np.minimum((found - low) / width, bins - 1).astype(np.int64), minlength=bins).tolist()
     largest, step = max(counts), (WIDTH - _LEFT - _RIGHT) / bins
     bars = [
@@ -75,6 +77,7 @@ def histogram(title: str, values: Sequence[float] | np.ndarray, *, bins: int = 2
         for index, count in enumerate(counts)
         if count
     ]
+    # A value that occurs, also in the middle of an even number of them.
     middle = float(np.partition(found, len(found) // 2)[len(found) // 2])
     return Chart(
         title,

@@ -57,6 +57,7 @@ def _durations(part: pa.Table, seen: pa.Table) -> np.ndarray:
 def most_frequent_words(manifest: pa.Table) -> list[tuple[str, int]]:
     """The most frequent words of all captions, each with how often it occurs."""
     counts: Counter[str] = Counter()
+    # In parts, because all words of a large data set at once would take much memory.
     for rows in manifest.select(["captions"]).to_batches(max_chunksize=_ROWS_AT_ONCE):
         words = pc.utf8_lower(pc.utf8_trim(pc.list_flatten(_words(pc.list_flatten(rows.column(0)))), ".,!?;:\"'()"))
         for found in pc.value_counts(words).to_pylist():

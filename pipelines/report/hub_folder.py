@@ -70,6 +70,7 @@ def export_model(checkpoint: str, output: Storage, *, licence: str, onnx: bool) 
     require(
         kind in KINDS, f"{checkpoint} holds a model of kind {kind!r}; models of kind {' and '.join(KINDS)} are exported"
     )
+    # A cloned repository holds .git and .gitattributes.
     there = [name for name in (*output.files(), *output.folders()) if not name.startswith(".")]
     require(not there, f"{output.place()} is not empty, it holds {examples(there)}; give another folder, or empty it")
     files = {name: folder.read_bytes(name) for name in ENCODER_FILES if folder.exists(name)}

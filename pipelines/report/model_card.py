@@ -131,6 +131,7 @@ def _origin(run: TrainedRun | None) -> Iterator[str]:
         yield "## Training\n\nNot recorded: the model was exported from a folder outside of the run that made it."
         return
     document = run.training.document
+    # The other task's settings had no influence on this model, either.
     left_out = {*_NOT_OF_RESULTS, *(_EVALUATED_BY.keys() - {run.training.stage})}
     recipe = {name: value for name, value in document["config"].items() if name not in left_out}
     data = recipe["data"]
@@ -181,11 +182,13 @@ def _results(kind: str, metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
         for name in names:
             yield EvalResult(
                 task_type="retrieval" if kind == "retrieval" else "visual-question-answering",
+                # The hub asks for an identifier here.
                 dataset_type=re.sub(r"\W+", "-", str(protocol["dataset"])).strip("-").lower(),
                 dataset_name=str(protocol["dataset"]),
                 dataset_split=str(protocol["split"]),
                 metric_type=name,
                 metric_name=f"{name} {part}".replace("_", " "),
                 metric_value=values[name]["value"],
+                # The hub has no field of its own for an interval.
                 metric_args={"low": values[name]["low"], "high": values[name]["high"], "interval": 0.95},
             )

@@ -45,8 +45,10 @@ def data_uri(kind: str, content: bytes) -> str:
 
 
 def _small(encoded: bytes) -> str:
+    # The formats in which frames are stored; Pillow tries no other of its decoders.
     with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
         small = image.convert("RGB")
+        # The height bounds all but very wide pictures, so that those in a row are equally high.
         small.thumbnail((_SIDE_PX * 2, _SIDE_PX))
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=80)

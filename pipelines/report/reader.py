@@ -71,6 +71,7 @@ class Reader:
             versions=artifacts[-1].document["versions"],
             workspace=self._workspace.uri,
             stages=[_stage_row(artifact) for artifact in artifacts],
+            # A page with millions of rows would be of no use; their number and reasons count all.
             errors=errors[:_MOST_ERRORS],
             num_errors=len(errors),
             reasons=Counter(row["reason"] for row in errors).most_common(),
@@ -96,6 +97,7 @@ class Reader:
         rows = artifact.storage.read_table(TOP_VIDEOS_FILE).to_pylist()
         # Queries of equal rank are ordered by how far the first video is ahead of the second.
         rows.sort(key=lambda row: (row["rank"], -_lead(row), row["video_id"], row["caption_index"]))
+        # A tie at the top has rank 1.5 (hbi_models/metrics.py) and is no hit.
         best = [row for row in _first_of_each_video(rows, most) if row["rank"] == 1]
         worst = [row for row in _first_of_each_video(rows[::-1], most) if row["rank"] > 1]
         return [self._query(row) for row in best], [self._query(row) for row in worst]
