@@ -85,12 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_group(name: str) -> Iterator[Row | Failure]:
     """Rows of a group as they come from its process, and the reason where it ends early."""
+    # Before the process starts, because libraries read it when they are loaded.
     os.environ["OMP_NUM_THREADS"] = str(GROUPS[name])
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder:
         process = context.Process(target=send_rows, args=(name, Path(folder), sender))
         process.start()
+        # The process holds the only sender now, so that its end, also by a crash, ends the loop.
         sender.close()
         with suppress(EOFError):
             while True:
@@ -156,7 +158,7 @@ def versions() -> Iterator[str]:
 
 
 def commit() -> str:
-    """Of the working tree, and whether it differs."""
+    """The commit of the working tree, and whether there are changes."""
     try:
         name = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no")

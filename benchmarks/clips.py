@@ -44,6 +44,7 @@ def real_clips(
     for number, length in enumerate(seconds):
         files.append(folder / f"{number:02}.mp4")
         with av.open(str(files[-1]), "w") as container:
+            # Key frames up to 250 frames apart, as x264 makes them by default.
             stream: Any = container.add_stream("h264", rate=fps, options={"preset": "veryfast", "g": "250"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for time, picture in enumerate(islice(cycle(pictures), length * fps)):
@@ -64,6 +65,7 @@ def link_videos(folder: Path, files: Sequence[Path], count: int) -> tuple[Path, 
         writer = csv.writer(file)
         writer.writerow(["path", "caption", "split"])
         for number, link in enumerate(links):
+            # Links: a thousand videos take no more room than the files behind them, and each is opened and decoded.
             os.link(files[number % len(files)], link)
             writer.writerow([link.name, f"a small square moves across the picture number {number}", "train"])
     return captions, links

@@ -37,7 +37,7 @@ def frames_of(video: Path) -> ExtractedVideo:
 
 
 def processor_ms(work: Callable[[int], object], count: int) -> list[float]:
-    """Of ``work(0)`` to ``work(count - 1)``."""
+    """Milliseconds of the processor for each of ``work(0)`` to ``work(count - 1)``."""
     found = []
     for number in range(count):
         started = time.process_time()
@@ -69,6 +69,7 @@ def main() -> None:
     clips: list[ExtractedVideo] = []
     decoding = processor_ms(lambda number: clips.append(frames_of(files[number])), len(files))
     stored = [clip.images for clip in clips]
+    # Decoding alone, without reading Parquet.
     reading = processor_ms(lambda number: decode_images(stored[number]), len(stored))
     images = [as_channels_last(decode_images(frames)) for frames in stored]
     repeats = 5  # operations are drawn at random
@@ -78,6 +79,7 @@ def main() -> None:
         ),
         repeats * len(images),
     )
+    # A video's operations vary much, so each reading is added to the mean of many.
     augmented = [value + statistics.fmean(augmenting) for value in reading]
     mean = statistics.fmean(len(frames) for frames in stored)
     rows = [row("video to stored frames", decoding, mean), row("stored frames to pixels", reading, mean)]

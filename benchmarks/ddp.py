@@ -86,6 +86,7 @@ def train(scratch: Path, data: Path, *, workers: int, threads: int) -> Points:
 
 
 def _train(rank: int, scratch: Path, data: Path, workers: int, threads: int) -> None:
+    # Otherwise gloo looks for an interface by the host's name, which need not resolve.
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(threads)
     if workers > 1:
@@ -103,6 +104,7 @@ def make_task(data: Path) -> RetrievalTask:
     recipe = read_recipe(recipe_parser("A benchmark."), ["--config", str(RECIPE)])[0]
     storage = Storage(str(data))
     return RetrievalTask(
+        # The exact teacher needs no trained estimator.
         model_config=replace(recipe.model, game=replace(recipe.model.game, teacher="exact")),
         training=replace(recipe.retrieval, epochs=1),
         seed=recipe.seed,

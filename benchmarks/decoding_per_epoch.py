@@ -87,6 +87,8 @@ def rows(folder: Path) -> Iterator[Row]:
     require_equal(published, store_frames(folder / "png", files, CONFIG), order)
     store = store_frames(folder / "jpeg", files, FramesConfig())
     source = StoredFrames(store, order)
+    # The processes stay for all runs, and the first run of in_turns is not measured: so all that is timed is a second
+    # epoch.
     loader = DataLoader(published, batch_size=BATCH, drop_last=True, num_workers=CORES, persistent_workers=True)
 
     def theirs() -> None:

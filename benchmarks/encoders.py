@@ -59,7 +59,7 @@ def demo_model(choice: dict[str, Any]) -> RetrievalModel:
 
 
 def demo_batch(size: int) -> tuple[TextBatch, VideoBatch]:
-    """Random captions and frames, none shorter than the longest."""
+    """Random captions and frames without padding."""
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(1, 49_000, (PAIRS, WORDS), generator=generator)
     pixels = torch.randn(PAIRS, FRAMES, 3, size, size, generator=generator)
@@ -74,12 +74,15 @@ def measure(choice: dict[str, Any]) -> tuple[int, int, float, float]:
     model = demo_model(choice)
     texts, videos = demo_batch(model.clip.image_size_px)
     optimizer, _ = make_optimizer(model, OptimizerConfig(lr=1e-4, clip_lr_factor=1.0), WARM + STEPS)
+    # Autograd keeps weights, too, which take no memory of their own. They are known by their storage, because what is
+    # kept may be a view.
     weights = {value.untyped_storage().data_ptr() for value in model.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
+            # By storage: what several operations keep is counted once.
             kept[storage.data_ptr()] = storage.size()
         return tensor
 
@@ -131,6 +134,7 @@ def multiply_adds(backbone: ClipBackbone, config: ClipConfig, frames: int = 12, 
         (len(image), backbone.visual.conv1.out_channels, tokens, frames),
         (len(backbone.text_blocks), backbone.text_width, words, 1),
     )
+    # Gradients of activations are needed from the loss down to the lowest trained block; LoRA trains in all.
     for blocks, width, length, items in sides:
         linear = items * length * width**2
         block = 12 * linear + 2 * items * length**2 * width

@@ -66,6 +66,7 @@ class Evaluation:
     @torch.inference_mode()
     def merge(self) -> None:
         """The timed share of the items, each once."""
+        # As large a share of the videos as of the texts: the sum is multiplied by ``scale`` for the whole evaluation.
         texts, videos = self.task.texts_timed, round(self.task.shape.videos / self.task.scale)
         merge_blocks(self.model, part(self.words, 0, texts), part(self.frames, 0, videos))
 
@@ -82,6 +83,7 @@ class Evaluation:
     @torch.inference_mode()
     def published_block(self, number: int) -> tuple[int, int, Tensor]:
         """First text and video of a block, and its scores; blocks come along the diagonal."""
+        # Ours has scores of the timed texts alone, so rows start again before columns do.
         row = number * BLOCK % (self.task.texts_timed - BLOCK + 1)
         column = number * BLOCK % (self.task.shape.videos - BLOCK + 1)
         rates = self.model.config.level_rates
@@ -128,6 +130,7 @@ def cut(level: TokenLevel, first: int, count: int) -> TokenLevel:
 
 def bare_product(words: Tensor, frames: Tensor) -> None:
     """All cosines of unit tokens by nothing but matrix products, into one piece of memory that is used again."""
+    # [dim, videos · frames]
     matrix = frames.flatten(0, 1).t()
     rows = words.flatten(0, 1).split(BLOCK * words.shape[1])
     products = torch.empty(len(rows[0]), matrix.shape[1])
@@ -156,7 +159,9 @@ def check(evaluation: Evaluation, scores: Tensor) -> None:
 def scoring_alone(texts: int, videos: int, shape: Shape, folder: Path) -> float:
     """Peak memory of scoring so many texts and videos, beyond their features and the scores; MB."""
     evaluation = Evaluation(Task(Shape(TILE, TILE, shape.words, shape.frames), TILE, 1), folder)
+    # The three levels of a model's items, though only those that count are looked at.
     levels = (random_level(texts, shape.words, seed=1),) * 3, (random_level(videos, shape.frames, seed=2),) * 3
+    # Loads libraries, whose memory is not the scores'.
     evaluation.score(*(tuple(cut(level, 0, 2) for level in side) for side in levels), torch.zeros(2, 2))
     scores = torch.zeros(texts, videos)
     return peak_extra_mb(lambda: evaluation.score(*levels, scores))
@@ -199,6 +204,7 @@ def rows_of(task: Task, folder: Path) -> Iterator[Row]:
     score = partial(evaluation.score, texts, videos, scores)
     score()
     check(evaluation, scores)
+    # Not of unit length in truth, which makes no difference to the time of a product.
     unit_words, unit_frames = texts[0].features, videos[0].features
 
     def loop() -> None:

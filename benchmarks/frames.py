@@ -87,6 +87,7 @@ def run_stage(graph: Graph, recipe: Recipe, name: str) -> None:
 
 def decode_all(processes: ProcessPoolExecutor, files: Sequence[Path], config: FramesConfig) -> list[list[int]]:
     """Decodes in all processes; the indices of every video's frames."""
+    # Four chunks a core or more, so that no core waits long for the last one.
     chunk = max(1, min(CHUNK, len(files) // (4 * CORES)))
     chunks = [files[start : start + chunk] for start in range(0, len(files), chunk)]
     return list(chain.from_iterable(processes.map(partial(decode_chunk, config), chunks)))
@@ -127,6 +128,7 @@ def require_equal(recipe: Recipe, graph: Graph, files: Sequence[Path], bare: Seq
     stored = [store.encoded(video) for video in range(len(store))]
     if [len(images) for images in stored] != [len(indices) for indices in bare]:
         raise ResultsDifferError(f"the stage stored {sum(map(len, stored))} frames, not {sum(map(len, bare))}")
+    # Every tenth, because each is decoded and encoded again here.
     for video in range(0, len(files), 10):
         expected = decode_images([_jpeg(picture, recipe.frames) for picture in decode(files[video], recipe.frames)[1]])
         for found, wanted in zip(decode_images(stored[video]), expected, strict=True):

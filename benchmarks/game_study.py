@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch_size=options.batch_size,
         lr=options.lr,
         validate_every=options.validate_every,
+        # Without validation nothing is chosen, and a setting without effect must not make it another study.
         choose_by=options.measure if options.validate_every else Training.choose_by,
         channels=options.channels,
     )
@@ -165,9 +166,11 @@ def work(jobs: Sequence[Job], studies: dict[str, str], output: Path, options: ar
     if options.report_only:
         return 0
     failed = 0
+    # Jobs start seed by seed, in the order of the arms, so that this arm ends a seed.
     last_of_a_seed = next((arm for arm in reversed(options.arms) if arm in CLAIMED), None)
     with Progress("study", total=len(jobs), unit="trainings", done=len(jobs) - len(left)) as progress:
         for cell, outcome in run_jobs(left, options.processes):
+            # The pool takes no more jobs after that.
             if isinstance(outcome, BrokenExecutor):
                 sys.exit(
                     f"a training process was killed, maybe for memory ({outcome}); the same command goes on from here"

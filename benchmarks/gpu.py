@@ -107,6 +107,7 @@ def report(device: torch.device, sizes: Sizes, deadline: float = float("inf")) -
     Raises:
         ResultsDifferError: a module gives other results on the device than on the CPU.
     """
+    # TF32 would round what is compared with the CPU in float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield shown(["module", "error in float32", "in bfloat16"], check_modules(device, sizes))
     limits = measure_limits(device, sizes)
@@ -138,6 +139,8 @@ def report(device: torch.device, sizes: Sizes, deadline: float = float("inf")) -
             yield f"{name}: not measured, the time is up"
             continue
         yield shown(HEADER, part())
+        # Compiled graphs of one part would keep their memory, and count towards the limit of recompilations in the
+        # next.
         torch._dynamo.reset()
 
 
@@ -247,6 +250,7 @@ def training_step(
 
     reset_peak(device)
     taken = seconds(device, step, sizes.times)
+    # Apart from the mean above, because every mark waits for the device, which slows the step down.
     step(mark)
     images = sizes.batch * sizes.frames
     name = f"{clip.architecture}, {'compiled' if compiled else 'eager'}"
@@ -292,6 +296,7 @@ def all_pairs(device: torch.device, sizes: Sizes, limits: Limits) -> Iterator[li
     plain = similarity.similarity_tile
     expected = similarity.level_similarity(texts, videos)
     for name, tile in (("plain", plain), ("compiled", torch.compile(plain, backend=sizes.compiler))):
+        # level_similarity looks the function up in its module at each call.
         similarity.similarity_tile = tile
         try:
             reset_peak(device)

@@ -36,6 +36,7 @@ def augmentation(device: torch.device, sizes: Sizes, limits: Limits) -> Iterator
     table = as_table(drawn, config.operations)
     generator = torch.Generator().manual_seed(0)
     shape = (sizes.batch, sizes.frames, 3, side, side)
+    # A few clips for the comparison, since it also runs on the CPU, operation by operation.
     few = torch.randint(256, (15, 2, *shape[2:]), generator=generator, dtype=torch.uint8)
     for name, kind in OPERATIONS.items():
         arguments = torch.full((len(few),), float(kind.to_argument(config.magnitude / 10, 1.0)), dtype=torch.float64)

@@ -49,7 +49,8 @@ class Limits:
 
 
 def seconds(device: torch.device, work: Callable[[], object], times: int) -> float:
-    """Of one call, the mean of ``times`` that follow each other without a pause, after two unmeasured ones."""
+    """Seconds of one call: the mean of ``times`` calls without a pause between them, after two unmeasured ones."""
+    # The first call loads kernels or compiles, and takes the memory that later ones use again.
     for _ in range(2):
         work()
     synchronise(device)

@@ -42,6 +42,7 @@ def make_model(folder: Path, shape: Shape, *, dim: int = DIM) -> RetrievalModel:
     path.write_text(json.dumps(towers))
     config = RetrievalConfig(
         clip=ClipConfig(architecture=str(path), pretrained=None),
+        # Features go in above the temporal encoder, so it needs no layers.
         temporal=TemporalConfig(layers=0, init_from_clip_text=False),
         quirks=Quirks.published(),
         max_words=shape.words,
@@ -62,5 +63,5 @@ def random_features(
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Relative to the largest of theirs."""
+    """The largest difference of two elements, relative to the largest of theirs."""
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=torch.finfo(theirs.dtype).tiny))

@@ -150,6 +150,7 @@ def score_clip(model: RetrievalModel, clip: Clip) -> dict[tuple[str, str, str], 
         for name, make in MAPS.items():
             values = make(model, level, cosines, text, video)
             # Of a phrase and a clip to their words and frames.
+            # Each finest token belongs to one token of this level; padding to none, and argmax makes that 0.
             row, column = word_members.long().argmax(dim=2), frame_members.long().argmax(dim=2)
             pairs = torch.arange(len(values))[:, None, None]
             spread = values[pairs, row[:, :, None], column[:, None, :]].numpy()
@@ -216,6 +217,7 @@ def interval(runs: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
     if len(runs) > 1:
         return {**over_seeds(means), "words": count, "by_seed": means}
     scored = [clip for clip in runs[0] if clip]
+    # Clips are resampled with all their words, because words of one clip are not independent.
     sums, sizes = (np.array([measure(clip) for clip in scored]) for measure in (sum, len))
     drawn = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
     low, high = np.quantile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), (0.025, 0.975))

@@ -128,7 +128,9 @@ def sampled_moments(
 
 def weight_changes(logits: Tensor, kept: Tensor) -> Tensor:
     """[pairs, draws, members, tokens]: softmax weights of the tokens with the member in the set, less those without."""
+    # [members, tokens], 1 where the token is the member.
     member = torch.eye(kept.shape[1])
+    # [pairs, 1, 1, tokens], less the largest logit, so that no exponential overflows.
     raised = (logits - logits.amax(dim=1, keepdim=True)).exp()[:, None, None, :]
     without = raised * (kept[:, None, :] * (1 - member))
     total = without.sum(dim=-1, keepdim=True)
@@ -162,6 +164,7 @@ def rows_of(words: int, frames: int, *, cells: int, draws: int) -> Iterator[Row]
     mean, square = sampled_moments(game, draws, torch.Generator().manual_seed(1))
     deviation = (square - mean.square()).sqrt()
     check_scores("the vectorised sampling", mean - exact, deviation / draws**0.5)
+    # The error falls with the root of the number of draws; the mean square over cells is what 1% refers to.
     draws_needed = float((deviation / (RELATIVE_ERROR * exact.std())).square().mean())
 
     published_game = with_softmax_weights(game)

@@ -95,6 +95,7 @@ def measure(videos: int, folder: Path) -> Run:
         while driver.poll() is None:
             now, largest = time.monotonic() - started, dict[str, float]()
             for pid in (driver.pid, *_descendants(driver.pid)):
+                # Asked until it is known: Ray starts a worker first and names it after its task later.
                 kind = kinds.get(pid) or _kind(pid)
                 if kind is not None:
                     kinds[pid] = kind

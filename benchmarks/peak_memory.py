@@ -11,6 +11,7 @@ from typing import Any
 def peak_extra_mb(work: Callable[[], object]) -> float:
     """Megabytes between the resident set before ``work`` and its largest size meanwhile. Linux only."""
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to the present size
+    # Read after the reset, because the high-water mark starts from here.
     before = _status_mb("VmRSS")
     work()
     return _status_mb("VmHWM") - before

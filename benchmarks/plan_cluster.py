@@ -144,6 +144,7 @@ class Finished:
             rates.append(replace(rate, read_bytes=read, written_bytes=written))
         for stage in ("estimator", "retrieval", "video_qa"):
             if stage in self.artifacts and (pairs := self._pairs(stage)):
+                # Throughput is that of all workers together, and a rate is for one.
                 seconds = pairs * _seconds_per_pair(self.folders[stage]) * cluster.workers
                 rate = self._rate(stage, "workers", pairs, seconds, cluster)
                 # The estimator learns from labels; the others read a video's frames for each of its texts.
@@ -157,6 +158,7 @@ class Finished:
         return float(self.artifacts[stage]["seconds"])
 
     def _rate(self, stage: str, on: str, units: float, work_s: float, cluster: Cluster) -> Rate:
+        # What the stage's time leaves when its work is spread evenly.
         fixed = max(0.0, self.seconds(stage) - work_s / getattr(cluster, on))
         return Rate(stage, on, units / self.videos, work_s / units, fixed)
 

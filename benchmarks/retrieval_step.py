@@ -46,6 +46,7 @@ class Contender:
         self.model = make_model(folder, shape, dim=dim)
         self.words = random_features(shape.texts, shape.words, dim=dim, shortest=shape.words // 3, seed=1)
         self.frames = random_features(shape.videos, shape.frames, dim=dim, shortest=shape.frames // 2, seed=2)
+        # As behind trained towers, to which the gradients would go on.
         self.words.features.requires_grad_()
         self.frames.features.requires_grad_()
 
@@ -96,6 +97,7 @@ def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 def rows(folder: Path) -> Iterator[Row]:
     for shape, (times, faster, less_memory) in SHAPES.items():
+        # In processes of their own, because an allocator keeps what a step has taken.
         peaks = {name: in_own_process(step_alone, name, shape, folder) for name in STEPS}
         compare(*(torch.load(folder / f"{name}.pt", weights_only=True) for name in STEPS))
         ours, theirs = (Contender(name, shape, folder) for name in STEPS)

@@ -74,9 +74,11 @@ class Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         is_view = any(part.alias_info and not part.alias_info.is_write for part in func._schema.returns)
+        # An alias of an input that is returned unwritten is a view, which moves no bytes.
         if not is_view and func is not torch.ops.aten.detach.default:
             tensors = [item for item in tree_flatten((args, kwargs, result))[0] if isinstance(item, Tensor)]
             count = flop_registry.get(func._overloadpacket)
+            # flop_registry knows products, convolutions and attention; all else counts by its bytes alone.
             flops = float(count(*args, **kwargs, out_val=result)) if count else 0.0
             self.done.append(Work(flops, float(sum(map(bytes_of, tensors)))))
         return result

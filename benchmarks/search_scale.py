@@ -67,6 +67,7 @@ class World:
     def directions(self, noise: torch.Tensor) -> torch.Tensor:
         """Standard noise with a variance that falls like 1/i along the basis, of mean length 1."""
         spectrum = torch.arange(1, DIM + 1).rsqrt()
+        # The square root of 1/i, because 1/i is meant for the variance.
         return (noise * spectrum / spectrum.norm()) @ self.basis
 
     def _content(self, video: int) -> tuple[torch.Tensor, torch.Generator]:
@@ -88,8 +89,10 @@ class World:
     def text(self, video: int) -> TokenLevel:
         """Words about a video: each holds a part of what it shows, and much else."""
         content, generator = self._content(video)
+        # A seed of its own, or the words would be drawn from the same numbers as the video's frames.
         generator.manual_seed(-1 - video)
         words = self.directions(torch.randn(WORDS, DIM, generator=generator))
+        # What all words of a text share beside the video: style, or things that are not shown.
         common = self.directions(torch.randn(DIM, generator=generator))
         count = int(torch.randint(6, WORDS, (1,), generator=generator))
         features = 0.8 * self.means[1] + 0.1 * self.means[0] + 0.3 * content + 0.2 * common + 0.4 * words
@@ -130,10 +133,12 @@ def write_index(root: Storage, world: World, model: RetrievalModel, texts: Level
         model.config.level_rates,
         level_sizes(model),
     )
+    # Half precision, as the shards hold them and as the first pass gets them.
     vectors = np.empty((world.videos, DIM), np.float16)
     scores, seconds = [], 0.0
     for members, levels in batches(world, sizes):
         vectors[members.start : members.stop] = video_vectors(levels, rates).half().numpy()
+        # As a search reads them, so that exact and searched scores differ by nothing but the candidates.
         half = tuple(replace(level, features=level.features.half().float()) for level in levels)
         started = time.perf_counter()
         scores.append(model.similarity(texts, half))

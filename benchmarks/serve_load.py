@@ -35,6 +35,7 @@ class User:
 
     def act(self, rounds: int, *, answers: bool) -> None:
         for turn in range(rounds):
+            # Users start at different queries, so that those at the same time differ.
             place = self.number + turn
             query = f"a {COLOURS[place % 3]} {SHAPES[place // 3 % 3]} {MOTIONS[place // 9 % 3]}"
             found = self._send("search", "POST", "/api/search", {"query": query})

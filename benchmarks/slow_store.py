@@ -53,11 +53,13 @@ class Store(BaseHTTPRequestHandler):
         return self.folder / Path(urlsplit(self.path).path).name
 
     def _answer(self, status: int, headers: Mapping[str, object]) -> None:
+        # Before the answer, also to HEAD: a store's latency is that of a request, whatever it asks for.
         time.sleep(self.latency_s)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
+        # sendfile writes to the socket itself, past any buffer.
         self.wfile.flush()
 
 
@@ -74,6 +76,7 @@ def store(folder: Path, latency_s: float) -> Iterator[Storage]:
     """The files in ``folder`` as objects of a store that takes so long for each answer."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
+    # A process of its own, so that the store's answers take no time of the reader's interpreter.
     process = context.Process(target=serve, args=(folder, latency_s, sender), daemon=True)
     process.start()
     try:

@@ -20,6 +20,7 @@ SMALL = {
     "data.validation_videos": "8",
     "data.shapes.train_videos": "40",
     "data.shapes.test_videos": "8",
+    # No estimator has to be trained.
     "model.game.teacher": "exact",
     "retrieval.epochs": "1",
     "retrieval.batch_size": "8",

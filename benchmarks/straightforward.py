@@ -79,6 +79,7 @@ def density_peaks(tokens: Tensor, mask: Tensor, num_clusters: int, neighbours: i
     """The cluster of each token, [items, tokens]: the nearest of the densest tokens far from denser ones."""
     # Clusters change with the rounding of distances: the exact form, which ours has, too.
     distances = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(tokens.shape[-1])
+    # Padding is farther from everything than any token, so it is a neighbour only where real ones are too few.
     distances = torch.where(mask[:, None, :] > 0, distances, distances.max() + 1)
     nearest = distances.topk(neighbours, dim=-1, largest=False).values
     density = (-nearest.square().mean(dim=-1)).exp() * mask

@@ -37,6 +37,7 @@ def run(workspace: str, arm: str, seed: int) -> dict[str, dict[str, dict[str, fl
     command = [sys.executable, "-m", "jobs.run", "--config", RECIPE, "--workspace", workspace]
     command += ["--tasks", "[retrieval]", "--seed", str(seed), *ARMS[arm], "--tracking.log_model", "false"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    # A run names what no other stage needs: here the evaluation alone, beside the report.
     artifact = next(line for line in done.stdout.splitlines() if line.startswith("Artifacts:")).split()[-1]
     metrics: dict[str, Any] = json.loads(Storage(artifact).read_bytes("metrics.json"))
     return metrics

@@ -126,6 +126,7 @@ def read_all(store: FrameStore, order: Sequence[int], *, augment: bool = False) 
         def change(row: int, frames: Frames, start: int = start) -> Frames:
             return rand_augment(frames, CONFIG, generator_of(start + row))
 
+        # change sees the row within the batch, and start makes it the place in the order, as augment_with_pil counts.
         store.batch(videos, image_size_px=SIZE_PX, max_frames=FRAMES_PER_VIDEO, change=change if augment else None)
 
 

@@ -106,6 +106,7 @@ def picture(rows: Sequence[Mapping[str, Any]], data_sets: Sequence[str], path: P
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(np.arange(len(arms)), arms)
+    # The first arm on top.
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -154,6 +154,7 @@ def encode_frames(
     device = clip.logit_scale.device
     features, masks = [], []
     for images, mask in batches:
+        # [real frames of all videos, dim]: padding is not encoded.
         real = clip.encode_frames(clip.normalize(images[mask].to(device))).to("cpu", dtype)
         padded = real.new_zeros((*mask.shape, real.shape[-1]))
         padded[mask] = real

@@ -78,11 +78,13 @@ class Heads(nn.Module):
         dim = encoder.clip.embedding_dim
         self.arm = arm
         self.word_adapter, self.frame_adapter = Adapter(dim), Adapter(dim)
+        # After the adapters, so that these begin alike whatever the settings of an arm.
         self.model = RetrievalModel(config)
         self.model.clip.load_state_dict(encoder.clip.state_dict())
         if config.temporal.init_from_clip_text:
             self.model.temporal.copy_clip_text(self.model.clip)
         self.model.clip.requires_grad_(False)
+        # The temperature is no part of the stored features, so it is trained with the heads.
         self.model.clip.logit_scale.requires_grad_(True)
         if arm.kind != "hierarchy":
             for part in (self.model.text_merges, self.model.video_merges, self.model.predictors):
@@ -152,6 +154,7 @@ def train_heads(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         clamp_logit_scale_(heads.model.clip.logit_scale)
+        # The last step is validated, too, so that weights are chosen among all that were trained.
         if training.validate_every and (step % training.validate_every == 0 or step == training.steps):
             score = measure(heads, data["val"], device)[training.choose_by]
             if best is None or score > best[0]:
@@ -207,6 +210,7 @@ def train_teacher(heads: Heads, split: Split, *, seed: int, training: Training, 
             cosines = token_cosines(text, video)
             label = exact_interaction(scale * cosines, text.logits, video.logits, text.mask, video.mask)
         cells = text.mask[:, :, None] & video.mask[:, None, :]
+        # Padding has no label; real cells alone are learned.
         ((teacher(cosines, 0, text.mask) - label) * cells).square().mean().backward()
         nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
         optimizer.step()
@@ -260,6 +264,7 @@ def encoded(encode: Callable[[TokenFeatures], Levels], tokens: TokenFeatures, de
 
 def measure_maps(words: TokenLevel, frames: TokenLevel, split: Split) -> dict[str, float]:
     """The AUCs of the maps of the entity level, over all words that only some frames show."""
+    # [texts, frames, dim]: the video of each text.
     own = frames.map(lambda tensor: tensor[split.video_of_text.to(tensor.device)])
     maps = {"auc": token_cosines(words, own), "auc_interaction": level_interaction(words, own)}
     found = {}

@@ -62,6 +62,7 @@ def features_of(view: SplitView, model: RetrievalModel, name: str) -> Split:
     texts, owners, _ = view.texts_of(range(len(view)))
     with Progress(f"features of {name}", total=len(view), unit="videos") as progress:
         return Split(
+            # Half precision, which halves the file and the memory of large data sets.
             encode_words(model.clip, texts, model.config.max_words, torch.float16),
             encode_frames(model.clip, _stored(view, model), progress.advance, torch.float16),
             torch.tensor(owners),

@@ -95,6 +95,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number, step-down, in the given order."""
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        # Holm's steps: the smallest p-value times their number, the next one times one less, and never less than the
+        # one before.
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         corrected[place] = largest
     return corrected

@@ -48,6 +48,7 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Cell, dict[s
     """Runs the jobs in their order, ``processes`` at a time; yields what was measured, or what went wrong."""
     if not jobs:
         return
+    # Spawned, because a process with CUDA or with PyTorch's threads cannot be forked safely.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start) as pool:
         left = iter(jobs)
         running: dict[Future[dict[str, Any]], Cell] = {}
@@ -62,8 +63,10 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Cell, dict[s
                     error = future.exception()
                     if error is not None and not isinstance(error, Exception):
                         raise error
+                    # An error is handed on, not raised, so that one failed training costs none of the others.
                     yield running.pop(future), error if error is not None else future.result()
         finally:
+            # Without waiting, so that an interrupt is not held up by trainings that run; they are made again.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -106,5 +109,6 @@ def _end_with_parent() -> None:
     """A study that is killed leaves no process behind."""
     parent = parent_process()
     if parent is not None:
+        # Becomes ready when the parent ends, however it ends.
         wait_for([parent.sentinel])
         os._exit(1)

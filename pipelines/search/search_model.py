@@ -81,8 +81,7 @@ def pretrained_search_model(config: ZeroShotConfig, recipe: Recipe) -> SearchMod
     from hbi_models.clip.pixels import with_pixel_statistics
 
     architecture = read_architecture(config.clip.architecture)
-    # Called for their errors and for what they put into the caches of this machine: a lack of either is said before any
-    # work.
+    # Called for their errors, which come before any work, and for what they put into the caches of this machine.
     file_codec(config.clip, architecture["text_cfg"])
     fetch_weights(config.clip)
     size = square_size(architecture["vision_cfg"].get("image_size", 224))
