@@ -32,6 +32,7 @@ def rows(folder: Path) -> Iterator[Row]:
     command = ["--config", str(RECIPE), "--workspace", str(folder / "workspace")]
     command += [word for name, value in SMALL.items() for word in (f"--{name}", value)]
     run(*command)
+    # The first run finishes the workspace; this one shows that nothing is left to do.
     said = run(*command)
     if "Nothing to do" not in said or "Ray:" in said:
         raise ResultsDifferError(f"a rerun of a finished run was to do nothing, and said: {said[-2000:]}")

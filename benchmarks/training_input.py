@@ -43,6 +43,7 @@ HEIGHT, WIDTH, SIZE_PX = 224, 298, 224
 TIMES = 5
 CORES = os.cpu_count() or 1
 CONFIG = AugmentationConfig()
+# timm's functions of these take an image alone.
 WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 PIL_SETTINGS = {"fillcolor": (128, 128, 128), "resample": Image.Resampling.BICUBIC}
 

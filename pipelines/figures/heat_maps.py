@@ -31,9 +31,11 @@ from pipelines.figures.style import (
 )
 
 _LABEL_SIZE = 8.5
+# All of these in inches.
 _HEADER, _BETWEEN, _FOOTER = 0.4, 0.35, 0.3
 _SMALLEST_CELL, _LARGEST_CELL = 0.24, 0.62
 _SMALLEST_ROW, _LARGEST_ROW = 0.2, 0.32
+# What all columns, or all rows, take together where their cells can have that size.
 _COMFORTABLE = 9.0
 _LONGEST_LABEL = 3.2
 _ROOM_FOR_NUMBER = 0.4

@@ -20,6 +20,7 @@ MARGIN = 0.35
 PAD = 0.06
 """Between the edge of a box and what is in it."""
 
+# Inches; _SIZES and _TIME_SIZE are points.
 _NARROWEST, _WIDEST_FOR_WORDS, _WIDEST = 7.5, 13.0, 25.0
 _LARGEST_THUMBNAIL, _SMALLEST_THUMBNAIL = 1.0, 0.3
 _FRAME_GAP, _BOX_GAP, _WORD_GAP, _LARGEST_GAP = 0.03, 0.14, 0.06, 0.8

@@ -146,6 +146,7 @@ class EncodeShard:
         return pa.Table.from_pylist([{"rows": len(rows), "errors": 0, "units": units, "bytes": size}], schema=SUMMARY)
 
     def _times(self, shards: Sequence[str]) -> dict[str, dict[str, Any]]:
+        # All of these stand in the directory of a shard, so no image is read.
         columns = ["key", "time_s", "source_fps", "source_frames", "source_begin_s"]
         tables = [self._frames_pool.read(shard, columns) for shard in shards]
         return {row["key"]: row for table in tables for row in table.to_pylist()}
