@@ -19,7 +19,7 @@ from pipelines.workspace.storage import Storage
 ARTIFACT = "artifact.json"
 FORCED = "forced.json"
 """Marks a stage that was asked to do its work again. If there is no artifact, that was interrupted."""
-_FINGERPRINT_LENGTH = 16
+_FINGERPRINT_LENGTH = 16  # 64 bits
 _VERSIONED = ("torch", "ray", "pyarrow", "open_clip_torch", "decord", "av", "numpy", "hbi-on-ray")
 Counts = Mapping[str, int | float]
 
@@ -74,8 +74,9 @@ def read_document(output: Storage) -> Mapping[str, Any]:
 
 
 def discard(output: Storage) -> None:
-    """Removes what a stage left, its artifact first, so that an interruption never leaves something that looks
+    """Removes what a stage left, its documents first, so that an interruption never leaves something that looks
     finished."""
+    # FORCED goes first: without an artifact it marks forced work that was interrupted, and that is to go on.
     for name in (FORCED, ARTIFACT, ""):
         output.delete(name)
 

@@ -26,6 +26,7 @@ def content_digest(uri: str) -> str:
     if known in _digests:
         return _digests[known]
     found = hashlib.sha256()
+    # By default Arrow unpacks what is named .gz or .bz2; the bytes of the file count.
     with filesystem.open_input_stream(path, compression=None) as stream:
         while block := stream.read(_READ_BYTES):
             found.update(block)

@@ -13,8 +13,10 @@ from hbi_models.model_files import DamagedFileError as DamagedFileError
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 """What pyarrow raises about a file that is not Parquet."""
 
+# EFBIG: the file is larger than the limit of the process (ulimit -f).
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+# What a store refuses comes from Arrow without an errno, and is known by these words alone.
 _FORBIDDEN_BY_STORE = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]")
 
 

@@ -58,6 +58,7 @@ class _PatientS3(pafs.S3FileSystem):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (options,) = super().__reduce__()
+        # The retry strategy is not among the options that pyarrow pickles.
         return _patient_s3, (options,)
 
 
@@ -98,7 +99,9 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         return _local(), uri
     address, options = split_options(uri)
     if not (parts := _STORE.fullmatch(address)):
+        # Arrow knows further addresses, or says what is wrong with this one.
         return _open(uri)
+    # Part of the cache's key: with other credentials it is another connection.
     environment = tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith(_STORE_VARIABLES)))
     account, bucket, key = (parts[name] or "" for name in ("account", "bucket", "key"))
     filesystem = _open_store(f"{parts['scheme']}://{account}{bucket}{options}", environment)
@@ -127,6 +130,7 @@ def _open(uri: str) -> tuple[pafs.FileSystem, str]:
             "file://, s3:// or gs://"
         ) from error
     if isinstance(filesystem, pafs.S3FileSystem):
+        # An address cannot hold a retry strategy, so the file system is made again with what Arrow has read from it.
         _, (options,) = filesystem.__reduce__()
         filesystem = _patient_s3(options)
     return filesystem, path

@@ -46,6 +46,7 @@ class LineLog:
 
     def append(self, records: Iterable[Any]) -> None:
         """Adds records; of those that share a file, all become visible or none."""
+        # Read once: no other process writes meanwhile.
         if self._number is None:
             numbers = self._numbers()
             self._number = numbers[-1] if numbers else 0
@@ -65,6 +66,7 @@ class LineLog:
         If it is interrupted, some of the later files stay.
         """
         others = [number for number in self._numbers() if number]
+        # Before the others are removed: an interruption leaves records twice, and loses none.
         self._write(0, [json.dumps(record) for record in records])
         for number in others:
             self._storage.delete(self._file(number))

@@ -39,6 +39,7 @@ FOLDER = "locks"
 """Of the workspace; a folder per name, a file per claim."""
 
 _REFRESH_S = 20.0
+# Six refreshes; a store that fails may delay one of them by 100 s (see file_systems).
 _STALE_S = 120.0
 _FIRST_POLL_S = 0.1
 _LONGEST_POLL_S = 5.0
@@ -104,6 +105,7 @@ class Lock:
                 if self._workspace.exists(self._path):
                     self._workspace.write_bytes(self._path, self._content)
             except OSError as error:
+                # No reason to stop the work: whether the name is still held is checked before the commit.
                 logger.warning("cannot refresh %s (%s); trying again", self._path, error)
 
 
@@ -186,6 +188,7 @@ def _claims(workspace: Storage, name: str) -> list[Claim]:
     selector = pafs.FileSelector(workspace.path(FOLDER, name), allow_not_found=True)
     claims = []
     for info in workspace.filesystem.get_file_info(selector):
+        # A claim that is being written has a name with a dot in front (see storage).
         if not info.base_name.endswith(".json") or info.base_name.startswith("."):
             continue
         path = f"{FOLDER}/{name}/{info.base_name}"
@@ -218,6 +221,7 @@ def _user() -> str:
 
 def process_lives(owner: Owner) -> bool | None:
     """Whether the owner's process lives; None where this machine cannot know."""
+    # Without /proc processes have no identity; then only the age of a claim tells.
     if not owner.process or owner.process.split("/")[0] != _machine():
         return None
     return _process_identity(owner.pid) == owner.process
@@ -230,6 +234,7 @@ def _process_identity(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+    # State Z: it has ended, and its parent has not asked how.
     return None if fields[0] == "Z" else f"{_machine()}/{fields[19]}"
 
 

@@ -147,6 +147,7 @@ def _pointed_at(workspace: Storage, records: Sequence[RunRecord], pool: str) -> 
     """Shards of ``pool`` that the artifacts on record point at."""
     found: set[str] = set()
     for record in records:
+        # The lock of a stage over shards has the name of its pool.
         for stage in (stage for stage, lock in record.locks.items() if lock == pool):
             output = workspace.folder(stage, record.stages[stage])
             if output.exists(INDEX_FILE):
@@ -156,8 +157,10 @@ def _pointed_at(workspace: Storage, records: Sequence[RunRecord], pool: str) -> 
 
 def _replaced(pool: Storage, needed: set[str]) -> list[str]:
     """Shards that are not ``needed`` and all of whose rows exist in a newer generation."""
+    # Without a second generation nothing is replaced, and no shard has to be looked at.
     if not any(map(generation_of, pool.files(suffix=".parquet"))):
         return []
+    # The key is the column that pools of all stages have.
     index = ShardPool(pool, pa.schema([pa.field("key", pa.string(), nullable=False)])).index()
     rows = list(zip(index.column("key").to_pylist(), index.column("shard").to_pylist(), strict=True))
     newest: dict[str, int] = {}

@@ -33,6 +33,7 @@ def directory_entry(table: pa.Table) -> dict[str, str]:
     sink = pa.BufferOutputStream()
     pq.write_table(listed, sink, compression="zstd", use_dictionary=False, write_statistics=False)
     content = sink.getvalue().to_pybytes()
+    # A checksum of its own, because those of Parquet cover pages and not the footer.
     return {_DIRECTORY: f"{zlib.crc32(content):0{_CHECKSUM_DIGITS}x}{base64.b64encode(content).decode()}"}
 
 
@@ -68,6 +69,7 @@ def read_directory(storage: Storage, shard: str, size: int | None = None) -> pa.
     except FileNotFoundError:
         raise
     except UNREADABLE:
+        # The caller then reads the columns, which tells a damaged file from a store that is away.
         return None
 
 
@@ -105,6 +107,7 @@ class OpenShard:
         if self._rows is not None:
             if absent := [key for key in keys if key not in self._rows]:
                 raise DamagedFileError(f"it has no row with the key {absent[0]}, although its index lists it")
+            # Every row is a row group, so its number is that of its group.
             places = [self._rows[key] for key in keys]
             return file.read_row_groups(places, columns=list(columns), use_threads=False)
         table = file.read_row_groups(list(rows), columns=["key", *columns], use_threads=False)

@@ -87,6 +87,7 @@ class ShardRows:
             tables.append(self._read(shard, mine, schema))
         if len(by_shard) <= 1:
             return tables[-1]
+        # The tables hold the rows shard by shard; ``order`` says where the row of each position lies among them.
         order = [0] * len(positions)
         for found, place in enumerate(place for places in by_shard.values() for place in places):
             order[place] = found
@@ -107,6 +108,7 @@ class ShardRows:
             return table.cast(schema)
         except FileNotFoundError:
             raise self._missing(shard) from None
+        # LookupError: the file of another program, without the column of keys.
         except (*UNREADABLE, LookupError) as error:
             raise self._explained(shard, error) from error
 
@@ -119,6 +121,7 @@ class ShardRows:
                 with self._lock:
                     self._files[shard] = file
                     if len(self._files) > _OPEN_SHARDS:
+                        # Whoever reads from it meanwhile still holds it.
                         self._files.popitem(last=False)
         return file
 
@@ -132,6 +135,7 @@ class ShardRows:
             return self._looked_at(shard, error)
 
     def _looked_at(self, shard: str, error: Exception) -> Exception:
+        # The open file may be one that was replaced since; the next read opens the file of now.
         self._files.pop(shard, None)
         try:
             self.pool.storage.require_whole_table(shard)

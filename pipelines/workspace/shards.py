@@ -65,6 +65,7 @@ class ShardPool:
 
     def commit(self, rows: Sequence[dict[str, Any]], *, generation: int = 0) -> int:
         """Writes ``rows`` as one shard of ``generation``, in the order of their keys; returns its size in bytes."""
+        # Sorting is stable: rows that share a key, such as the labels of a video, keep their order.
         table = pa.Table.from_pylist(sorted(rows, key=itemgetter("key")), schema=self.schema)
         names = "\n".join(sorted(set(table.column("key").to_pylist())))
         name = hashlib.sha256(names.encode()).hexdigest()[:24]
@@ -95,6 +96,7 @@ class ShardPool:
         if forced and not output.exists(_GENERATION_FILE):
             output.write_json(_GENERATION_FILE, newest + 1)
         since = int(output.read_json(_GENERATION_FILE)) if output.exists(_GENERATION_FILE) else 0
+        # What this run adds to the newest generation counts as new for the forced run that began it, too.
         return since, max(since, newest)
 
     def index(self, columns: Sequence[str] = (), *, since: int = 0) -> pa.Table:
@@ -176,6 +178,7 @@ def newest_rows(index: pa.Table) -> pa.Table:
     if "error_reason" in index.column_names:
         failed += pc.is_valid(index.column("error_reason")).to_numpy()
     # The smallest rank wins: the newest generation first, within it a row without an error, then the shard's name.
+    # A generation weighs twice as much as an error, and both more than any place among the shards.
     rank = pa.array((failed - 2 * generations[place]) * max(len(generations), 1) + place)
     best = pa.table({"key": index.column("key"), "rank": rank}).group_by("key").aggregate([("rank", "min")])
     best_of_row = best.column("rank_min").take(pc.index_in(index.column("key"), best.column("key")))

@@ -28,7 +28,7 @@ from pipelines.workspace.parquet import read_parquet, to_parquet
 from pipelines.workspace.uris import absolute_uri, join_uri, shown
 
 _TEMPORARY = ".tmp-"
-_SET_ASIDE = ".damaged"
+_SET_ASIDE = ".damaged"  # behind ".parquet", so that listings of shards leave it out
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Storage:
         object.__setattr__(self, "uri", absolute_uri(self.uri))
 
     def __getstate__(self) -> dict[str, Any]:
+        # The open file system holds credentials, and those of another node may differ: it opens its own.
         return {"uri": self.uri}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ class Storage:
 
     def folder(self, *parts: str) -> Storage:
         """The sub-folder at ``parts``; it need not exist."""
-        self.path(*parts)
+        self.path(*parts)  # refuses parts that leave this folder
         return Storage(join_uri(self.uri, *parts))
 
     def place(self, path: str = "") -> str:
@@ -121,6 +122,7 @@ class Storage:
         return sorted(info.base_name for info in self._listing(path) if info.type == pafs.FileType.Directory)
 
     def _listing(self, path: str) -> list[Any]:
+        # In an object store a folder without objects does not exist.
         selector = pafs.FileSelector(self.path(path), allow_not_found=True)
         with self._naming("list", path):
             found: list[Any] = self.filesystem.get_file_info(selector)
@@ -159,6 +161,7 @@ class Storage:
                     # Only folders that were created are listed and can be removed.
                     self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
                 # One upload of a complete buffer: object stores show an object when it is complete.
+                # By default Arrow compresses where a name ends in .gz or .bz2.
                 with self.filesystem.open_output_stream(target, compression=None) as stream:
                     stream.write(data)
 
@@ -255,6 +258,7 @@ class Storage:
         """A local copy of the folder at ``path``; a local folder is returned where it is."""
         if self.is_local:
             return Path(self.path(path))
+        # Both file systems are given, because Arrow would read a folder's name that looks like a URI as one.
         source, local = self.path(path), pafs.LocalFileSystem()
         with self._naming(f"copy to {folder}", path):
             read_patiently(
@@ -273,11 +277,13 @@ class Storage:
 
 def _replace_file(place: Path, data: bytes | pa.Buffer) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a file is replaced atomically only within a file system.
     temporary = place.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{place.name}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
+            # Without this, a machine that stops may leave the new name with an empty file.
             os.fsync(file.fileno())
         temporary.replace(place)
     except BaseException:
