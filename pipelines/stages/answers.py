@@ -37,6 +37,7 @@ def answers_stage(recipe: Recipe) -> Stage:
     generated, file = _generated(recipe), _file(recipe)
     settings: dict[str, Any] = {"size": answers.size or DEFAULT_SIZE}
     if generated:
+        # The contents of a generated file count by the fingerprint of the stage that writes it.
         settings = {"file": ANSWER_LABELS_FILE}
     elif file is not None:
         settings = {"digest": content_digest(file)}

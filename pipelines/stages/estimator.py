@@ -34,6 +34,7 @@ def estimator_stage(recipe: Recipe) -> Stage:
         from pipelines.train.estimator import EstimatorTask
 
         labels = context.inputs["labels"]
+        # The data were checked before, but not which videos can be decoded.
         pairs = int(labels.counts["train_pairs"])
         if pairs < training.batch_size:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The stages ``evaluation`` and ``qa_evaluation``, of the model just trained or of any checkpoint."""
+"""The stage ``evaluation``, of the model just trained or of any checkpoint."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def evaluation_stage(recipe: Recipe, checkpoint: str | None = None) -> Stage:
             return evaluate_checkpoint(recipe, context, checkpoint)
         return evaluate_checkpoint(recipe, context, context.inputs["retrieval"].storage.folder(MODEL).uri)
 
+    # A given checkpoint encodes the frames itself, because stored features are those of the recipe's encoder. Where
+    # another model made the features, there are no frames.
     inputs: tuple[str, ...] = ("manifest", "frames" if recipe.data.features is None else FEATURES)
     settings: dict[str, Any] = {**counting(recipe.evaluation), "seed": recipe.seed}
     if checkpoint is not None:

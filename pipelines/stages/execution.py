@@ -18,6 +18,7 @@ from pipelines.workspace.locks import Lock, held
 
 logger = logging.getLogger(__name__)
 
+# A damaged stage is not among them: what is whole of it stays, and only the rest is made again.
 ANEW: tuple[State, ...] = ("forced", "changed", "outdated")
 
 
@@ -47,6 +48,7 @@ def execute_step(
         return Outcome(step, "skipped", 0.0, found)
     with held(graph.workspace, graph.lock_name(step.stage)) as lock:
         found = graph.intact(step.stage.name)
+        # In the other states the artifact that is there is the one to be replaced or mended.
         if step.state in ("missing", "partial") and found is not None:
             logger.info("%s: another run has finished it meanwhile", step.stage.name)
             return Outcome(step, "skipped", 0.0, found)

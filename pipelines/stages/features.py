@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.splits import MakeStore
 
 VERSION = 1
-"""As that of the frames."""
+"""A constant for the same reason as the version of the frames."""
 
 FEATURES = "features"
 
@@ -89,6 +89,7 @@ def features_settings(recipe: Recipe) -> Mapping[str, Any]:
         "encoder": _encoder_identity(recipe),
         "max_words": _max_words(recipe),
         "augmentation": counting(recipe.view_augmentation) if views else None,
+        # With pretrained weights and without views nothing is drawn.
         "seed": recipe.seed if views or _is_drawn(recipe) else None,
     }
 
@@ -118,6 +119,7 @@ def encoder_settings(recipe: Recipe, clip_weights: Storage | None = None) -> Enc
 
 def _encoder_identity(recipe: Recipe) -> Mapping[str, Any]:
     clip, checkpoint = counting(recipe.model.clip, "features"), encoder_checkpoint(recipe)
+    # The checkpoint's weights take the place of CLIP's own, so those do not count.
     return clip if checkpoint is None else {**clip, "pretrained": checkpoint_digest(checkpoint)}
 
 
@@ -211,10 +213,12 @@ def _wanted(place: Mapping[str, Any], row: Mapping[str, Any], recipe: Recipe) ->
     said = {"captions": row["captions"], "questions": [item["question"] for item in row["questions"]]}
     cuts = ((kind, cut) for kind, lengths in _max_words(recipe).items() for cut in lengths)
     texts = list(dict.fromkeys((text, cut) for kind, cut in cuts for text in said[kind]))
+    # Augmented copies are for trainings alone. A video of another split may have training questions.
     trained = place["split"] == "train" or any(item["split"] == "train" for item in row["questions"])
     views = recipe.features.views if trained else 0
     return {
         **place,
+        # With another caption the video is another row, and is encoded again.
         "key": digest([place["frames_key"], texts, views]),
         "texts": [text for text, _ in texts],
         "max_words": [cut for _, cut in texts],

@@ -69,6 +69,8 @@ class FramesStage(PooledStage):
         return inputs["manifest"].storage.read_table(MANIFEST_FILE, columns=columns)
 
     def begins_anew(self, context: StageContext) -> bool:
+        # With retry_errors a forced run keeps the good frames. It adds rows of the failed videos; of two rows with one
+        # key the good one counts.
         return context.forced and not self.recipe.frames.retry_errors
 
     def done(self, pool: ShardPool, since: int) -> pa.Table:
@@ -84,6 +86,7 @@ class FramesStage(PooledStage):
         )
 
     def commit(self, context: StageContext, wanted: pa.Table, found: pa.Table) -> Counts:
+        # Sorted, because the rows of a join come in any order.
         found = wanted.join(found, "key", join_type="inner").sort_by("video_id")
         return commit_frames(context.output, found, self.recipe.frames.max_error_fraction)
 
@@ -116,6 +119,7 @@ def commit_frames(output: Storage, found: pa.Table, max_error_fraction: float) -
             "message": failed.column("error_message"),
         },
     ).cast(ERRORS)
+    # Written before too many are refused, so that all reasons can be looked up.
     output.write_table(ERRORS_FILE, errors)
     _refuse_many(errors, len(found), max_error_fraction)
     good = found.filter(pc.invert(bad))

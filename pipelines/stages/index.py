@@ -83,6 +83,7 @@ class IndexStage(PooledStage):
         )
 
     def run(self, context: StageContext) -> Counts:
+        # First, because the actors load the model from this copy.
         _copy_model(self.model, context.output)
         counts = super().run(context)
         return {**counts, "new": counts["work/rows"]}
@@ -125,7 +126,7 @@ def commit_index(output: Storage, found: pa.Table, rows: pa.Table) -> None:
     found = found.sort_by("video_id")
     require(len(found) > 0, "no video of the collection could be used; the errors table of the stage frames says why")
     vectors = found.column("coarse").combine_chunks()
-    matrix = np.reshape(vectors.flatten().to_numpy(), (len(found), -1))
+    matrix = np.reshape(vectors.flatten().to_numpy(), (len(found), -1))  # (videos, channels)
     output.write_bytes(VECTORS, FirstPass.build(matrix).to_bytes())
     places = pc.index_in(found.column("key"), rows.column("key"))
     index = found.drop_columns(["coarse"])

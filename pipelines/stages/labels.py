@@ -40,6 +40,7 @@ def labels_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
 
 
 def _labels_settings(recipe: Recipe) -> Mapping[str, Any]:
+    # Labels are made of single words and frames: settings of merging, losses and trainings do not count.
     return {**counting(recipe.labels), "model": counting(recipe.model, "features"), "seed": recipe.seed}
 
 
@@ -115,6 +116,7 @@ def wanted_videos(inputs: Mapping[str, Artifact], recipe: Recipe) -> pa.Table:
     source = _source(recipe)
     columns = ["video_id", "key", "split", "shard", "row", *(["bytes"] if source == FEATURES else [])]
     index = inputs[source].storage.read_table(INDEX_FILE, columns=columns)
+    # Test videos get no labels: the estimator learns from training pairs and is chosen by validation pairs.
     index = index.filter(pc.is_in(index.column("split"), pa.array(["train", "val"]))).sort_by("video_id")
     index = index.rename_columns({"key": "frames_key"})
     said = [texts[video_id][: recipe.labels.captions_per_video] for video_id in index.column("video_id").to_pylist()]

@@ -1,4 +1,4 @@
-"""The stages ``shapes`` (a generated data set) and ``manifest`` (one row per video of any data set)."""
+"""The stage ``manifest``: one row per video of any data set."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def manifest_stage(data: DataConfig) -> Stage:
     if not generated:
         from pipelines.datasets.manifest import manifest_digest
 
+        # Generated annotations count by the fingerprint of their stage instead.
         settings["digest"] = manifest_digest(data)
     elif data.questions is not None:
         settings["digest"] = content_digest(data.questions)
@@ -76,6 +77,7 @@ def manifest_stage(data: DataConfig) -> Stage:
         settings=settings,
         inputs=("shapes",) if generated else (),
         run=run,
+        # Damaged, not outdated: what was made of the manifest stays valid in a workspace that was moved.
         lost=_moved if generated else lambda artifact: None,
     )
 
@@ -88,6 +90,7 @@ def _moved(artifact: Artifact) -> str | None:
         return f"{MANIFEST_FILE} is missing"
     workspace = parent_uri(parent_uri(artifact.storage.uri))
     shapes = join_uri(workspace, "shapes", str(artifact.document["inputs"].get("shapes")))
+    # The address is WORKSPACE/shapes/FINGERPRINT/videos/NAME, and all videos lie in one folder.
     if len(table) and parent_uri(parent_uri(table.column("uri")[0].as_py())) != shapes:
         return "the workspace was moved, and the addresses of the videos name its old place"
     return None

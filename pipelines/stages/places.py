@@ -16,6 +16,7 @@ def places_of(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
     Only the driver reads annotations.
     """
     data = recipe.data
+    # Without data.videos, the paths in a file of the user begin at the folder of that file.
     own = data.annotations if data.dataset == "captions_file" and data.annotations is not None else data.questions
     if data.features is not None:
         yield "data.features", data.features

@@ -144,6 +144,7 @@ class Graph:
             invalid = sorted(rerun.intersection(stage.inputs))
             step = self._step(stage, forced=stage.name in force, invalid=invalid, rerun_changed=rerun_changed)
             if step.state != "done":
+                # Damaged is mended to the same content, so the stages behind it stay as they are.
                 if step.state != "damaged":
                     rerun.add(stage.name)
                 if position < first:
@@ -173,6 +174,7 @@ class Graph:
         except DamagedFileError as error:
             return Step(stage, fingerprint, "damaged", str(error))
         if artifact is not None:
+            # Before changed code and lost parts, because an outdated stage is made from its start anyway.
             if any(name in invalid for name in stage.inputs):
                 return Step(stage, fingerprint, "outdated", f"{invalid[0]} runs again")
             changed = changed_files(artifact.document.get("sources"), self.sources.digests(stage.run))
@@ -227,6 +229,7 @@ class Graph:
         if changed:
             return f"invalidated by {examples(changed, separator='; ')}"
         inputs = [name for name in stage.inputs if newest["inputs"].get(name) != self.fingerprints[name]]
+        # A new setting whose value is null differs in the digest alone.
         return f"invalidated by a new {' and '.join(inputs)}" if inputs else "settings that were not there before"
 
 

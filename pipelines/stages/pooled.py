@@ -141,6 +141,7 @@ class PooledStage(ABC):
                 "committed. The file system loses what is written there, or shows it late: check it, and run the same "
                 "command again: what is there is kept"
             )
+        # The pool also holds rows of videos that only other manifests have.
         mine = found.filter(pc.is_in(found.column("key"), wanted.column("key")))
         return {**self.commit(context, wanted, newest_rows(mine)), **work.counts(self.unit)}
 

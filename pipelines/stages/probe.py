@@ -110,6 +110,7 @@ def _flat(document: dict[str, Any]) -> dict[str, float]:
     """The figures as curves are named."""
     flat: dict[str, float] = {}
     for kind, values in document.get("negatives", {}).items():
+        # Beside the figures stand counts, which have no value with an interval.
         flat |= {f"negatives/{kind}/{name}": each["value"] for name, each in values.items() if isinstance(each, dict)}
     for name, values in document.get("perturbations", {}).items():
         flat |= {f"perturbations/{name}/{at}": each["value"] for at, each in enumerate(values["recall_at_1"])}

@@ -51,6 +51,7 @@ def evaluate_qa_checkpoint(recipe: Recipe, context: StageContext, checkpoint: st
         context.output,
         context.tracker,
         view,
+        # Two baselines answer from the training questions, without a video.
         trained=[question for video in range(len(trained)) for question in trained.questions(video)],
         vocabulary=vocabulary,
         checkpoint=checkpoint,

@@ -80,4 +80,5 @@ def given_model(checkpoint: str, config: Any) -> dict[str, Any]:
 
 
 def _content(digests: str | list[str]) -> str:
+    # A plan shows old and new values; the word says that this one is no path.
     return f"content {digest(digests)}"

@@ -105,6 +105,7 @@ class Sources:
                 todo += [found.__func__, found.__self__]
             elif inspect.isfunction(found) or inspect.isclass(found):
                 if self._is_ours(found.__module__):
+                    # An inner function, such as the ``run`` of a stage, is a part of the outer one's definition.
                     yield found.__module__, found.__qualname__.partition(".")[0]
                     for cell in getattr(found, "__closure__", None) or ():
                         todo.append(_held(cell))
@@ -237,6 +238,7 @@ def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, Definition]]:
         if isinstance(statement, ast.Import):
             for item in statement.names:
                 yield (item.asname or item.name).partition(".")[0], (item.name, _WHOLE)
+        # Relative imports do not occur in this project.
         elif isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
             for item in statement.names:
                 yield item.asname or item.name, (statement.module, item.name)

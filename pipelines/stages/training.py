@@ -75,6 +75,7 @@ def train(
     from pipelines.train.loop import LoopSettings
     from pipelines.train.trainer import train_task
 
+    # The kind of a task is the name of its stage, and of the sections with its settings.
     resources: TrainResources = getattr(recipe.resources, task.kind)
     return train_task(
         task,

@@ -37,6 +37,7 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
             name not in pending or trained.image_decoding == "cpu" or find_spec("torchcodec") is not None,
             f"{name}.image_decoding is gpu, and torchcodec is not installed: pip install 'hbi-on-ray[torchcodec]'",
         )
+    # From cheap to dear: names and sizes, then a download of weights, then whole models.
     if recipe.model.tokens is None and pending.keys() & {"zero_shot", "features", "labels", "retrieval", "video_qa"}:
         require_encoder(recipe)
     if _starts_from_clip(pending, recipe):
@@ -61,6 +62,7 @@ class WeightsChecks:
 
     def require(self, steps: Sequence[Step], recipe: Recipe) -> None:
         """As :func:`require_weights`."""
+        # The settings of the losses have no part in which weights fit.
         model = replace(recipe.model, loss=LossConfig())
         starts = [section.init_checkpoint for section in (recipe.estimator, recipe.retrieval, recipe.video_qa)]
         names = [step.stage.name for step in steps if step.state != "done"]
