@@ -60,9 +60,11 @@ def make_graph(recipe: Recipe) -> Graph:
     """
     answering = "video_qa" in recipe.tasks
     stages = _data_stages(recipe, answering=answering)
+    # Features that are given take the place of the frames, among the stages of the data.
     if recipe.stores_features and recipe.data.features is None:
         stages.append(features_stage(recipe))
     if recipe.has_estimator:
+        # With 0 epochs a given estimator is taken as it is, and no stage reads labels.
         stages += [*([labels_stage(recipe)] if recipe.estimator.epochs else []), estimator_stage(recipe)]
     if "retrieval" in recipe.tasks:
         stages += [zero_shot_stage(recipe)] if recipe.evaluation.zero_shot else []
@@ -125,6 +127,7 @@ def make_qa_evaluation_graph(recipe: Recipe, checkpoint: str) -> Graph:
         FileNotFoundError, ValueError: as :func:`make_graph`, or ``checkpoint`` is no such model.
     """
     if not is_published_file(checkpoint):
+        # For its errors: a folder without answers is refused here.
         vocabulary_of(checkpoint)
         answers = AnswersConfig(file=join_uri(checkpoint, ANSWERS_JSON))
         recipe = replace(recipe, video_qa=replace(recipe.video_qa, answers=answers))
@@ -151,12 +154,14 @@ def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[G
     config = model.config
     if isinstance(config, ZeroShotConfig):
         config = replace(recipe.model, clip=config.clip, max_frames=config.max_frames)
+    # Both in one step, because a recipe refuses a model and frames that differ in max_frames.
     trained = replace(recipe, model=config, frames=model.frames)
     deciding = {name: getattr(model.frames, name) for name in frames_settings(trained)}
     recipe = replace(
         trained,
         data=DataConfig(dataset="captions_file", videos=folder_of_collection(videos)),
         frames=replace(recipe.frames, **deciding),
+        # A recipe of question answering would be refused: a collection has no questions.
         tasks=("retrieval",),
     )
     index = index_stage(recipe, model)

@@ -34,10 +34,12 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
     """
     require_lasting(graph.workspace)
     tracking_uri(graph.workspace)  # a wrong one is refused before Ray starts
+    # Before any work, so that jobs.gc does not take a folder of this run for left over.
     graph.record(recipe)
     if all(step.state == "done" for step in steps):
         record_missed(graph.workspace)
         return [_skip(graph, step) for step in steps]
+    # Data before weights: reading tables is cheaper than loading models.
     to_come, known = pending(steps), finished(steps)
     known_data(graph, known).require(recipe, to_come)
     require_weights(steps, recipe)
@@ -52,6 +54,7 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
                     continue
                 outcomes.append(run_step(graph, step, tracker, recipe))
                 known.add(step.stage.name)
+                # More of the data has just become known.
                 if step.stage.name in TELLING:
                     known_data(graph, known).require(recipe, to_come)
         except BaseException as error:
@@ -95,6 +98,7 @@ def run_step(graph: Graph, step: Step, tracker: PipelineTracker, recipe: Recipe)
     except BaseException as error:
         stage_tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    # Names with a slash are metrics, which the stage has logged itself, or the amount of work.
     counts = {name: value for name, value in outcome.artifact.counts.items() if "/" not in name}
     stage_tracker.log_metrics({f"count/{name}": value for name, value in counts.items()})
     stage_tracker.log_files(outcome.artifact.storage, [ARTIFACT])

@@ -105,6 +105,7 @@ def negatives_table(document: Mapping[str, Any]) -> str:
 def perturbations_table(document: Mapping[str, Any]) -> str:
     """R@1 of text to video at each strength of each perturbation, with 95% intervals."""
     rows = [
+        # The first value is that of unchanged videos, which stands above the table.
         [name, *(with_interval(each) for each in values["recall_at_1"][1:])]
         for name, values in document.items()
         if name != "none"
