@@ -101,6 +101,7 @@ def _begin(graph: Graph, stage: Stage, *, anew: bool) -> Any:
     now = graph.sources.digests(stage.run)
     began = None if anew else graph.began_with(stage)
     if began is None:
+        # Nothing is recorded for a stage whose code is not this project's.
         if now:
             graph.place_of_work(stage).write_json(SOURCES, now)
         return now

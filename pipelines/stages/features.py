@@ -212,6 +212,7 @@ def _wanted(place: Mapping[str, Any], row: Mapping[str, Any], recipe: Recipe) ->
     """A video of the manifest whose frames lie in a ``place``, with its texts, and how many copies of it are wanted."""
     said = {"captions": row["captions"], "questions": [item["question"] for item in row["questions"]]}
     cuts = ((kind, cut) for kind, lengths in _max_words(recipe).items() for cut in lengths)
+    # Each once, and in a fixed order, which is a part of the key.
     texts = list(dict.fromkeys((text, cut) for kind, cut in cuts for text in said[kind]))
     # Augmented copies are for trainings alone. A video of another split may have training questions.
     trained = place["split"] == "train" or any(item["split"] == "train" for item in row["questions"])

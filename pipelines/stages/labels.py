@@ -59,6 +59,7 @@ class LabelsStage(PooledStage):
     columns = ("video_id", "caption_index")
 
     def stage(self) -> Stage:
+        # What is read depends on the recipe, and the ``inputs`` above belong to the class.
         return replace(super().stage(), inputs=("manifest", _source(self.recipe)))
 
     @property

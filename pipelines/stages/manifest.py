@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 4
 _FORMER_VERSION = 3
-"""Stays that of annotations which both read alike: what was made of them need not be made again."""
+"""The version of annotations that both versions read alike, so that what was made of them stays valid."""
 
 
 def manifest_stage(data: DataConfig) -> Stage:

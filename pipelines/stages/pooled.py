@@ -146,7 +146,7 @@ class PooledStage(ABC):
         return {**self.commit(context, wanted, newest_rows(mine)), **work.counts(self.unit)}
 
     def _make(self, job: ShardJob, left: pa.Table, total: int, work: Work) -> None:
-        """Makes the videos ``left`` of ``total``."""
+        """Makes the rows of the videos ``left``, of ``total`` in all."""
         with Progress(self.name, total=total, unit="videos", done=total - len(left)) as progress:
             for summary in map_shards(
                 split_shards(left, job.videos_per_shard),

@@ -55,7 +55,7 @@ def probe_stage(recipe: Recipe, checkpoint: str) -> Stage:
 
 
 def probe(recipe: Recipe, context: StageContext, view: SplitView, checkpoint: str) -> dict[str, Any]:
-    """Does the parts of a probe; returns their document, and writes what is beside it."""
+    """Does the parts of a probe; returns their document, and writes the table and the chart that go with it."""
     from pipelines.evaluate.actors import start_actors, stop_actors
     from pipelines.evaluate.probe_actor import ProbeActor
     from pipelines.evaluate.probe_material import frame_times, moment_queries, word_pairs

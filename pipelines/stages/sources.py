@@ -201,6 +201,7 @@ class _Module:
 @cache
 def _text(module: _Module, name: str) -> str:
     """The definition of ``name`` in ``module`` without comments, docstrings and formatting."""
+    # The docstrings leave the shared tree for good, so that ``uses`` cannot take one for the name of a module.
     return "\n".join(ast.unparse(_bare(part)) for part in module.definitions[name])
 
 

@@ -139,6 +139,7 @@ def held_if_free(workspace: Storage, name: str) -> Iterator[Lock | None]:
     """Holds ``name`` of ``workspace``; gives None where another process does."""
     path, content = _new_claim(name)
     workspace.write_bytes(path, content)
+    # Of two that ask at the same moment, each sees the other's claim, and neither may get the name.
     if _live_claims(workspace, name, own=path):
         workspace.delete(path)
         yield None

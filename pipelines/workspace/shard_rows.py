@@ -95,7 +95,7 @@ class ShardRows:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Gives the error of a lost shard the reason, which only one of the threads that read it has found out."""
+        """Completes the error of a lost shard with the reason, which only one of the reading threads has found."""
         try:
             yield
         except LostRowsError as error:
@@ -183,7 +183,7 @@ def _lost(shard: str, message: str) -> LostRowsError:
 class ReadAhead(Generic[Read]):
     """Reads that are begun before their results are needed, several beside each other.
 
-    It arrives in another process without any.
+    Reads that were begun do not travel to another process.
     """
 
     def __init__(self) -> None:

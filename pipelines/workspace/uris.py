@@ -93,6 +93,7 @@ def path_below(base: str, uri: str) -> str:
 def last_name(uri: str) -> str:
     """The name of the file or folder at ``uri``, as it is written in a listing."""
     name = posixpath.basename(split_options(uri)[0].rstrip("/"))
+    # A path is written as it is, a file:// address with escapes.
     return name if is_local(uri) and not uri.startswith(_FILE) else unquote(name)
 
 
