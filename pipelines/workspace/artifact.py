@@ -19,7 +19,7 @@ from pipelines.workspace.storage import Storage
 ARTIFACT = "artifact.json"
 FORCED = "forced.json"
 """Marks a stage that was asked to do its work again. If there is no artifact, that was interrupted."""
-_FINGERPRINT_LENGTH = 16  # 64 bits
+_FINGERPRINT_LENGTH = 16  # hexadecimal digits, 64 bits
 _VERSIONED = ("torch", "ray", "pyarrow", "open_clip_torch", "decord", "av", "numpy", "hbi-on-ray")
 Counts = Mapping[str, int | float]
 

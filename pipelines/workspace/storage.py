@@ -139,6 +139,7 @@ class Storage:
         # Opened as a file and not as a stream, because an object is then read in one request.
         with self._naming("read", path), self.filesystem.open_input_file(target) as file:
             try:
+                # read_at, because each try has to begin at the first byte.
                 return bytes(read_patiently(lambda: file.read_at(file.size(), 0)))
             except OSError as error:
                 # S3 reports an internal failure if the object is deleted after it was opened.
