@@ -59,6 +59,7 @@ class IndexStage(PooledStage):
         return {"model": self.model.digest, "frames": frames_settings(self.recipe)}
 
     def pool(self, workspace: Storage) -> ShardPool:
+        # The fingerprint has the version of the frames through its inputs; the name of the pool has to hold it itself.
         identity = with_version({"model": self.model.digest, "frames": frames_identity(self.recipe)}, self.version)
         return features_pool(workspace, f"features-{digest(identity)}")
 

@@ -109,6 +109,7 @@ class PooledStage(ABC):
     def partial(self, inputs: Mapping[str, Artifact], output: Storage) -> str | None:
         """How many of the wanted videos are done already."""
         pool = self.pool(Storage(self.recipe.workspace))
+        # Forced work that was interrupted has left the number of its generation; older rows are not done then.
         since, _ = pool.generations(output, forced=False)
         wanted = self.wanted(inputs)
         total, left = len(wanted), len(without(wanted, self.done(pool, since)))

@@ -119,6 +119,7 @@ def _retrieval_checkpoints(pending: Mapping[str, Stage], recipe: Recipe) -> list
         found.append(("retrieval", recipe.retrieval.init_checkpoint))
     if "labels" in pending and recipe.labels.checkpoint is not None:
         found.append(("labels", recipe.labels.checkpoint))
+    # What --checkpoint names is not in the recipe, but in what these stages read.
     for stage in ("evaluation", "probe"):
         if stage in pending:
             found += [(stage, place) for place in pending[stage].reads.values()]
