@@ -53,15 +53,16 @@ def make_label_model(settings: LabelSettings) -> RetrievalModel:
     with TemporaryDirectory() as scratch:
         if settings.labels.checkpoint is not None:
             return load_checkpoint(settings.labels.checkpoint, settings.model, Path(scratch))
+        # What CLIP does not bring is drawn: every actor must draw the same.
         torch.manual_seed(settings.seed)
         weights = local_weights(settings.clip_weights, Path(scratch))
         return RetrievalModel(as_initialised(settings.model), weights).eval()
 
 
 def as_initialised(config: RetrievalConfig) -> RetrievalConfig:
-    """The settings without what of CLIP is trained, which no label depends on.
+    """The settings with all of CLIP trained, whatever the recipe trains: no label depends on that.
 
-    Products take another path, with another rounding, where a weight needs no gradient.
+    Where a weight needs no gradient, matrix products take another path, which rounds otherwise.
     """
     return replace(config, clip=replace(config.clip, train="all"))
 
@@ -93,10 +94,12 @@ class LabelShard:
 
     def __call__(self, videos: pa.Table) -> pa.Table:
         """Labels ``texts`` under ``key``; frames lie at ``frames_key``, ``shard``, ``row``; returns one summary row."""
+        # The store finds its rows by `key`, which is that of the labels until here.
         places = videos.drop_columns(["key"]).rename_columns({"frames_key": "key"})
         store = self._store(self._frames_pool, places)
         blocks = list(self._batches(len(videos)))
         batches = read_videos(self._model, store, blocks, max_frames=self._settings.model.max_frames)
+        # Where a batch fails, this ends the thread that makes the next one.
         with closing(batches):
             pairs = zip(blocks, batches, strict=True)
             rows = [row for block, frames in pairs for row in self._label(store, frames, videos, block)]
@@ -109,6 +112,7 @@ class LabelShard:
         size = self._settings.labels.batch_size
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
+    # On a generator, PyTorch enters the mode at each step and leaves it at each yield.
     @torch.inference_mode()
     def _label(
         self, store: Store, stored: FrameBatch | TokenFeatures, videos: pa.Table, batch: range
@@ -125,12 +129,15 @@ class LabelShard:
         for start in range(0, len(said), size):
             part = said[start : start + size]
             texts, num_words = self._encode_texts(store, [(batch[position], text) for position, _, text in part])
+            # A video is repeated for each of its texts: from here on, pair n is text n with its own video.
             rows = sent(torch.tensor([position for position, _, _ in part]), self._device)
             frames = levels.map(itemgetter(rows))
+            # All in one transfer, since each makes the host wait for the device.
             on_device = (token_cosines(texts, frames), self._interaction(texts, frames), texts.logits, frames.logits)
             cosines, interaction, word_logits, frame_logits = (values.float().numpy() for values in fetched(on_device))
             for pair, (position, index, _) in enumerate(part):
                 words, count = num_words[pair], num_frames[position]
+                # On a GPU the game does not stop at a logit that is not finite; it shows here, as NaN.
                 require_finite(torch.from_numpy(interaction[pair, :words, :count]))
                 yield {
                     "video_id": ids[batch[position]],

@@ -161,6 +161,7 @@ def _with_frames(video_ids: pa.ChunkedArray, frames: Storage) -> tuple[pa.Table,
     index = frames.read_table(INDEX_FILE)
     index = index.select([name for name in ("video_id", "key", "shard", "row", "bytes") if name in index.column_names])
     places = pa.table({"video_id": video_ids, "place": pa.array(range(len(video_ids)), pa.int64())})
+    # A join returns rows in any order; `place` brings back the given one.
     found = places.join(index, "video_id", join_type="inner").sort_by("place").combine_chunks()
     others: list[str] = video_ids.filter(pc.invert(pc.is_in(video_ids, found.column("video_id")))).to_pylist()
     if others:

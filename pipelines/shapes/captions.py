@@ -44,7 +44,7 @@ MOTION_PHRASES: dict[Motion, tuple[str, ...]] = {
 _ONE_EVENT = ("a C S M", "the S that M is C", "there is a C S that M", "C S M", "we see a C S and it M")
 _CLAUSES = ("a C S M", "a S which is C M")
 
-# Three of them, with start and end, are 24 tokens at most.
+# Three of them, with start and end, are 24 tokens at most: as many as models read by default.
 _SHORT_CLAUSES = ("C S M",)
 
 # "A", "B" and "C" stand for the clauses of the first, the second and the third event.
@@ -136,6 +136,7 @@ def _draw_caption(triples: Sequence[Triple], rng: np.random.Generator) -> Captio
         templates, forms = (_TWO_EVENTS, _CLAUSES) if len(triples) == 2 else (_THREE_EVENTS, _SHORT_CLAUSES)
         for word in _choose(templates, rng).split():
             if word in ("A", "B", "C"):
+                # The letter counts events in time, wherever their clauses stand in the sentence.
                 event, start = "ABC".index(word), len(words)
                 _append_clause(words, groundings, _choose(forms, rng), triples[event], event, rng)
                 clauses.append(Clause(start, len(words), event))

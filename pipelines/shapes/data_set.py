@@ -60,6 +60,7 @@ def write_annotations(config: ShapesConfig, folder: Storage) -> None:
 
     folder.write_json("MSRVTT_data.json", _sentences(scripts, captions))
     folder.write_bytes("MSRVTT_train.9k.csv", _csv(["video_id"], [[video_id(script.number)] for script in train]))
+    # As in the 1k-A list, one sentence of each test video is its query.
     rows = [
         [f"ret{key}", f"msr{script.number}", video_id(script.number), captions[script.number][0].text]
         for key, script in enumerate(test)
@@ -107,6 +108,7 @@ def _question_records(scripts: Iterable[Script]) -> list[dict[str, Any]]:
 
 def _answer_classes(scripts: Iterable[Script]) -> dict[str, int]:
     counts = Counter(question.answer for script in scripts for question in questions_about(script))
+    # Equal counts go by the alphabet, so that class ids depend on nothing but the answers.
     ordered = sorted(counts, key=lambda answer: (-counts[answer], answer))
     return {answer: index for index, answer in enumerate(ordered[:ANSWERS])}
 

@@ -89,10 +89,11 @@ def split_triples(seed: int) -> tuple[tuple[Triple, ...], tuple[Triple, ...]]:
 def test_sequences(seed: int, events: int | None = None) -> tuple[tuple[Triple, ...], ...]:
     """Every sequence of ``events`` held-out triples once; without a number, the sequences of one and two events.
 
-    Of these, a third of the first ones are single events.
+    The latter begin with one single event in every three, until there are no more.
     """
     _, held_out = split_triples(seed)
     if events is not None:
+        # The 1 makes another stream than that of split_triples. A 0 would not: NumPy fills seeds up with zeros.
         rng = np.random.default_rng([seed, _ORDER_STREAM, 1, events])
         return tuple(_some_sequences(held_out, events, rng))
     rng = np.random.default_rng([seed, _ORDER_STREAM, 1])
@@ -149,6 +150,7 @@ def _draw_training_triples(
 ) -> tuple[Triple, ...]:
     drawn = [seen[rng.integers(len(seen))]]
     if events is None:
+        # Another order of draws would change the clips of every data set that sets no number of events.
         events = 1 if rng.random() < 0.5 else 2
     while len(drawn) < events:
         other = seen[rng.integers(len(seen))]
@@ -160,6 +162,7 @@ def _draw_training_triples(
 def _draw_cuts(events: int, num_frames: int, rng: np.random.Generator) -> list[int]:
     """The frames at which one event ends and the next begins. Events are about equally long, and have two frames or
     more."""
+    # Small enough for the shortest clip, of MIN_FRAMES.
     spread = {1: 0.0, 2: 0.08, 3: 0.05}[events]
     return [round(num_frames * (event / events + rng.uniform(-spread, spread))) for event in range(1, events)]
 
@@ -170,6 +173,7 @@ def _distinct_objects(first: Triple, second: Triple) -> bool:
 
 
 def _time_event(triple: Triple, start: int, end: int, rng: np.random.Generator) -> Event:
+    # Drawn for every motion. Both parts of the event keep a frame, so the object is both seen and absent.
     change = min(max(start + round((end - start) * rng.uniform(0.35, 0.6)), start + 1), end - 1)
     return Event(
         triple=triple,

@@ -1,8 +1,7 @@
 """Captions of a generated clip with one word changed, which makes them false for the clip.
 
-Colour and shape are replaced by another one, a motion by its opposite in the same words ("moves left", "moves right"),
-and two events change places. No event of the clip matches the changed words, so every changed caption is certainly
-false.
+Colour and shape are replaced by another one, a motion by its opposite ("moves left", "moves right"), and two events
+change places. No event of the clip matches the changed words, so every changed caption is certainly false.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ def negatives_of(config: ShapesConfig, script: Script, caption: Caption) -> dict
     for attribute in attributes:
         events = [grounding.event for grounding in caption.groundings if grounding.attribute == attribute]
         event = events[int(rng.integers(len(events)))]
+        # The unchanged event is among the changes, and falls out with the other events of the clip.
         options = [(triple, phrase) for triple, phrase in _changes(triples[event], attribute, caption, event)
                    if triple not in triples]  # fmt: skip
         if options:
@@ -63,6 +63,7 @@ def _changes(triple: Triple, attribute: Attribute, caption: Caption, event: int)
             yield replace(triple, shape=shape), SHAPE_NAMES[shape][0]
     else:
         opposite = OPPOSITES[triple.motion]
+        # By place among the phrases, of which growing has one more than shrinking.
         form = MOTION_PHRASES[triple.motion].index(words)
         phrases = MOTION_PHRASES[opposite]
         yield replace(triple, motion=opposite), phrases[min(form, len(phrases) - 1)]

@@ -59,7 +59,9 @@ def encode_mp4(
     ``options`` go to x264; the default is its fastest preset at a quality without visible loss.
     """
     buffer = io.BytesIO()
+    # Without "bitexact" the file would name the version of FFmpeg that wrote it.
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        # FFmpeg keeps rates in two numbers of 32 bits, too few for the fraction of a float; 30000/1001 stays exact.
         stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001 * 120))
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = "yuv420p"
@@ -90,6 +92,7 @@ def _draw_background(size: int, rng: np.random.Generator) -> Float[np.ndarray, "
 def _draw_object(event: Event, size: int, rng: np.random.Generator) -> Float[np.ndarray, "frames height width"]:
     """How much of each pixel the object covers, 0 to 1, in the frames where it is visible."""
     x, y, radius, tilt = _draw_path(event, size, rng)
+    # At the centres of the pixels.
     grid = np.arange(size, dtype=np.float32) + 0.5
     dx = grid[None, None, :] - x[:, None, None]
     dy = grid[None, :, None] - y[:, None, None]
@@ -97,6 +100,7 @@ def _draw_object(event: Event, size: int, rng: np.random.Generator) -> Float[np.
     distance = _DISTANCES[event.triple.shape](
         cosine * dx + sine * dy, cosine * dy - sine * dx, radius[:, None, None].astype(np.float32)
     )
+    # A pixel whose centre lies on the outline is half covered: that is the antialiasing.
     coverage: Pixels = np.clip(np.float32(0.5) - distance, 0, 1)
     return coverage
 
@@ -123,12 +127,13 @@ def _circle(x: Pixels, y: Pixels, radius: Pixels) -> Pixels:
 
 
 def _square(x: Pixels, y: Pixels, radius: Pixels) -> Pixels:
+    # About the area of the circle.
     distance: Pixels = np.maximum(np.abs(x), np.abs(y)) - np.float32(0.88) * radius
     return distance
 
 
 def _triangle(x: Pixels, y: Pixels, radius: Pixels) -> Pixels:
-    # Pointing up; the in-radius is half of the circumradius, which is drawn larger for equal area.
+    # Pointing up. With its corners on the circle it would have 0.41 of the circle's area; it is drawn larger, to 0.6.
     sides = np.float32(np.sqrt(3) / 2) * np.abs(x) - np.float32(0.5) * y
     distance: Pixels = np.maximum(sides, y) - np.float32(0.6) * radius
     return distance
@@ -150,6 +155,7 @@ def _star(x: Pixels, y: Pixels, radius: Pixels) -> Pixels:
 
 def _cross(x: Pixels, y: Pixels, radius: Pixels) -> Pixels:
     x, y, arm = np.abs(x), np.abs(y), np.float32(0.33) * radius
+    # Two bars: the nearer one counts.
     distance: Pixels = np.minimum(np.maximum(x - radius, y - arm), np.maximum(x - arm, y - radius))
     return distance
 
