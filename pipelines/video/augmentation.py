@@ -43,12 +43,14 @@ class _Kind:
 
 def augmentation_rng(seed: int, epoch: int, pass_index: int, video_id: str) -> np.random.Generator:
     """The generator of one clip's augmentation: the same in every process and on every machine."""
+    # Python's own hash of a text differs from process to process.
     digest = hashlib.sha256(f"{seed}\n{epoch}\n{pass_index}\n{video_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
 def view_rng(seed: int, view: int, video_id: str) -> np.random.Generator:
     """The generator of one augmented copy of a clip, whose features are stored."""
+    # The first word keeps these generators apart from those above.
     digest = hashlib.sha256(f"view\n{seed}\n{view}\n{video_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
@@ -91,7 +93,8 @@ def _enhancement(strength: float, sign: float) -> float:
     return 1 + sign * 0.9 * strength
 
 
-# Ranges of timm's "increasing" set: the effect grows with the strength, 0 to 1.
+# Ranges of timm's "increasing" set: the effect grows with the strength, 0 to 1. Operations are drawn by their place
+# here, so another order gives other augmentations for the same seed.
 OPERATIONS: dict[str, _Kind] = {
     "AutoContrast": _Kind(lambda strength, sign: 0, lambda frames, _: images.autocontrast(frames)),
     "Equalize": _Kind(lambda strength, sign: 0, lambda frames, _: images.equalize(frames)),

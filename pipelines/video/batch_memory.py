@@ -26,13 +26,15 @@ class BatchMemory:
         return type(self), ()
 
     def take(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-        """An array with any content, for ``torch.from_numpy``; NumPy's own views of it do not keep it."""
+        """An array with any content, for ``torch.from_numpy``: the tensor keeps it, NumPy's own views of it do not."""
+        # No lock: a list gives and takes in one step. No look whether it is empty: another thread may come in between.
         try:
             while (array := self._free.pop()).shape != shape:
                 pass
         except IndexError:
             # Allocated by NumPy, which asks the kernel for large pages: a quarter of the time that PyTorch needs.
             array = np.zeros(shape, np.uint8)
+        # Only the view is lent. When the tensor that holds it is gone, so is the view, and the array itself comes back.
         lent = array.view()
         weakref.finalize(lent, self._free.append, array).atexit = False
         return lent

@@ -34,6 +34,7 @@ def open_container(source: str | bytes, *, as_stored: bool = False) -> Any:
         if stream.codec_context is not None:
             stream.codec_context.thread_count = 1
             stream.codec_context.thread_type = "NONE"
+            # A stream may grow midway, which the size in its header, checked below, does not tell.
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return container
 
@@ -56,9 +57,11 @@ def video_stream(container: Any) -> Any:
         UnreadableVideoError: there is none with a known codec, or its frames are larger than ``MAX_PIXELS``.
     """
     streams = moving_streams(container)
+    # PyAV has no context for a stream that FFmpeg has no decoder for.
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
         raise UnreadableVideoError("the codec of the video is unknown" if streams else "the file has no video stream")
+    # Of equals, max returns the first.
     stream = max(known, key=lambda stream: (bool(stream.disposition & av.stream.Disposition.default), _pixels(stream)))
     if _pixels(stream) > MAX_PIXELS:
         size = f"{stream.codec_context.width}×{stream.codec_context.height}"

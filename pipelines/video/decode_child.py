@@ -35,7 +35,7 @@ MAX_ASPECT_RATIO = 16
 _BYTES_PER_PIXEL = 12
 """What a decoder needs at least: its own frames and their neighbours at 1.5 bytes, and one in RGB."""
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ def extract(source: str | bytes, settings: ExtractSettings) -> ExtractedVideo:
         try:
             return _extract(decoder, settings)
         except WrongTimesError as error:
-            # Last resort: PyAV counts frames and ignores their times, so this error cannot come again.
+            # First PyAV by its times, then PyAV that counts frames: it compares no times, so this error ends there.
             following = PyAVDecoder(source, trust_pts=decoder.name != "pyav")
             following.notes.append(Note("wrong_times", first_line(error)))
         except UnreadableVideoError as error:
@@ -100,6 +100,7 @@ def extract(source: str | bytes, settings: ExtractSettings) -> ExtractedVideo:
 
 def resize_short_side(image: Image.Image, size_px: int) -> Image.Image:
     """``image`` with its shorter side ``size_px`` long: bicubic, antialiased, as CLIP's evaluation transform."""
+    # As hbi_models.clip.preprocessing does, which loads PyTorch; this process starts without it.
     width, height = image.size
     short, long = min(width, height), max(width, height)
     if short == size_px:
@@ -186,6 +187,7 @@ def _extract_first(decoder: Decoder, settings: ExtractSettings, num_frames: int)
     timeline = decoder.timeline
     whole = num_frames == len(timeline.times_s)
     times_s = timeline.times_s[:num_frames]
+    # Where the stream ends early, its last frame stays until the next would have come.
     shown_s = timeline.end_s if whole else num_frames / timeline.rate if timeline.rate else timeline.times_s[num_frames]
     indices = sample_times(
         times_s,
@@ -193,6 +195,7 @@ def _extract_first(decoder: Decoder, settings: ExtractSettings, num_frames: int)
         constant_fps=timeline.rate,
         max_frames=settings.max_frames,
         rate=settings.rate,
+        # Segments are on the clock of the file, times of frames on that of its pictures.
         start_s=None if settings.start_s is None else settings.start_s - timeline.begin_s,
         end_s=None if settings.end_s is None else settings.end_s - timeline.begin_s,
     )
@@ -215,6 +218,7 @@ def _extract_first(decoder: Decoder, settings: ExtractSettings, num_frames: int)
         time_s=[time_s for _, time_s in frames],
         height_px=size[1],
         width_px=size[0],
+        # Readers take source_frames / source_fps for the time that the video is shown.
         source_fps=timeline.fps if whole else num_frames / shown_s,
         source_frames=num_frames,
         source_begin_s=timeline.begin_s,
@@ -251,6 +255,7 @@ def _requests(file: int) -> Iterator[Message]:
             try:
                 waiting.put(receive(file))
             except EOFError:
+                # In a thread, sys.exit would end the thread alone.
                 os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
@@ -278,6 +283,7 @@ def _limit_memory(extra: int) -> None:
     """Limits the address space to what is in use now and ``extra`` bytes; no limit outside Linux."""
     if not sys.platform.startswith("linux"):
         return
+    # Linux enforces no limit on resident memory, so what is limited is address space.
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     wanted = used + extra

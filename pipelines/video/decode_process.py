@@ -78,6 +78,7 @@ class DecodeProcess:
         # The process also limits itself, a second later, for the case that this one dies.
         header = {"settings": asdict(settings), "timeout_s": self._timeout_s + 1}
         request = Message({**header, "path": source}) if isinstance(source, str) else Message(header, [source])
+        # Threads may share the process, which answers one request at a time.
         with self._lock:
             reused = self._process is not None
             try:
@@ -113,6 +114,7 @@ class DecodeProcess:
         deadline = time.monotonic() + self._timeout_s + (START_TIMEOUT_S if starting else 0)
         try:
             send(process.stdin.fileno(), request, deadline=deadline)
+            # The process cannot send more than its memory holds.
             return receive(process.stdout.fileno(), deadline=deadline, max_blob_bytes=self._max_memory)
         except DeadlineError:
             self.close()
@@ -138,6 +140,7 @@ class DecodeProcess:
     def _start(self) -> subprocess.Popen[bytes]:
         # Linux sends this signal when the thread that started the child ends, so only the main thread asks for it.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
+        # The process runs the code that this one does, wherever that lies.
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(  # noqa: S603 - our own module, or what a test gives
@@ -149,13 +152,17 @@ class DecodeProcess:
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(paths),
+                # Else -m puts the working folder first on the path, where a file could stand in for a library.
                 "PYTHONSAFEPATH": "1",
+                # OpenBLAS would start a thread for each core as soon as NumPy loads it.
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
+                # It decodes on the first GPU that it sees.
                 **({"CUDA_VISIBLE_DEVICES": _own_gpu()} if self._decoder == "nvdec" else {}),
             },
         )
         assert process.stdin is not None
+        # Else a write of more than the pipe holds would wait beyond the deadline.
         os.set_blocking(process.stdin.fileno(), False)
         self._process, self._finalizer = process, weakref.finalize(self, _end, process)
         return process

@@ -45,6 +45,7 @@ def open_decoder(source: str | bytes, choice: DecoderChoice = "auto") -> Decoder
     Raises:
         UnreadableVideoError: it is not a video that the chosen decoder reads.
     """
+    # Always: its timeline says whether another decoder can be trusted, and at which times frames must come.
     pyav = PyAVDecoder(source, counts_pictures=choice == "decord")
     if choice == "decord":
         doubt = decord_doubt(pyav.timeline, pyav.orientation())
@@ -67,7 +68,7 @@ def open_decoder(source: str | bytes, choice: DecoderChoice = "auto") -> Decoder
 
 
 def load_decoder(choice: DecoderChoice) -> str | None:
-    """Loads the library of a decoder. Returns why PyAV will read in its place; None where it is not known yet."""
+    """Loads the library of a decoder. Returns why PyAV must read in its place; None if nothing is known against it."""
     if choice == "decord":
         with suppress(ImportError, OSError):
             import_module("decord")
@@ -98,6 +99,7 @@ class PyAVDecoder:
                 self._separate(trust_pts)
             self._keys = self.timeline.keys
             self._rewind()
+            # An AVI says when packets come and not when pictures are shown: a decoder that reorders holds them back.
             if self.timeline.pts is None and self.timeline.container == "avi":
                 self.timeline = self.timeline.delayed(self._delay())
                 self._rewind()
@@ -138,9 +140,11 @@ class PyAVDecoder:
         count = len(self.timeline.times_s)
         if indices[-1] >= count:
             raise FrameCountError(count)
+        # An earlier call has read on, such as one that met the end of the stream too early.
         if self._ordinal:
             self._rewind()
         decoded = self._decoded(indices)
+        # What is on screen, and what comes next, if that was decoded to know it.
         current: tuple[int, Any] | None = None
         ahead: tuple[int, Any] | None = None
         last = -1
@@ -188,6 +192,7 @@ class PyAVDecoder:
         wanted = {pts[index] for index in indices}
         context, last = self._stream.codec_context, -1
         for packet in self._packets:
+            # The last packet is empty: with it, the decoder gives out what it holds back.
             self._ordinal += packet.size > 0
             if self._ordinal <= self.timeline.skips:
                 continue
@@ -238,6 +243,7 @@ class PyAVDecoder:
         """Seeks to the last key frame before the wanted frame, if that is far ahead; returns whether it did."""
         pts, keys = self.timeline.pts, self._keys
         place = 0 if pts is None else bisect_right(keys, pts[index], key=lambda key: key.pts)
+        # A key frame that lies behind is left out as well: the difference is then below 0.
         if not place or keys[place - 1].ordinal - self._ordinal <= _SEEK_GAIN_FRAMES:
             return False
         if not self._seek(keys[place - 1]):
@@ -284,6 +290,7 @@ class PyAVDecoder:
                 return False
             packets = self._container.demux(self._stream)
             landed = next(packets, None)
+            # Packets are known by their times: keys to seek to exist only where each frame has a time of its own.
             ordinal = None if landed is None else self.timeline.ordinals.get(landed.pts)
             if ordinal is not None and ordinal <= key.ordinal:
                 self._packets, self._ordinal = chain([landed], packets), ordinal

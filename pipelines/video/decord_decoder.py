@@ -77,7 +77,9 @@ class DecordDecoder:
         with reading():
             count = len(self._reader)
             ends = [0, indices[0], indices[-1]]
+            # NaN is near nothing, so another number of frames fails the comparison below as well.
             found = self._reader.get_frame_timestamp(ends)[:, 0] if count == len(times_s) else np.full(3, np.nan)
+        # Both after frame 0, as the times of the timeline are.
         off = np.abs(found - found[0] - [times_s[index] for index in ends])
         if not np.all(off <= 0.5 / self.timeline.fps):
             raise WrongTimesError(f"decord counts {count} frames of {len(times_s)}, or shows them at other times")

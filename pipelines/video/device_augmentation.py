@@ -44,6 +44,7 @@ def as_table(drawn: Sequence[Sequence[Operation]], most: int) -> tuple[Int[Tenso
 def augment_clips(clips: Clips, operations: Int[Tensor, "clips most"], arguments: Float[Tensor, "clips most"]) -> Clips:
     """``clips`` after the operations of ``as_table``, which lie on the CPU; the input is not modified."""
     augmented = clips.clone()
+    # Place by place, for the operations of a clip follow each other in the order in which they were drawn.
     for place in range(operations.shape[1]):
         for number in sorted(set(operations[:, place].tolist()) - {NONE}):
             members = (operations[:, place] == number).nonzero()[:, 0]
@@ -96,6 +97,7 @@ def _solarize(clips: Clips, thresholds: Arguments) -> Clips:
 
 
 def _solarize_add(clips: Clips, amounts: Arguments) -> Clips:
+    # No more than 127 + 110 with the amounts of the policy, so bytes do not overflow.
     return torch.where(clips < 128, clips + _over_clips(amounts, clips, torch.uint8), clips)
 
 
@@ -104,6 +106,7 @@ def _brightness(clips: Clips, factors: Arguments) -> Clips:
 
 
 def _contrast(clips: Clips, factors: Arguments) -> Clips:
+    # PIL rounds the mean to a whole level.
     mean = (_grey(clips).mean(dim=(2, 3, 4), keepdim=True) + 0.5).floor_()
     return _blend(mean, clips, factors)
 
@@ -134,8 +137,10 @@ def _autocontrast(clips: Clips, _: Arguments) -> Clips:
 def _equalize(clips: Clips, _: Arguments) -> Clips:
     planes = rearrange(clips, "clips frames rgb height width -> (clips frames rgb) (height width)").long()
     counts = torch.zeros(len(planes), 256, dtype=torch.int64, device=clips.device)
+    # torch.bincount would make the host wait for the device, to know how long its result is.
     counts.scatter_add_(1, planes, torch.ones_like(planes))
     brightest = planes.amax(dim=1, keepdim=True)
+    # As ImageOps.equalize: pixels of the brightest level do not count in the step, and a step of 0 changes nothing.
     step = (planes.shape[1] - counts.gather(1, brightest)) // 255
     below = counts.cumsum(dim=1) - counts
     table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
@@ -172,6 +177,7 @@ def _translate_y(clips: Clips, fractions: Arguments) -> Clips:
 def _transform(clips: Clips, matrices: Sequence[Sequence[float]]) -> Clips:
     """Each pixel (x, y) of a clip taken from (a x + b y + c, d x + e y + f) by bicubic interpolation; grey outside."""
     height, width = clips.shape[-2:]
+    # Positions in double precision, as PIL has them.
     matrix = sent(torch.tensor(matrices, dtype=torch.float64), clips.device)
     a, b, c, d, e, f = rearrange(matrix, "clips six -> six clips 1 1")
     x = torch.arange(width, dtype=torch.float64, device=clips.device) + 0.5
@@ -181,6 +187,7 @@ def _transform(clips: Clips, matrices: Sequence[Sequence[float]]) -> Clips:
     (left, weights_x), (top, weights_y) = _cubic(source_x), _cubic(source_y)
     planes = rearrange(clips, "clips frames rgb height width -> clips (frames rgb) (height width)").float()
     moved = torch.zeros_like(planes)
+    # One of the sixteen at a time: all at once would take sixteen times the memory of the clips in float32.
     for row, weight_y in enumerate(weights_y):
         first = (top + (row - 1)).clamp(0, height - 1) * width
         for column, weight_x in enumerate(weights_x):

@@ -29,6 +29,7 @@ class EncodedClips(NamedTuple):
 def joined(clips: Sequence[Sequence[bytes]], *, max_frames: int) -> EncodedClips:
     """Returns the images of ``clips``, each of which has at most ``max_frames``."""
     sizes = [[len(image) for image in clip] + [0] * (max_frames - len(clip)) for clip in clips]
+    # A bytearray, since PyTorch warns of memory that cannot be written.
     data = torch.frombuffer(bytearray().join(image for clip in clips for image in clip), dtype=torch.uint8)
     return EncodedClips(data, torch.tensor(sizes))
 

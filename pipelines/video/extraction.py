@@ -76,6 +76,7 @@ def _settings(config: FramesConfig, start_s: float | None = None, end_s: float |
     )
 
 
+# A service may decode with two settings at once, for its search and for its answers. What falls out ends when unused.
 @lru_cache(maxsize=4)
 def _process_of_this_worker(timeout_s: float, max_memory_gb: float, decoder: DecoderChoice) -> DecodeProcess:
     return DecodeProcess(timeout_s=timeout_s, max_memory_gb=max_memory_gb, decoder=decoder)

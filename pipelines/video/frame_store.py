@@ -62,6 +62,7 @@ class FrameBatch:
         for image in images:
             frames[count] = centre_crop(image, self.frames.shape[-1]).numpy()
             count += 1
+        # The memory may hold an earlier batch.
         frames[count:] = 0
         mask[:count] = True
 
@@ -154,7 +155,7 @@ class FrameStore:
                 images = decode_images(encoded)
             batch.put(row, as_images(change(row, as_channels_last(images))))
 
-        # A video is decoded while others are read.
+        # A video is decoded while others are read. The loop raises what a thread has raised.
         for _ in self._executor.map(put, range(len(videos)), self._read_of(videos, max_frames)):
             pass
         return batch
@@ -203,6 +204,7 @@ class FrameStore:
             change = None if changes is None else changes[number]
             return self.batch(blocks[number], image_size_px=image_size_px, max_frames=max_frames, change=change)
 
+        # Beside the store's threads, for which `make` waits.
         with ThreadPoolExecutor(1, thread_name_prefix="batch-maker") as maker:
             ready = maker.submit(make, 0) if blocks else None
             for number in range(len(blocks)):

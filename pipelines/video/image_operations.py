@@ -43,6 +43,7 @@ def solarize(frames: Frames, threshold: float) -> Frames:
 
 def solarize_add(frames: Frames, amount: int) -> Frames:
     """Levels below 128 raised by ``amount``."""
+    # No more than 127 + 110 with the amounts of the policy, so bytes do not overflow.
     raised: Frames = frames + (frames < 128).view(np.uint8) * np.uint8(amount)
     return raised
 
@@ -67,6 +68,7 @@ def sharpness(frames: Frames, factor: float) -> Frames:
     pixels = torch.from_numpy(frames).float()
     rows = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
     smooth = rows[:, :, :-2] + rows[:, :, 1:-1]
+    # PIL rounds what a filter gives, and drops the fraction of a blend.
     smooth.add_(rows[:, :, 2:]).add_(pixels[:, 1:-1, 1:-1], alpha=4).div_(13).add_(0.5).floor_()
     sharpened = pixels.clone()
     sharpened[:, 1:-1, 1:-1].sub_(smooth).mul_(factor).add_(smooth)
@@ -116,6 +118,7 @@ def translate_y(frames: Frames, fraction: float) -> Frames:
 
 
 def _look_up(frames: NDArray[np.uint8], table: NDArray[np.generic]) -> NDArray[np.uint8]:
+    # In a bytearray, since PyTorch warns of arrays that cannot be written, as those over bytes are.
     # bytes.translate is the fastest table look-up at hand: 0.6 ns per level, numpy's indexing 1.5 ns.
     translated = bytearray(np.ascontiguousarray(frames).tobytes().translate(table.astype(np.uint8).tobytes()))
     return np.frombuffer(translated, np.uint8).reshape(frames.shape)
@@ -141,11 +144,12 @@ def _transform(frames: Frames, matrix: tuple[float, float, float, float, float, 
     num_frames, height, width = frames.shape[:3]
     neighbours, weights = _neighbours(matrix, height, width)
     # A pixel's three bytes as one item: numpy then moves them together.
-    by_frame = np.ascontiguousarray(frames).reshape(num_frames, -1).view("V3")
-    by_pixel = np.ascontiguousarray(by_frame.T).view(np.uint8)
+    by_frame = np.ascontiguousarray(frames).reshape(num_frames, -1).view("V3")  # frames, pixels
+    by_pixel = np.ascontiguousarray(by_frame.T).view(np.uint8)  # pixels, frames * 3
     values = torch.empty(height * width + 1, num_frames * 3)
     values[:-1] = torch.from_numpy(by_pixel)
     values[-1] = FILL
+    # It sums as it gathers, without an array of the values of all neighbours.
     moved = torch.nn.functional.embedding_bag(neighbours, values, per_sample_weights=weights, mode="sum")
     # PIL drops the fraction; the small addition keeps a rounding error from dropping a whole level.
     levels = moved.add_(1e-4).clamp_(0, 255).to(torch.uint8).numpy()
@@ -173,6 +177,7 @@ def _neighbours(
     shape = (height, width, *indices.shape[2:])
     indices, weights = (part.expand(shape).flatten(2).flatten(0, 1) for part in (indices, weights))
     outside = ~inside.flatten()[:, None]
+    # One weight, of exactly 1, so that outside is FILL itself.
     only_first = torch.eye(1, weights.shape[1])
     return indices.masked_fill(outside, height * width), torch.where(outside, only_first, weights)
 

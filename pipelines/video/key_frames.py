@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+# Types of NAL units: table 7-1 of H.264, and of HEVC.
 _H264_IDR, _H264_SEI, _H264_DELIMITER = 5, 6, 9
 _HEVC_IDR, _HEVC_RANDOM_ACCESS, _HEVC_DELIMITER = range(19, 21), range(16, 22), 35
-_RECOVERY_POINT = 6
+_RECOVERY_POINT = 6  # of the payloads of an SEI unit (H.264, D.1)
 
 
 def is_instant_refresh(codec: str, packet: bytes, extradata: bytes | None) -> bool:
@@ -20,6 +21,7 @@ def is_instant_refresh(codec: str, packet: bytes, extradata: bytes | None) -> bo
         return any(unit[0] & 0x1F == _H264_IDR for unit in _units(packet, extradata, length_at=4))
     if codec == "hevc":
         return any((unit[0] >> 1) & 0x3F in _HEVC_IDR for unit in _units(packet, extradata, length_at=21))
+    # Nothing in these refers across a key frame. In MPEG-2 and MPEG-4, B-frames that are stored behind one do.
     return codec in ("vp8", "vp9", "av1", "h263", "flv1", "mjpeg")
 
 
@@ -36,7 +38,7 @@ def is_clean_start(codec: str, packet: bytes, extradata: bytes | None) -> bool:
 
 
 def holds_no_picture(codec: str, packet: bytes, extradata: bytes | None) -> bool:
-    """Whether a packet holds only filler or supplemental information, as recorders write that skip a picture."""
+    """Whether a packet holds only filler or supplemental information; recorders that skip a picture write such ones."""
     if codec == "h264":
         return not any(1 <= unit[0] & 0x1F <= _H264_IDR for unit in _units(packet, extradata, length_at=4))
     if codec == "hevc":
@@ -81,14 +83,17 @@ def _units(packet: bytes, extradata: bytes | None, *, length_at: int) -> Iterato
                 yield packet[start + width : start + width + size]
             start += width + size
     else:
+        # Of a start code of four bytes, a zero stays at the end of the unit before, where nobody looks.
         yield from filter(None, packet.split(b"\x00\x00\x01")[1:])
 
 
 def _recovers_at_once(sei: bytes) -> bool:
     """Whether supplemental information holds a recovery point after which no frame is incomplete (H.264, D.2.8)."""
+    # Without the bytes that keep start codes out of the content (7.4.1).
     content, start = sei[1:].replace(b"\x00\x00\x03", b"\x00\x00"), 0
     while start + 2 < len(content):
         kind = size = 0
+        # A type, and a size, is a sum of bytes, of which all but the last are 255 (7.3.2.3.1).
         while start < len(content) and content[start] == 0xFF:
             kind, start = kind + 255, start + 1
         if start >= len(content):

@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Any
 
 _LENGTHS = struct.Struct(">QQ")
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # bytes at a time; in between, the deadline is looked at
 _MAX_HEADER_BYTES = 1 << 24
 
 
@@ -100,6 +100,7 @@ def _read(file: int, size: int, deadline: float | None) -> bytes:
 
 
 def _wait(file: int, deadline: float, *, write: bool) -> None:
+    # select.select takes no descriptor above 1023, and a worker may have many files open.
     poll = select.poll()
     poll.register(file, select.POLLOUT if write else select.POLLIN)
     if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):

@@ -22,6 +22,7 @@ UPRIGHT: Matrix = (1, 0, 0, 1)
 def display_matrix(frame: Any) -> Matrix:
     """The matrix of a decoded frame, in steps of a quarter turn; odd angles go to the nearest one."""
     data = frame.side_data.get("DISPLAYMATRIX")
+    # FFmpeg gives nine numbers of 32 bits in the order of the machine.
     return UPRIGHT if data is None else quarter_turns(np.frombuffer(bytes(data), "=i4").tolist())
 
 
@@ -40,6 +41,7 @@ def upright(
     """The picture as it should be shown."""
     a, b, c, d = matrix
     if b or c:
+        # Now what was a row is a column, and goes by the sign of c; what was a column goes by that of b.
         image = image.transpose(1, 0, 2)
         a, d = c, b
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

@@ -73,6 +73,7 @@ def _jpeg(frames: Frames, quality: float, generator: np.random.Generator) -> Fra
 def _pixelate(frames: Frames, block: float, generator: np.random.Generator) -> Frames:
     height, width = frames.shape[1:3]
     side = max(block * min(height, width) / 64, 1)
+    # PIL takes the width first.
     small = max(round(width / side), 1), max(round(height / side), 1)
     return _each(
         frames,

@@ -71,9 +71,11 @@ def sample_times(
             stop = int(np.searchsorted(times, end_s - _TIME_TOLERANCE_S))
         found = []
         if first < stop:
-            # A frame is shown at a wanted time if a whole number lies between its own place and the next one's.
+            # A frame is shown at a wanted time if a whole number lies between its own place and the next one's. It is
+            # frames that are looked at, and not wanted times, which may be any number where a clock leaps.
             places = (times[first:stop] - times[first]) * rate
             following = np.ceil(places - _TIME_TOLERANCE_FRAMES)
+            # Wanted times end with the last frame: it is taken if one falls on it.
             is_last = following[-1] <= places[-1] + _TIME_TOLERANCE_FRAMES
             chosen = np.append(following[:-1] < following[1:], is_last)
             found = _thin((first + np.flatnonzero(chosen)).tolist(), max_frames)
@@ -180,6 +182,7 @@ def _whole_seconds(start_s: float, end_s: float) -> tuple[int, int]:
 def _thin(positions: Sequence[int], max_frames: int) -> list[int]:
     if len(positions) <= max_frames:
         return list(positions)
+    # dtype=int rounds down, as in the published code.
     return [positions[int(i)] for i in np.linspace(0, len(positions) - 1, num=max_frames, dtype=int)]
 
 

@@ -63,8 +63,8 @@ class Timeline:
         edited: an edit list hides packets.
         only_instant: every key frame is an instant refresh, with nothing before it needed after it.
         pictures: packets that hold a picture, where they were counted: always in a transport stream.
-        all_pictures: no packet was found that holds none.
-        joined: some of these begin with another access unit, which holds no picture, and have its time.
+        all_pictures: every packet holds a picture, or they were not counted.
+        joined: some packets begin with an access unit that holds no picture, and their picture has its time.
     """
 
     container: str
@@ -87,11 +87,12 @@ class Timeline:
     @property
     def fps(self) -> float:
         """Average frames per second, such that all frames together last until ``end_s``."""
+        # Where end_s was computed from the rate, the rate itself: a quotient would differ from it by rounding.
         count = len(self.times_s)
         return self.rate if self.rate and self.end_s == count / self.rate else count / self.end_s
 
     def delayed(self, frames: int) -> Timeline:
-        """Times of frames that are each shown when the packet that comes ``frames`` later does."""
+        """The timeline in which each frame is shown at the time of the packet ``frames`` places later."""
         if not frames or len(self.times_s) <= frames:
             return self
         times, step_s = np.asarray(self.times_s), self.end_s - self.times_s[-1]
@@ -130,8 +131,10 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True, counts
     in_units = codec in ("h264", "hevc")
     counts_pictures = in_units and (counts_pictures or name == "mpegts")
     for packet in container.demux(stream):
+        # The last packet of PyAV: it has the decoder give out what it holds back.
         if packet.size == 0:
             continue
+        # FFmpeg marks the packet inside of which a file ends.
         whole += not packet.is_corrupt
         if packet.is_keyframe and name in _SEEKABLE:
             content = bytes(packet) if in_units else b""
@@ -148,7 +151,7 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True, counts
             is_key = is_key or is_clean_start(codec, content, None)
         packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, is_key, packet.is_discard))
     announced = min(stream.frames, len(stream.index_entries))
-    # An AVI announces slots, and some of these may be empty.
+    # 0 = the format announces none. An AVI announces slots, and some of these may be empty.
     if whole < announced and name != "avi":
         raise UnreadableVideoError(f"the file is cut off: it holds {whole} of {announced} frames")
     first = next((ordinal for ordinal, packet in enumerate(packets) if packet.is_key), 0)
@@ -156,6 +159,7 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True, counts
     notes = _stream_notes(container, stream)
     if first:
         notes.append(Note("late_start", f"{first} frames before the first key frame cannot be shown"))
+    # What is stored behind the first key frame and shown before it refers to packets that are missing.
     if packets and first and (start := packets[first].pts) is not None:
         shown = [packet for packet in shown if packet.pts is None or packet.pts >= start]
     if not shown:
@@ -178,9 +182,11 @@ def read_timeline(container: Any, stream: Any, *, trust_pts: bool = True, counts
         last_s = float(last.duration * stream.time_base)
     rate = constant_rate(times_s, rates)
     if rate is None and last_s <= 0:
+        # There are two frames or more: of a single one, the rate is known.
         last_s = median(later - earlier for earlier, later in pairwise(times_s))
     # At a constant rate only a picture that stays for longer, as at the end of a GIF, counts with its own time.
     end_s = len(times_s) / rate if rate and last_s * rate < 1.5 else times_s[-1] + last_s
+    # In the order of time as well as of the file, for bisection.
     keys: list[KeyFrame] = []
     for ordinal in clean if pts else []:
         packet = packets[ordinal]
@@ -211,6 +217,7 @@ def constant_rate(times_s: Sequence[float], rates: Sequence[float]) -> float | N
     places = np.arange(len(times_s))
     measured = [(len(times_s) - 1) / times_s[-1]] if len(times_s) > 1 else [] if rates else [1.0]
     times = np.asarray(times_s)
+    # The file's own rates come first: they are exact, while times are rounded to its unit.
     return next((rate for rate in [*rates, *measured] if np.abs(times * rate - places).max() <= 0.5), None)
 
 
@@ -220,6 +227,7 @@ def _presentation_times(shown: Sequence[_Packet], container: str, codec: str) ->
         # An AVI holds no presentation times, and FFmpeg makes some up that ignore the order of the pictures.
         return None
     found = [packet.pts for packet in shown if packet.pts is not None]
+    # Packets without a time make it fewer, too.
     if len(set(found)) < len(shown):
         return None
     # Where each packet belongs by its time: files that were joined without a common clock go back.

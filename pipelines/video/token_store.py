@@ -70,6 +70,7 @@ class TokenStore:
         """
         tokens, places = self._of(videos)
         counts = tokens.num_frames[places]
+        # The copies of a clip lie one behind the other, the clip as it is first.
         starts = tokens.frame_starts[places] + np.asarray(0 if views is None else views) * counts
         return _padded(tokens.frames, starts, np.minimum(counts, max_frames), max_frames)
 
@@ -81,6 +82,7 @@ class TokenStore:
         """
         tokens, places = self._of([video for video, _ in texts])
         found = [
+            # 0 stands for a text that was not cut.
             tokens.texts[place].get((max_words, text)) or tokens.texts[place].get((0, text))
             for place, (_, text) in zip(places, texts, strict=True)
         ]
@@ -123,6 +125,7 @@ class TokenStore:
             distinct = list(dict.fromkeys(videos))
             reads = self._ahead.take(distinct, self._row)
             with self._stored.explaining():
+                # An empty table first, so that there are columns where there are no videos.
                 parts = [self._stored.read([], _READ), *(reads[video].result() for video in distinct)]
             tokens = self._checked(distinct, pa.concat_tables(parts))
             self._recent = {video: place for place, video in enumerate(distinct)}, tokens
@@ -193,6 +196,7 @@ def _flat(column: pa.ChunkedArray, counts: Any, dtype: FeatureType) -> tuple[Ten
     if len(wrong):
         row = int(wrong[0])
         raise _ForeignRowError(row, f"it has {lengths[row]:,} numbers for {counts[row]:,} tokens of {dim} channels")
+    # Not `lists.values`, which still has what a slice leaves out.
     values = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
     tokens = torch.from_numpy(np.concatenate([values, np.zeros((1, dim), dtype)]))
     return tokens, np.cumsum(counts) - counts

@@ -109,6 +109,7 @@ class TorchcodecDecoder:
             # One at a time: a batch of large frames would need many times the memory of the result.
             with reading():
                 found = self._reader.get_frame_at(index)
+            # Times are whole units, so two that are nearer are the same but for rounding.
             if abs(found.pts_seconds - pts[index] * self._unit_s) > self._unit_s / 2:
                 raise WrongTimesError(f"{self.name} shows another frame at {self.timeline.times_s[index]:.2f} s")
             yield Frame(index, self.timeline.times_s[index], found.data.cpu().numpy())
