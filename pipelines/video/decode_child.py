@@ -40,7 +40,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractSettings:
-    """What to make of a video; see ``configs.FramesConfig`` for the meaning of the fields."""
+    """What to make of a video; see ``recipe.frames.FramesConfig`` for the meaning of the fields."""
 
     rate: float
     max_frames: int

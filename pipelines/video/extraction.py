@@ -105,6 +105,7 @@ def _open_source(uri: str, *, max_bytes: int) -> str | bytes:
         message = f"cannot read {shown(uri)}: {first_line(error)}"
         if is_forbidden(error):
             raise ExtractionError("missing", f"{message}; give permission, then set frames.retry_errors") from error
+        # Facts about this video, unlike a store that does not answer.
         if is_local(uri) or isinstance(error, FileNotFoundError):
             raise ExtractionError("missing", message) from error
         raise StorageError(f"{message}. {remedy(error)}") from error

@@ -227,6 +227,7 @@ def _decode(encoded: bytes, *, reuse: bool = False) -> UInt8[Tensor, "3 height w
     """``reuse``: the pixels lie where this thread's last ones did, which are still in its core's cache."""
     try:
         pixels = _decode_jpeg(encoded, reuse=reuse) if encoded.startswith(_JPEG_START) else _decode_png(encoded)
+    # A SyntaxError is what PIL raises at a broken PNG.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"an image cannot be used: {error}") from error
     return rearrange(torch.from_numpy(pixels), "height width rgb -> rgb height width")

@@ -254,6 +254,7 @@ def _begin_s(container: Any, stream: Any, packets: Sequence[_Packet], pts: Seque
     """Seconds from the start of the file's sound or pictures to the first frame that is shown."""
     if pts is None:
         return 0.0
+    # With frames that cannot be decoded, since the clock of a player runs meanwhile.
     seen = min(packet.pts for packet in packets if packet.pts is not None and not packet.is_hidden)
     heard = [sound.start_time * sound.time_base for sound in container.streams.audio if sound.start_time is not None]
     return float(pts[0] * stream.time_base - min(seen * stream.time_base, *heard, pts[0] * stream.time_base))
