@@ -46,9 +46,11 @@ faults_mlflow := --dist load tests/faults/test_mlflow_outage.py
 FAULTS := killed evaluations trainings questions worker errors nodes training_nodes disks storage processes mlflow fuzz
 cluster_jobs := -k 'not stopped' tests/cluster/test_jobs_api.py
 cluster_stopped := -k stopped tests/cluster/test_jobs_api.py
-cluster_nodes := tests/cluster/test_nodes.py
+cluster_nodes := -k '[2]' tests/cluster/test_nodes.py
+cluster_three_nodes := -k '[3]' tests/cluster/test_nodes.py
+cluster_unseen := -k 'not [2] and not [3]' tests/cluster/test_nodes.py
 cluster_store := tests/cluster/test_object_store.py
-CLUSTER := jobs stopped nodes store
+CLUSTER := jobs stopped nodes three_nodes unseen store
 # Words in the names of the tests.
 TUNINGS := best_recipe killed population stages two_workers
 TINY_DEMO := --data.shapes.train_videos 48 --data.shapes.test_videos 16 --data.validation_videos 8 \

@@ -20,7 +20,7 @@ from pipelines.stages.plan import Graph
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.storage import Storage
 from tests.cluster.ray_nodes import RayCluster, ray_cluster
-from tests.jobs.recipes import command, read, run_command, write_recipe
+from tests.jobs.recipes import IN_PLACE, read, run, write_recipe
 from tests.pipelines.conftest import s3_bucket
 
 __all__ = ["s3_bucket"]
@@ -86,10 +86,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def one_machine(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The run that all others are compared with: local Ray, one worker."""
+    """The run that all others are compared with: one process, which does all of the work."""
     workspace = str(tmp_path_factory.mktemp("one-machine"))
-    done = run_command(command(recipe, "--workspace", workspace), timeout_s=600)
-    assert done.returncode == 0, done.stderr
+    here = [
+        word
+        for stage, settings in IN_PLACE.items()
+        for name, value in settings.items()
+        for word in (f"--resources.{stage}.{name}", str(value))
+    ]
+    run(read(recipe, "--workspace", workspace, *here))
     return Result.of(recipe, workspace)
 
 

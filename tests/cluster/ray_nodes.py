@@ -58,6 +58,10 @@ class RayCluster:
 
         return JobSubmissionClient(self.address, headers=self._headers)
 
+    def latest_job(self) -> Any:
+        """Ray's details of the job that was submitted last; it lists jobs in any order."""
+        return max(self.client().list_jobs(), key=lambda job: job.start_time)
+
     def start(self, *options: str, before: Sequence[str] = ()) -> None:
         """Starts a node; ``before`` is a command that runs it, such as in a name space of its own."""
         line = [*before, str(BIN / "ray"), "start", *options, "--block", "--disable-usage-stats"]

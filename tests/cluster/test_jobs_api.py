@@ -66,7 +66,7 @@ def test_a_job_that_fails_says_why_and_exits_with_one(cluster: RayCluster, tmp_p
     done = submit(cluster, *line)
     assert done.returncode == 1
     assert "/nowhere" in done.stdout and "Traceback" not in done.stdout
-    job = cluster.client().list_jobs()[0]
+    job = cluster.latest_job()
     assert (job.status, job.driver_exit_code) == ("FAILED", 2)
 
 

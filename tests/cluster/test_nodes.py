@@ -115,7 +115,7 @@ def test_a_workspace_that_a_node_does_not_see_is_refused_at_once(
     assert not (folder / "workspace" / "shapes").exists(), "no stage was started"
     assert not (folder / "workspace" / "mlflow.db").exists(), "and no run was recorded"
     # The driver ran on the head although the head has no CPUs.
-    job = cluster.client().list_jobs()[0]
+    job = cluster.latest_job()
     (head,) = (node["node_id"] for node in cluster.alive_nodes() if node["is_head_node"])
     assert job.driver_node_id == head
 
