@@ -10,8 +10,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from hbi_models.axes import TokenLevel, at_least_float32
+from hbi_models.axes import TextBatch, TokenLevel, at_least_float32
 from hbi_models.banzhaf.coalitions import expected_maxima, place_weights
+from hbi_models.clip.backbone import ClipBackbone
 from hbi_models.configs import LEVELS
 from hbi_models.retrieval import level_interaction
 from hbi_models.similarity import candidates, sinking_padding, token_weights, unit_tokens
@@ -64,15 +65,12 @@ def pair_similarity(
     return (text_side + video_side) / 2
 
 
-def clip_cosines(words: TokenLevel, images: Float[Tensor, "pairs dim"]) -> Float[Tensor, " pairs"]:
-    """Returns CLIP's own cosines: of each text's end token and ``images``, the mean unit images of its video.
+def clip_cosines(clip: ClipBackbone, texts: TextBatch, images: Float[Tensor, "pairs dim"]) -> Float[Tensor, " pairs"]:
+    """Returns the encoder's own cosines: of each whole text and ``images``, the mean unit images of its video.
 
-    ``words`` are the entity level of the texts, whose tokens are those of CLIP's text tower; the last one is the
-    end of the text, which CLIP was trained with.
+    The embedding of a text is the one that ``clip`` was trained with, at whichever position its text tower has it.
     """
-    last = words.mask.sum(dim=1) - 1
-    ends = words.features[torch.arange(len(last), device=last.device), last]
-    return F.cosine_similarity(at_least_float32(ends), at_least_float32(images))
+    return F.cosine_similarity(clip.embed_texts(texts.token_ids, texts.mask), at_least_float32(images))
 
 
 def _mean(level: TokenLevel) -> Float[Tensor, "items dim"]:

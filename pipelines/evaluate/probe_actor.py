@@ -50,7 +50,7 @@ class ProbeActor(RetrievalScorerActor):
         mine = tuple(level.map(lambda tensor: tensor[places]) for level in videos)
         floor, coalitions = self._model.config.quirks.zero_floor, self._model.config.game.coalitions
         found = {**pair_scores(words, mine, self._rates, zero_floor=floor, coalitions=coalitions)}
-        found["CLIP cosine"] = clip_cosines(words[0], images[places])
+        found["CLIP cosine"] = clip_cosines(self._model.clip, self._model.text_batch(texts), images[places])
         scores = fetched([values.double() for values in found.values()])
         return {name: values.numpy() for name, values in zip(found, scores, strict=True)}
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hbi_models.axes import TokenLevel
+from hbi_models.axes import TextBatch, TokenLevel
 from hbi_models.banzhaf.exact import exact_interaction
+from hbi_models.clip.backbone import TEXT_POOLS, ClipBackbone
 from hbi_models.metric_names import PAIR_SCORES
 from hbi_models.pair_scores import clip_cosines, pair_scores, pair_similarity
 from hbi_models.similarity import level_similarity, token_cosines
-from tests.hbi_models.tiny_model import length_mask
+from tests.hbi_models.tiny_model import MAX_WORDS, TINY_CLIP, length_mask
 
 DIM = 8
 
@@ -65,7 +67,17 @@ def test_pooling_and_interaction_are_those_of_single_words_and_frames() -> None:
     assert scores["exact interaction"].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_clips_cosine_is_of_the_last_real_token() -> None:
-    images = torch.randn(3, DIM, generator=torch.Generator().manual_seed(6))
-    ends = torch.stack([TEXTS[0].features[0, 4], TEXTS[0].features[1, 1], TEXTS[0].features[2, 3]])
-    torch.testing.assert_close(clip_cosines(TEXTS[0], images), F.cosine_similarity(ends, images))
+@torch.no_grad()
+@pytest.mark.parametrize("pool", TEXT_POOLS)
+@pytest.mark.parametrize("no_causal_mask", [False, True])
+def test_clips_cosine_is_of_what_the_text_tower_itself_has_for_a_whole_text(pool: str, no_causal_mask: bool) -> None:
+    text = {**TINY_CLIP["text_cfg"], "pool_type": pool, "no_causal_mask": no_causal_mask, "eos_id": 49}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**{**TINY_CLIP, "text_cfg": text}).eval()
+    mask = length_mask([5, 2, 4], MAX_WORDS)
+    token_ids = torch.randint(1, 49, mask.shape).masked_fill(~mask, 0)
+    token_ids[torch.arange(3), mask.sum(dim=1) - 1] = 49
+    images = torch.randn(3, TINY_CLIP["embed_dim"])
+    found = clip_cosines(ClipBackbone(model, embedding_dim=TINY_CLIP["embed_dim"]), TextBatch(token_ids, mask), images)
+    whole = F.pad(token_ids, (0, model.context_length - MAX_WORDS))
+    torch.testing.assert_close(found, F.cosine_similarity(model.encode_text(whole), images))
