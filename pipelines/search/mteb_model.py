@@ -22,16 +22,16 @@ import torch
 
 from hbi_models.config_fields import require
 from pipelines.models.encoding import Levels, concatenate, encode_texts, on_device, on_host
-from pipelines.models.folder import MODEL, description_file, model_folder
-from pipelines.models.one_video import frames_of, read_video
+from pipelines.models.folder import MODEL, model_folder
+from pipelines.models.one_video import read_video
 from pipelines.models.weights import load_model
+from pipelines.recipe.recipe import Recipe
 from pipelines.resources.device import compute_device
 from pipelines.search.index_folder import CURRENT, read_current
+from pipelines.search.search_model import read_search_model
 from pipelines.video.frame_store import decode_images, stack_frames
-from pipelines.workspace.artifact import digest, versions
-from pipelines.workspace.contents import content_digest
+from pipelines.workspace.artifact import versions
 from pipelines.workspace.storage import Storage
-from pipelines.workspace.uris import join_uri
 
 _VIDEOS_AT_ONCE = 16
 
@@ -53,8 +53,8 @@ class MtebSearch:
         folder = root.folder(read_current(root)["artifact"], MODEL) if root.exists(CURRENT) else model_folder(place)
         with TemporaryDirectory() as scratch:
             self._model = load_model(folder, Path(scratch)).to(compute_device()).eval()
-        self._revision = digest([content_digest(join_uri(folder.uri, str(description_file(folder))))])
-        self._frames = frames_of(folder.uri)
+        found = read_search_model(folder.uri, Recipe())
+        self._revision, self._frames = found.digest, found.frames
         self._name, self._batch_size = name, batch_size
         self._ids: list[str] = []
         self._corpus: Levels = ()
