@@ -184,7 +184,10 @@ def _document(path: Path, _changed: int) -> str:
         raise ValueError(f"clip.tokenizer {path} is no {TOKENIZER_FILE} of Hugging Face's library: {error}") from error
     if tokenizer.padding is None:
         beside = path.with_name(_SETTINGS_FILE)
-        said = json.loads(beside.read_text(encoding="utf-8")).get("pad_token") if beside.is_file() else None
+        try:
+            said = json.loads(beside.read_text(encoding="utf-8")).get("pad_token") if beside.is_file() else None
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{beside} is no {_SETTINGS_FILE} of Hugging Face's library: {error}") from error
         token = said.get("content") if isinstance(said, Mapping) else said
         number = None if token is None else tokenizer.token_to_id(token)
         if number is None:

@@ -140,17 +140,13 @@ def read_architecture(name: str) -> dict[str, Any]:
     """Returns an architecture in open_clip's format: a JSON file's, a shipped one, or open_clip's own.
 
     Raises:
-        ValueError: There is no such architecture, or it is of an unsupported kind.
+        ValueError: There is no such architecture, its file cannot be read, or it is of an unsupported kind.
     """
     architecture: dict[str, Any] | None
     path = architecture_file(name)
     if path:
         require(path.is_file(), f"clip.architecture is {name!r}, but there is no such file")
-        document = json.loads(path.read_text(encoding="utf-8"))
-        # A model's folder on the Hub keeps the architecture within its open_clip_config.json.
-        architecture = {
-            key: value for key, value in document.get("model_cfg", document).items() if key != PREPROCESSING
-        }
+        architecture = _architecture_in(path)
     else:
         architecture = open_clip.get_model_config(name)
     if architecture is None:
@@ -160,12 +156,33 @@ def read_architecture(name: str) -> dict[str, Any]:
         )
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - architecture.keys()
     require(not missing, f"clip.architecture {name!r} lacks {sorted(missing)}, which open_clip's format asks for")
+    for part in ("vision_cfg", "text_cfg"):
+        require(
+            isinstance(architecture[part], Mapping),
+            f"clip.architecture {name!r} has {part}: {architecture[part]!r:.40}; open_clip's format asks for an object",
+        )
     if (reason := refusal(architecture)) is not None:
         raise ValueError(
             f"clip.architecture {name!r} {reason}: one feature per word is needed from the text tower; choose another "
             "one (docs/encoders.md)"
         )
     return architecture
+
+
+def _architecture_in(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"clip.architecture {str(path)!r} is not JSON, or is damaged: {error}; give a file in open_clip's format"
+        ) from error
+    # A model's folder on the Hub keeps the architecture within its open_clip_config.json.
+    found = document.get("model_cfg", document) if isinstance(document, Mapping) else document
+    require(
+        isinstance(found, Mapping),
+        f"clip.architecture {str(path)!r} holds {found!r:.40}; open_clip's format asks for an object",
+    )
+    return {key: value for key, value in found.items() if key != PREPROCESSING}
 
 
 def refusal(architecture: Mapping[str, Any]) -> str | None:

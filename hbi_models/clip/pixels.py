@@ -42,9 +42,9 @@ def with_pixel_statistics(clip: ClipConfig) -> ClipConfig:
     return replace(clip, pixel_mean=None if mean == CLIP_MEAN else mean, pixel_std=None if std == CLIP_STD else std)
 
 
-def _of_three_channels(values: Sequence[Any], clip: ClipConfig) -> tuple[float, float, float]:
+def _of_three_channels(values: Any, clip: ClipConfig) -> tuple[float, float, float]:
     require(
-        len(values) == 3,
+        isinstance(values, Sequence) and len(values) == 3 and all(isinstance(value, int | float) for value in values),
         f"the pixels of clip.architecture {clip.architecture!r} are said to have the mean or deviation {values}; there "
         "must be one number each for red, green and blue",
     )

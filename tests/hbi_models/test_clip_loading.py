@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hbi_models.clip.configs import ClipConfig
-from hbi_models.clip.loading import ARCHITECTURES, build_clip, load_clip
+from hbi_models.clip.loading import ARCHITECTURES, build_clip, load_clip, read_architecture
 from tests.hbi_models.tiny_model import TINY_CLIP, write_architecture
 
 
@@ -134,6 +134,25 @@ def test_settings_that_open_clip_does_not_know_are_refused(tmp_path: Path) -> No
     (tmp_path / "empty.json").write_text("{}")
     with pytest.raises(ValueError, match="embed_dim"):
         load_clip(ClipConfig(architecture=str(tmp_path / "empty.json"), pretrained=None))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"embed_dim": 32', "is not JSON, or is damaged: "),
+        (b"\xff\xfe", "is not JSON, or is damaged: "),
+        (b"[" * 100_000, "is not JSON, or is damaged: "),
+        (b"[1, 2]", r"holds \[1, 2\]; open_clip's format asks for an object"),
+        (b'{"model_cfg": [1]}', r"holds \[1\]; open_clip's format asks for an object"),
+        (b'{"embed_dim": 32, "vision_cfg": {}, "text_cfg": [1]}', r"has text_cfg: \[1\]; open_clip's format"),
+    ],
+)
+def test_a_file_that_is_no_architecture_is_named_with_what_is_wrong(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    (tmp_path / "mine.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"clip\.architecture '.*mine\.json' {reason}"):
+        read_architecture(str(tmp_path / "mine.json"))
 
 
 def test_embeddings_are_frozen_on_request(tmp_path: Path) -> None:

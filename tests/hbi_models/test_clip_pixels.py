@@ -81,6 +81,10 @@ def test_an_architectures_file_may_say_it_also_as_the_hub_keeps_it(tmp_path: Pat
         assert statistics(path, None) == ((0.1, 0.2, 0.3), (1, 2, 3))
         clip = RetrievalModel(tiny_config(tmp_path, clip=ClipConfig(architecture=path, pretrained=None))).clip
         assert (clip.pixel_mean, clip.pixel_std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    for mean in (0.5, [0.5, 0.5], ["a", "b", "c"]):
+        Path(path).write_text(json.dumps({**TINY_CLIP, "preprocess_cfg": {"mean": mean}}))
+        with pytest.raises(ValueError, match="there must be one number each for red, green and blue"):
+            statistics(path, None)
     (tmp_path / "broken.json").write_text("{")
     assert statistics(str(tmp_path / "broken.json"), None) == (None, None)
 

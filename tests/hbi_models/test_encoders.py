@@ -187,6 +187,10 @@ def test_what_captions_are_padded_with_is_read_from_the_file_beside(tmp_path: Pa
     config, text = ClipConfig(tokenizer=str(path)), {"vocab_size": 100}
     with pytest.raises(ValueError, match=r"does not say what captions are padded with; put the tokenizer_config\.json"):
         file_codec(config, text)
+    for damaged in ("{", "[1]"):
+        (tmp_path / "tokenizer_config.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json is no tokenizer_config\.json of Hugging Face's"):
+            file_codec(config, text)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "<pad>"}}))
     codec = file_codec(config, text)
     assert codec is not None and codec.pad_id == PAD
