@@ -163,13 +163,8 @@ class ClipBackbone(nn.Module):
         Raises:
             ValueError: The captions have more tokens than the tower has positions.
         """
-        num_words = token_ids.shape[1]
-        require(
-            num_words <= self.context_length,
-            f"the captions have {num_words} tokens, but this CLIP has {self.context_length} text positions; "
-            f"lower max_words to {self.context_length} or choose another clip.architecture",
-        )
-        return self._read(token_ids, mask)[:, :num_words]
+        self._require_positions(token_ids)
+        return self._read(token_ids, mask)[:, : token_ids.shape[1]]
 
     def embed_texts(
         self, token_ids: Int[Tensor, "texts words"], mask: Bool[Tensor, "texts words"]
@@ -179,6 +174,7 @@ class ClipBackbone(nn.Module):
         Raises:
             ValueError: As :meth:`encode_words`.
         """
+        self._require_positions(token_ids)
         if self.text_pool == "last" and not self.reads_padding:
             # The last position sees all real words, whatever stands between.
             token_ids, mask = self._filled(token_ids, mask)
@@ -189,6 +185,14 @@ class ClipBackbone(nn.Module):
             return features[:, -1]
         # The end token has the largest id of its caption (argmax), or is told by its own (eos): it is the last one.
         return features[torch.arange(len(features), device=mask.device), mask.sum(dim=1).clamp(min=1) - 1]
+
+    def _require_positions(self, token_ids: Tensor) -> None:
+        num_words = token_ids.shape[1]
+        require(
+            num_words <= self.context_length,
+            f"the captions have {num_words} tokens, but this CLIP has {self.context_length} text positions; "
+            f"lower max_words to {self.context_length} or choose another clip.architecture",
+        )
 
     def _filled(self, token_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The texts with padding up to the last position, and a mask of every position."""

@@ -72,6 +72,17 @@ def test_training_and_inference_encode_alike() -> None:
     torch.testing.assert_close(backbone.encode_frames(pixels), trained[1])
 
 
+@pytest.mark.parametrize("pool", ["argmax", "last"])
+def test_more_tokens_than_positions_are_refused(pool: str) -> None:
+    backbone = build_clip({**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "pool_type": pool}})
+    token_ids, mask = captions([17], max_words=17)
+    for encode in (backbone.encode_words, backbone.embed_texts):
+        with pytest.raises(
+            ValueError, match=r"have 17 tokens, but this CLIP has 16 text positions; lower max_words to"
+        ):
+            encode(token_ids, mask)
+
+
 @torch.no_grad()
 def test_a_caption_without_words_is_finite() -> None:
     token_ids, mask = torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 5, dtype=torch.bool)
