@@ -56,7 +56,7 @@ class InteractionEstimator(nn.Module):
         out of ``similarity``: the result is the one with them, for a fraction of the work. With ``word_mask``, the real
         words, a CPU also leaves out the padding of each pair, as far as pairs of similar length are padded alike.
         """
-        if word_mask is None or similarity.device.type != "cpu" or torch.compiler.is_compiling():
+        if word_mask is None or similarity.device.type != "cpu" or torch.compiler.is_compiling() or not len(similarity):
             # An accelerator would have to ask how long the texts are. It wants tensors of one size, and so does a
             # compiled graph.
             return self._estimate(similarity, absent_words)
@@ -70,7 +70,7 @@ class InteractionEstimator(nn.Module):
             padding = num_words - longest
             estimate = self._estimate(similarity[pairs, :longest], absent_words + padding)
             estimates.append(F.pad(estimate, (0, 0, 0, padding)))
-        return torch.cat(estimates)[order.argsort()] if estimates else self._estimate(similarity, absent_words)
+        return torch.cat(estimates)[order.argsort()]
 
     def _estimate(
         self, similarity: Float[Tensor, "pairs words frames"], absent_words: int

@@ -69,6 +69,12 @@ def test_pairs_of_similar_length_are_taken_together_and_give_the_same(
     assert widths == [5 + padded, *(min(max(longest, 1) + 1, 5 + padded) for longest in at_once)]
 
 
+def test_of_no_pairs_there_is_nothing_to_estimate() -> None:
+    estimator = InteractionEstimator(channels=4)
+    none = torch.zeros(0, 5, 3)
+    assert estimator(none).shape == estimator(none, 2, torch.ones(0, 5, dtype=torch.bool)).shape == (0, 5, 3)
+
+
 def _noting_width(layer: torch.nn.Module, widths: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
     forward = layer.forward
 
