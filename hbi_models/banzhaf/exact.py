@@ -141,7 +141,14 @@ def weight_gains(
     # sigmoid(-y) = psi / (2 phi), thus 1 - 2 sigmoid(-y) = (1 - psi) / (2 phi) and 1 / phi = 2 (1 - sigmoid(-y)).
     half = torch.sigmoid(-decay)
     difference = 1 - 2 * half
-    product = 1 / (1 + difference).prod(dim=1, keepdim=True)
+    factors = 1 + difference
+    if logits.shape[-1] < math.log2(torch.finfo(logits.dtype).max):
+        product = 1 / factors.prod(dim=1, keepdim=True)
+    else:
+        # Factors up to 2 may exceed the type together. Their reciprocal is 0 then, and autograd would multiply infinity
+        # by 0.
+        beyond = factors.detach().prod(dim=1, keepdim=True).isinf()
+        product = (1 / factors.masked_fill(beyond, 1).prod(dim=1, keepdim=True)).masked_fill(beyond, 0)
     losses = (difference * (2 * node_weights * product)) @ rearrange(
         decay * half, "pairs tokens nodes -> pairs nodes tokens"
     )

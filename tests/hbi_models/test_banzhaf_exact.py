@@ -179,6 +179,22 @@ def test_gradients_stay_finite_where_a_pair_is_all_padding() -> None:
     assert all(part.grad is not None and part.grad.isfinite().all() for part in parts)
 
 
+@pytest.mark.parametrize(("words", "frames"), [(127, 2), (128, 2), (129, 2), (2, 200)])
+def test_gradients_stay_right_where_a_side_has_more_tokens_than_the_type_has_powers_of_two(
+    words: int, frames: int
+) -> None:
+    game = random_game(pairs=2, words=words, frames=frames)
+    game.word_mask[1, 1:] = False
+    weights = torch.randn(game.similarity.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        parts = [part.to(dtype, copy=True).requires_grad_() for part in game[:3]]
+        loss = (exact_interaction(*parts, *game[3:]) * weights.to(dtype)).sum()
+        found.append(torch.autograd.grad(loss, parts))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=0, atol=FLOAT32_ERROR * double.abs().max().item())
+
+
 def test_inputs_are_not_modified_and_autocast_does_not_lower_the_precision() -> None:
     game = random_game(words=3, frames=3).to(torch.float32)
     copies = [part.clone() for part in game]
