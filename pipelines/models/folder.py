@@ -97,3 +97,6 @@ SELECTION = "selection.json"
 
 ENCODER_FILES = (TOKENIZER, ARCHITECTURE)
 """Files that a model has only where its encoder is not one of CLIP's that open_clip or this project knows by name."""
+
+LEFT_OUT = "left_out"
+"""In the description of a checkpoint made during a training: names of the weights that it does not hold."""

@@ -25,13 +25,10 @@ from hbi_models.stored import fill as fill
 from hbi_models.stored import load_weights as load_weights
 from hbi_models.video_qa import VideoQAModel
 from hbi_models.zero_shot import ZeroShotModel
-from pipelines.models.folder import ARCHITECTURE, DESCRIPTION, TOKENIZER, WEIGHTS, ZERO_SHOT
+from pipelines.models.folder import ARCHITECTURE, DESCRIPTION, LEFT_OUT, TOKENIZER, WEIGHTS, ZERO_SHOT
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.errors import StorageError
 from pipelines.workspace.storage import Storage
-
-LEFT_OUT = "left_out"
-"""In the description of a checkpoint made during a training: names of the weights that it does not hold."""
 
 # By default cuDNN rounds the inputs of float32 convolutions to 10 bits (TF32). This is turned off, so that float32
 # means float32 on every device. It is done here because every user of a model imports this module.

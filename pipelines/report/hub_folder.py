@@ -28,6 +28,7 @@ from pipelines.models.folder import (
     ENCODER_FILES,
     FRAMES_JSON,
     HUB_DESCRIPTION,
+    LEFT_OUT,
     SELECTION,
     TOKENIZER,
     WEIGHTS,
@@ -57,7 +58,7 @@ def export_model(checkpoint: str, output: Storage, *, licence: str, onnx: bool) 
 
     Raises:
         FileNotFoundError: there is no such model, or a file that it needs is missing.
-        ValueError: the model is of another kind, ``output`` is not empty, or a graph cannot be made.
+        ValueError: the model is of another kind or not whole, ``output`` is not empty, or a graph cannot be made.
         ModuleNotFoundError: ``onnx`` is asked for without the extra of that name.
     """
     require(
@@ -70,6 +71,16 @@ def export_model(checkpoint: str, output: Storage, *, licence: str, onnx: bool) 
     require(
         kind in KINDS, f"{checkpoint} holds a model of kind {kind!r}; models of kind {' and '.join(KINDS)} are exported"
     )
+    needed = (WEIGHTS, ANSWERS_JSON) if kind == "video_qa" else (WEIGHTS,)
+    if missing := [name for name in needed if not folder.exists(name)]:
+        raise FileNotFoundError(
+            f"{checkpoint} holds no {' and no '.join(missing)}; give the folder model of a finished training"
+        )
+    require(
+        not description.get(LEFT_OUT),
+        f"{checkpoint} is a checkpoint of a training that goes on, without the weights of its frozen encoder; give the "
+        "folder model of the finished training",
+    )
     # A cloned repository holds .git and .gitattributes.
     there = [name for name in (*output.files(), *output.folders()) if not name.startswith(".")]
     require(not there, f"{output.place()} is not empty, it holds {examples(there)}; give another folder, or empty it")
@@ -79,7 +90,7 @@ def export_model(checkpoint: str, output: Storage, *, licence: str, onnx: bool) 
     with TemporaryDirectory() as scratch:
         # First, because it may be impossible.
         graphs = _write_graphs(folder, kind, Path(scratch), output) if onnx else []
-    for name in (SELECTION, FRAMES_JSON, ANSWERS_JSON, WEIGHTS):
+    for name in (SELECTION, FRAMES_JSON, *needed):
         if folder.exists(name):
             files[name] = folder.read_bytes(name)
     for name, content in files.items():

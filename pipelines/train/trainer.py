@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from pipelines.models.folder import DESCRIPTION, ENCODER_FILES, MODEL, WEIGHTS
-from pipelines.models.weights import LEFT_OUT, fixed_weights, load_weights, save_model
+from pipelines.models.folder import DESCRIPTION, ENCODER_FILES, LEFT_OUT, MODEL, WEIGHTS
+from pipelines.models.weights import fixed_weights, load_weights, save_model
 from pipelines.progress import Progress
 from pipelines.recipe.resources import TrainResources
 from pipelines.resources.device import compute_device, with_gpus

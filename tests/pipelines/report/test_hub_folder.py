@@ -15,7 +15,7 @@ from hbi_models.retrieval import RetrievalModel
 from hbi_models.video_qa import VideoQAModel
 from jobs.export import main
 from pipelines.datasets.answers import ANSWERS_JSON
-from pipelines.models.folder import FRAMES_JSON, kind_of_model, model_folder, vocabulary_of
+from pipelines.models.folder import FRAMES_JSON, LEFT_OUT, kind_of_model, model_folder, vocabulary_of
 from pipelines.models.initial_weights import load_checkpoint
 from pipelines.models.weights import save_model
 from pipelines.report.hub_folder import export_model
@@ -156,6 +156,18 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(model: Path, 
     (older / ARCHITECTURE).unlink()
     with pytest.raises(FileNotFoundError, match=r"trained with the architecture .*tiny-clip\.json, which is not there"):
         export_model(str(older), output, licence="mit", onnx=False)
+    (older / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"older holds no model\.safetensors; give the folder model of a"):
+        export_model(str(older), output, licence="mit", onnx=False)
+    Storage(str(tmp_path)).write_json("other/model.json", {"kind": "video_qa", "config": {}})
+    (tmp_path / "other" / WEIGHTS).touch()
+    with pytest.raises(FileNotFoundError, match=r"other holds no answers\.json; give the folder model of a"):
+        export_model(str(tmp_path / "other"), output, licence="mit", onnx=False)
+    Storage(str(tmp_path)).write_json(
+        "other/model.json", {"kind": "retrieval", "config": {}, LEFT_OUT: ["clip.visual"]}
+    )
+    with pytest.raises(ValueError, match="other is a checkpoint of a training that goes on, without the weights"):
+        export_model(str(tmp_path / "other"), output, licence="mit", onnx=False)
     with pytest.raises(FileNotFoundError, match="holds no model of the task retrieval that this recipe has trained"):
         options = ["--config", "jobs/recipes/demo.yaml", "--workspace", str(tmp_path / "empty")]
         main([*options, "--output", str(tmp_path / "hub")])
