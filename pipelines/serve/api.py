@@ -215,4 +215,4 @@ async def _body(request: Request, config: ServeConfig) -> bytes:
 def _hosts(config: ServeConfig) -> list[str]:
     """Host names that requests may use. Others are refused, so that scripts of other pages cannot reach the server
     through a name of their own (DNS rebinding)."""
-    return sorted({"localhost", "127.0.0.1", config.host, *config.allowed_hosts})
+    return sorted({"localhost", "127.0.0.1", "[::1]", config.url_host, *config.allowed_hosts})

@@ -49,6 +49,11 @@ class ServeConfig:
         require(self.max_upload_mb > 0, f"max_upload_mb is {self.max_upload_mb}; it must be positive")
 
     @property
+    def url_host(self) -> str:
+        """``host`` as URLs have it: IPv6 in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def max_upload_bytes(self) -> int:
         """Size of an uploaded clip, in bytes."""
         return int(self.max_upload_mb * 1e6)

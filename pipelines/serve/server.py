@@ -123,7 +123,7 @@ def served(index: str, video_qa: str | None, config: ServeConfig, resources: Res
         )
         try:
             serve.run(_bind(index, video_qa, config), name=APPLICATION, route_prefix="/")
-            yield f"http://{config.host}:{config.port}/"
+            yield f"http://{config.url_host}:{config.port}/"
         finally:
             serve.shutdown()
 
@@ -157,12 +157,13 @@ def _bind(index: str, video_qa: str | None, config: ServeConfig) -> Any:
 
 
 def _require_free(config: ServeConfig) -> None:
-    with socket.socket() as probe:
+    # As Ray Serve does.
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         # Otherwise a port would count as taken for a while after a server on it has ended.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((config.host, config.port))
         except OSError as error:
             raise OSError(
-                f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --port"
+                f"cannot listen on {config.url_host}:{config.port}: {error.strerror}; choose another --port"
             ) from error
