@@ -36,14 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job and returns its exit code."""
     recipe, options = read_recipe(make_parser(), arguments)
     set_up_logging(None, name="ask")
-    from pipelines.models.prediction import load_answerer
+    from pipelines.models.prediction import check_question, load_answerer
     from pipelines.search.index_folder import Segment, find_segment
 
-    video, question = options["video"], options["question"]
+    video, question, top = options["video"], options["question"], options["top"]
+    # Before a model is loaded and a video decoded.
+    check_question(question, top)
     segment = Segment(video) if options["index"] is None else find_segment(options["index"], video)
     # If no setting is given there is no recipe, and the model's folder says everything.
     answerer = load_answerer(options["checkpoint"], None if recipe == Recipe() else recipe)
-    answers = answerer.answer(segment.uri, question, top=options["top"], start_s=segment.start_s, end_s=segment.end_s)
+    answers = answerer.answer(segment.uri, question, top=top, start_s=segment.start_s, end_s=segment.end_s)
     if options["json"]:
         found = [{"answer": answer.answer, "probability": answer.probability} for answer in answers]
         print(json.dumps({"video": video, "question": question, "answers": found}, ensure_ascii=False))

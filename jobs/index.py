@@ -40,7 +40,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--pretrained", type=str | None, help="Weights of the encoder: a file, or a tag of open_clip.")
     parser.add_argument("--tokenizer", type=str | None, help="Its tokenizer.json, where it would be downloaded.")
-    parser.add_argument("--pooling", type=ZeroShotPooling, default="mean", help="Of the encoder's frames.")
+    parser.add_argument("--pooling", type=ZeroShotPooling | None, help="Of the encoder's frames (default mean).")
     parser.add_argument("--videos", type=str, required=True, help="Folder, glob, list or file; local, s3:// or gs://.")
     parser.add_argument("--index", type=str, required=True, help="Folder or URI of the index.")
     parser.add_argument("--plan", action="store_true", help="Print what would run, and why; run nothing.")
@@ -79,14 +79,15 @@ def _model(options: Any, recipe: Recipe) -> SearchModel:
     """
     checkpoint, encoder, pretrained = (options[name] for name in ("checkpoint", "encoder", "pretrained"))
     if checkpoint is not None:
-        require(encoder is None and pretrained is None, "--checkpoint says which encoder it has; leave out --encoder")
+        given = [f"--{name}" for name in ("encoder", "pretrained", "tokenizer", "pooling") if options[name] is not None]
+        require(not given, f"--checkpoint says which encoder it has; leave out {' and '.join(given)}")
         return read_search_model(checkpoint, recipe)
     require(
         encoder is not None and pretrained is not None,
         "give --checkpoint, or --encoder with --pretrained: an architecture of open_clip and a file or tag of weights",
     )
     clip = ClipConfig(architecture=encoder, pretrained=pretrained, tokenizer=options["tokenizer"])
-    config = ZeroShotConfig(clip=clip, max_frames=recipe.frames.max_frames, pooling=options["pooling"])
+    config = ZeroShotConfig(clip=clip, max_frames=recipe.frames.max_frames, pooling=options["pooling"] or "mean")
     return pretrained_search_model(config, recipe)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from jobs.settings import run_job, set_up_logging
+from pipelines.search.limits import check_counts, check_query
 from pipelines.tables import table
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import last_name, parent_uri
@@ -43,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging(None, name="search")
     from pipelines.search.searcher import CANDIDATES, Searcher
 
-    candidates = options.candidates or max(CANDIDATES, options.top)
+    candidates = max(CANDIDATES, options.top) if options.candidates is None else options.candidates
+    # Before the index and its model are loaded.
+    for query in queries:
+        check_query(query)
+    check_counts(options.top, candidates)
     searcher = Searcher(options.index)
     found = searcher.search(queries, top=options.top, candidates=candidates, correction=options.correct)
     for query, matches in zip(queries, found, strict=True):

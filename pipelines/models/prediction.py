@@ -59,7 +59,7 @@ class QuestionAnswerer:
             ValueError: it cannot be decoded, the question is empty, or ``top`` is not positive.
         """
         # Here, too, because decoding may take long.
-        check_question(question)
+        check_question(question, top)
         row = read_video(video, self.frames, start_s=start_s, end_s=end_s)
         return self.answer_about(row["frames"], question, top=top)
 
@@ -70,8 +70,7 @@ class QuestionAnswerer:
         Raises:
             ValueError: the question is empty, or ``top`` is not positive.
         """
-        check_question(question)
-        require(top >= 1, f"top is {top}; it must be 1 or more")
+        check_question(question, top)
         encoder = self.model.encoder
         clip = stack_frames(
             [decode_images(images)], image_size_px=encoder.clip.image_size_px, max_frames=encoder.config.max_frames
@@ -86,9 +85,10 @@ class QuestionAnswerer:
         ]
 
 
-def check_question(question: str) -> None:
-    """Raises ``ValueError`` for an empty question."""
+def check_question(question: str, top: int) -> None:
+    """Raises ``ValueError`` for an empty question, or one that no answer is wanted to."""
     require(bool(question.strip()), "the question is empty; ask something about the video")
+    require(top >= 1, f"top is {top}; it must be 1 or more")
 
 
 def load_answerer(checkpoint: str, recipe: Recipe | None = None) -> QuestionAnswerer:

@@ -25,7 +25,7 @@ from pipelines.search.bank import Bank, Correction
 from pipelines.search.features import Clip, FeatureStore, level_sizes, together
 from pipelines.search.first_pass import FirstPass, text_vectors
 from pipelines.search.index_folder import VECTORS, Segment, features_pool, read_current
-from pipelines.search.limits import check_query
+from pipelines.search.limits import check_counts, check_query
 from pipelines.video.frame_store import FrameStore, decode_images, stack_frames
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.shards import SHARDS
@@ -157,8 +157,7 @@ class Searcher:
         correction: Correction | None = None,
     ) -> list[list[Match]]:
         """As :meth:`search`, for texts whose levels are known."""
-        require(top >= 1, f"top is {top}; it must be 1 or more")
-        require(candidates >= top, f"candidates is {candidates}; it must be at least top, {top}")
+        check_counts(top, candidates)
         require(
             correction is None or self.bank is not None,
             f"the index {self._root.place()} has no bank of training captions to correct a ranking by; make it again "

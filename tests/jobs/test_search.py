@@ -288,6 +288,19 @@ def test_the_job_prints_tables_and_json(made: Made, tmp_path: Path, capsys: pyte
         search_job.main(index)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--candidates", "0"], "candidates is 0; it must be at least top, 10"),
+        (["--top", "0"], "top is 0; it must be 1 or more"),
+        ([" "], "the query is empty"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_an_index_is_read(options: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search_job.main(["--index", "nowhere", "a circle", *options])
+
+
 def test_a_damaged_shard_is_named_and_made_again(made: Made, copy: Made) -> None:
     assert build_index(copy.model, copy.videos, copy.index) == 0
     pool = copy.index / "shards" / copy.current["features"]

@@ -369,6 +369,14 @@ def test_what_cannot_be_asked_is_refused(
         ask(**{**base, **given})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"), [({"question": " "}, "the question is empty"), ({"top": "0"}, "top is 0; it must be 1")]
+)
+def test_what_cannot_be_asked_is_refused_before_a_model_is_read(options: Mapping[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ask(**{"checkpoint": "nowhere", "video": "nowhere.mp4", "question": "what color is it", **options})
+
+
 @pytest.fixture(scope="module")
 def questions_alone(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """MSR-VTT-QA's own files, in the copy that names videos by number, with an estimator to teach."""

@@ -95,8 +95,9 @@ def test_one_of_checkpoint_and_encoder_is_needed(clip: ClipConfig, tmp_path: Pat
     places = ["--videos", str(tmp_path), "--index", str(tmp_path / "made")]
     with pytest.raises(ValueError, match="give --checkpoint, or --encoder with --pretrained"):
         index([*places, "--encoder", clip.architecture])
-    with pytest.raises(ValueError, match="says which encoder it has"):
-        index([*places, "--encoder", clip.architecture, "--checkpoint", str(tmp_path)])
+    for given in (["--encoder", clip.architecture], ["--tokenizer", "mine.json", "--pooling", "mean"]):
+        with pytest.raises(ValueError, match=f"says which encoder it has; leave out {' and '.join(given[::2])}$"):
+            index([*places, *given, "--checkpoint", str(tmp_path)])
     with pytest.raises(ValueError, match=r"clip\.pretrained is 'no_such_tag'"):
         index([*places, "--encoder", "ViT-B-32-quickgelu", "--pretrained", "no_such_tag"])
     assert not (tmp_path / "made").exists() or not list((tmp_path / "made").glob("frames*"))
