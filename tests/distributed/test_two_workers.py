@@ -105,10 +105,13 @@ def gathering(local_rows: int) -> dict[str, Any]:
     """Gathers rows and takes a loss that couples all of them."""
     local = rows(world_size() * local_rows)[rank() * local_rows : (rank() + 1) * local_rows].requires_grad_()
     gathered = all_gather_with_gradient(local)
+    upstream = torch.ones_like(gathered)
+    torch.autograd.grad(gathered, local, upstream, retain_graph=True)
     coupled_loss(gathered).backward()
     assert local.grad is not None
     return {
         "gathered": gathered.detach(),
+        "upstream": upstream,
         # DistributedDataParallel takes the mean over ranks, so a rank holds world_size times its share.
         "gradient": local.grad / world_size(),
         "mean": mean_over_ranks(torch.tensor([float(rank()), 4.0])),
@@ -188,6 +191,8 @@ def test_rows_are_gathered_in_rank_order_with_the_gradient_of_the_whole_batch(re
     coupled_loss(features).backward()
     for found in (results.one, *results.two):
         assert torch.equal(found["gathering"]["gathered"], rows(4))
+        # Autograd gives its gradients to others, too.
+        assert (found["gathering"]["upstream"] == 1).all()
     # The same sums in another order: one unit in the last place of numbers around 1.
     torch.testing.assert_close(
         torch.cat([found["gathering"]["gradient"] for found in results.two]), features.grad, rtol=0, atol=2e-7
