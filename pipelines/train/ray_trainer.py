@@ -41,7 +41,7 @@ from pipelines.train.files import RAY_TRAIN
 from pipelines.train.history import Point
 from pipelines.train.loop import SCORE, LoopSettings, NonFiniteLossError, Task, TrainingLoop
 from pipelines.train.metric_sink import POLL_S, fetch, start_sink
-from pipelines.train.unlisted import place_to_go_on_from, unlisted_checkpoints
+from pipelines.train.unlisted import best_checkpoint, place_to_go_on_from
 from pipelines.workspace.errors import StorageError, remedy
 from pipelines.workspace.storage import Storage
 
@@ -192,12 +192,9 @@ def train_on_workers(
     if (report := done["non_finite"]) is not None:
         last = {} if result.checkpoint is None else {"last_checkpoint": result.checkpoint.path}
         raise NonFiniteLossError({**report, **last})
-    kept = {Path(checkpoint.path).name: float(metrics[SCORE]) for checkpoint, metrics in result.best_checkpoints}
-    # If Ray's list was lost, the best checkpoint may be one that the new list does not name.
-    kept |= {checkpoint.name: checkpoint.score for checkpoint in unlisted_checkpoints(output, kept)}
-    # Of equal scores ``max`` takes the first: one that Ray lists rather than one that it does not.
-    best = max(kept, key=lambda name: kept[name])
-    return done["curve"], kept[best], output.folder(RAY_TRAIN).folder(best)
+    listed = [(Path(checkpoint.path).name, float(metrics[SCORE])) for checkpoint, metrics in result.best_checkpoints]
+    best, score = best_checkpoint(output, listed)
+    return done["curve"], score, output.folder(RAY_TRAIN).folder(best)
 
 
 def _mendable(error: WorkerGroupError) -> Exception | None:

@@ -7,7 +7,7 @@ list. The checkpoints themselves are whole, because each is written before it is
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +45,17 @@ def unlisted_checkpoints(output: Storage, listed: Collection[str]) -> list[Unlis
                     # Copying this one was interrupted; the one before it is used.
                     logger.info("left out: %s", error)
     return sorted(found, key=lambda checkpoint: checkpoint.position.step)
+
+
+def best_checkpoint(output: Storage, listed: Sequence[tuple[str, float]]) -> tuple[str, float]:
+    """The name and the score of the best whole checkpoint of the training in ``output``, of equal ones the last.
+
+    ``listed`` are those on Ray's list, in the order of their making where their scores are equal.
+    """
+    # If Ray's list was lost, the best one may be from before the list that it began anew.
+    unlisted = [(each.name, each.score) for each in unlisted_checkpoints(output, dict(listed))]
+    # Of equal scores ``max`` takes the first.
+    return max(reversed([*unlisted, *listed]), key=lambda checkpoint: checkpoint[1])
 
 
 def place_to_go_on_from(output: Storage) -> Storage | None:

@@ -18,7 +18,7 @@ from pipelines.train.checkpoints import CURVE, UNSCORED, load_curve
 from pipelines.train.files import RAY_SNAPSHOT, RAY_TRAIN, SCORE
 from pipelines.train.loop import LoopSettings, TrainingLoop
 from pipelines.train.trainer import train_task
-from pipelines.train.unlisted import place_to_go_on_from, unlisted_checkpoints
+from pipelines.train.unlisted import best_checkpoint, place_to_go_on_from, unlisted_checkpoints
 from pipelines.workspace.storage import Storage
 from tests.tiny_estimator import estimator_task, write_labels
 
@@ -69,6 +69,20 @@ def test_unlisted_checkpoints_have_the_scores_that_they_were_kept_with(
         name: score for name, score in trained[1].items() if name != "checkpoint_0"
     }
     assert sum(checkpoint.score > UNSCORED for checkpoint in found) == 2
+
+
+def test_of_equal_checkpoints_the_last_is_the_best(output: Storage) -> None:
+    for name in ("checkpoint_2", "checkpoint_5"):
+        folder = output.folder(RAY_TRAIN, name)
+        points = [json.loads(line) for line in folder.read_bytes(CURVE).splitlines()]
+        lines = [{**point, SCORE: 9.0} if SCORE in point else point for point in points]
+        folder.write_bytes(CURVE, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+    assert best_checkpoint(output, []) == ("checkpoint_5", 9.0)
+    assert best_checkpoint(output, [("checkpoint_2", 9.0)]) == ("checkpoint_2", 9.0), (
+        "a list goes on from what was lost"
+    )
+    assert best_checkpoint(output, [("a", 9.0), ("b", 9.0), ("c", UNSCORED)]) == ("b", 9.0)
+    assert best_checkpoint(output, [("a", 8.0)]) == ("checkpoint_5", 9.0)
 
 
 @pytest.mark.parametrize(
