@@ -181,8 +181,8 @@ class TrainingLoop(Generic[Batch]):
         self.model: nn.Module = self.core
         if world_size() > 1:
             # No search for unused parameters is needed: each that is trained gets a gradient in every step. Buffers do
-            # not change, so it does not matter that those of rank 0 are sent to all.
-            self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True)
+            # not change, so they need not be sent.
+            self.model = DistributedDataParallel(self.core, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def _resume(self, folder: Path) -> None:
         saved = load_training(folder, optimizer=self.optimizer, scaler=self.scaler)
