@@ -245,8 +245,8 @@ class RetrievalModel(StoredModel):
         """Returns CLIP's feature of every frame, 0 at padding; with ``quirks.encode_padding`` that of a zero image."""
         if self.config.quirks.encode_padding:
             # Zeros after the normalisation, as published: the mean colour.
-            black = videos.pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
-            videos = VideoBatch(black, torch.ones_like(videos.mask))
+            pixels = videos.pixels * rearrange(videos.mask, "videos frames -> videos frames 1 1 1")
+            videos = VideoBatch(pixels, torch.ones_like(videos.mask))
         return self.clip.encode_videos(videos)
 
     def _interaction(self, name: str, text: TokenLevel, video: TokenLevel) -> Interaction:

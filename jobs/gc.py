@@ -34,11 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for record in read_runs(workspace)[options.keep_latest :]:
             forget_run(workspace, record.run_id)
     runs = read_runs(workspace)
-    shared = {folder for record in runs for folder in record.folders}
     rows = []
     for record in runs:
         others = {folder for other in runs if other is not record for folder in other.folders}
-        alone = [folder for folder in record.folders if folder in shared - others]
+        alone = [folder for folder in record.folders if folder not in others]
         size = sum(folder_size(workspace, folder) for folder in alone)
         rows.append([record.run_id, record.started_at, f"{size / 1e6:,.1f}"])
     print(f"Workspace {workspace.uri}\n\nRuns on record\n\n{table(['run', 'last started', 'MB of its own'], rows)}\n")

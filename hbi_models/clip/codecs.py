@@ -16,8 +16,7 @@ from open_clip.tokenizer import get_clean_fn
 
 from hbi_models.clip.configs import ClipConfig
 from hbi_models.config_fields import require
-
-TOKENIZER_FILE = "tokenizer.json"
+from hbi_models.model_files import TOKENIZER
 
 _SETTINGS_FILE = "tokenizer_config.json"
 _WORD_BEGINS = "▁"
@@ -71,7 +70,7 @@ class FileCodec:
         self._tokenizer = Tokenizer.from_str(document)
         padding = self._tokenizer.padding
         if padding is None:
-            raise ValueError(f"a {TOKENIZER_FILE} that does not say what captions are padded with cannot be used")
+            raise ValueError(f"a {TOKENIZER} that does not say what captions are padded with cannot be used")
         self.pad_id = int(padding["pad_id"])
         # Captions are cut to ``max_words`` below and padded by CaptionTokenizer, whatever lengths the file says.
         self._tokenizer.no_padding()
@@ -146,7 +145,7 @@ def file_codec(config: ClipConfig, text_cfg: Mapping[str, Any]) -> FileCodec | N
     path = fetch_tokenizer(str(name), config.architecture) if config.tokenizer is None else Path(config.tokenizer)
     # The default is that of open_clip's HFTokenizer.
     clean = (text_cfg.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
-    require(path.is_file(), f"clip.tokenizer is {config.tokenizer!r}; it must be a file {TOKENIZER_FILE}")
+    require(path.is_file(), f"clip.tokenizer is {config.tokenizer!r}; it must be a file {TOKENIZER}")
     return FileCodec(_document(path, path.stat().st_mtime_ns), clean=clean, limit=int(text_cfg["vocab_size"]))
 
 
@@ -161,13 +160,13 @@ def fetch_tokenizer(name: str, architecture: str) -> Path:
     try:
         # Not read here: it then lies beside the other file, where _document looks for it.
         hf_hub_download(name, _SETTINGS_FILE)
-        return Path(hf_hub_download(name, TOKENIZER_FILE))
+        return Path(hf_hub_download(name, TOKENIZER))
     # Errors of the hub, of its client and of the network have no class in common.
     except Exception as error:
         raise ValueError(
             f"the tokenizer of {architecture} is not in the cache of this machine and cannot be downloaded from the "
             f"model hub's {name} ({type(error).__name__}). Connect to the network once, or set model.clip.tokenizer to "
-            f"a local copy of its {TOKENIZER_FILE}, with {_SETTINGS_FILE} beside it"
+            f"a local copy of its {TOKENIZER}, with {_SETTINGS_FILE} beside it"
         ) from error
 
 
@@ -181,7 +180,7 @@ def _document(path: Path, _changed: int) -> str:
         tokenizer = Tokenizer.from_file(str(path))
     # The library raises a bare Exception.
     except Exception as error:
-        raise ValueError(f"clip.tokenizer {path} is no {TOKENIZER_FILE} of Hugging Face's library: {error}") from error
+        raise ValueError(f"clip.tokenizer {path} is no {TOKENIZER} of Hugging Face's library: {error}") from error
     if tokenizer.padding is None:
         beside = path.with_name(_SETTINGS_FILE)
         try:

@@ -77,7 +77,6 @@ class FirstPass:
         count, width = vectors.shape
         if count <= scanned:
             index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-            index.train(np.zeros((1, width), np.float32))
         else:
             index = _inverted_lists(vectors)
         # Added in parts, because all vectors in single precision would take twice the memory.
