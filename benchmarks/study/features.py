@@ -135,7 +135,7 @@ def encode_words(
 ) -> TokenFeatures:
     """CLIP's features of every word, on the CPU."""
     device = clip.logit_scale.device
-    token_ids, mask = map(torch.from_numpy, CaptionTokenizer(max_words)(captions))
+    token_ids, mask = map(torch.from_numpy, CaptionTokenizer(max_words, clip.codec)(captions))
     parts = [
         clip.encode_words(ids.to(device), real.to(device)).to("cpu", dtype)
         for ids, real in zip(token_ids.split(4 * _ENCODED_AT_ONCE), mask.split(4 * _ENCODED_AT_ONCE), strict=True)

@@ -14,13 +14,18 @@ from scipy import stats
 from benchmarks import game_study
 from benchmarks.study import document, results
 from benchmarks.study.arms import ARMS, CLAIMED, CONTRASTS
-from benchmarks.study.features import DATA_SETS, Split, generated_features, read_features, write_features
+from benchmarks.study.features import DATA_SETS, Split, encode_words, generated_features, read_features, write_features
 from benchmarks.study.heads import Heads, Training, batches, mean_token, train_heads
 from benchmarks.study.recipe import features_of
 from hbi_models.axes import TokenLevel
+from hbi_models.clip.configs import ClipConfig
+from hbi_models.clip.loading import load_clip
+from hbi_models.clip.tokenizer import CaptionTokenizer
 from hbi_models.retrieval import RetrievalModel
 from hbi_models.similarity import level_similarity
 from pipelines.models.weights import save_model
+from tests.hbi_models.test_encoders import siglip_like, write_tokenizer
+from tests.hbi_models.tiny_model import write_architecture
 from tests.tiny_retrieval import retrieval_config, training_data, write_split_data
 
 CPU = torch.device("cpu")
@@ -64,6 +69,17 @@ def test_features_are_those_of_the_encoder_and_know_what_is_seen(
         tokens = heads("none", encoder).texts(test.pairs([3])[0])[0]
     # Adapters add nothing at the start.
     torch.testing.assert_close(tokens.features, test.words.features[3:4])
+
+
+def test_words_are_read_with_the_tokens_of_the_encoder(tmp_path: Path) -> None:
+    architecture, tokenizer = write_architecture(tmp_path, siglip_like()), str(write_tokenizer(tmp_path))
+    clip = load_clip(ClipConfig(architecture=architecture, pretrained=None, tokenizer=tokenizer)).eval()
+    captions = ["a red circle moves", "blue"]
+    words = CaptionTokenizer(8, clip.codec).batch(captions)
+    found = encode_words(clip, captions, 8)
+    assert torch.equal(found.mask, words.mask)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.features, clip.encode_words(words.token_ids, words.mask))
 
 
 @pytest.mark.slow
