@@ -25,8 +25,9 @@ from pipelines.datasets.answers import ANSWERS_JSON
 from pipelines.datasets.collection import folder_of_collection
 from pipelines.models.folder import MODEL, is_published_file, vocabulary_of
 from pipelines.recipe.data import DataConfig
+from pipelines.recipe.features import FeaturesConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.training import AnswersConfig
+from pipelines.recipe.training import AnswersConfig, AugmentationConfig
 from pipelines.search.search_model import SearchModel
 from pipelines.stages.answers import answers_stage
 from pipelines.stages.bank import bank_stage
@@ -34,7 +35,7 @@ from pipelines.stages.collection import collection_stage
 from pipelines.stages.estimator import estimator_stage
 from pipelines.stages.evaluation import evaluation_stage
 from pipelines.stages.features import features_stage
-from pipelines.stages.frames import frames_settings, frames_stage
+from pipelines.stages.frames import frames_stage
 from pipelines.stages.index import index_stage
 from pipelines.stages.labels import labels_stage
 from pipelines.stages.manifest import manifest_stage
@@ -43,6 +44,7 @@ from pipelines.stages.probe import probe_stage
 from pipelines.stages.qa_evaluation import qa_evaluation_stage
 from pipelines.stages.report import report_stage
 from pipelines.stages.retrieval import retrieval_stage
+from pipelines.stages.settings import counting
 from pipelines.stages.shapes import shapes_stage
 from pipelines.stages.stage import Stage
 from pipelines.stages.video_qa import video_qa_stage
@@ -154,15 +156,20 @@ def make_index_graph(recipe: Recipe, videos: str, model: SearchModel) -> tuple[G
     config = model.config
     if isinstance(config, ZeroShotConfig):
         config = replace(recipe.model, clip=config.clip, max_frames=config.max_frames)
-    # Both in one step, because a recipe refuses a model and frames that differ in max_frames.
-    trained = replace(recipe, model=config, frames=model.frames)
-    deciding = {name: getattr(model.frames, name) for name in frames_settings(trained)}
+    deciding = {name: getattr(model.frames, name) for name in counting(model.frames)}
+    # Nothing is trained here, so that the settings of trainings, and whether they fit this model, do not matter.
+    unjudged = AugmentationConfig(enabled=False)
     recipe = replace(
-        trained,
+        recipe,
+        model=config,
         data=DataConfig(dataset="captions_file", videos=folder_of_collection(videos)),
         frames=replace(recipe.frames, **deciding),
         # A recipe of question answering would be refused: a collection has no questions.
         tasks=("retrieval",),
+        features=FeaturesConfig(),
+        estimator=replace(recipe.estimator, enabled=None),
+        retrieval=replace(recipe.retrieval, augmentation=unjudged, image_decoding="cpu"),
+        video_qa=replace(recipe.video_qa, augmentation=unjudged, image_decoding="cpu"),
     )
     index = index_stage(recipe, model)
     stages = [collection_stage(videos), frames_stage(recipe), index]

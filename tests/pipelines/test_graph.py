@@ -5,13 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from hbi_models.clip.configs import ClipConfig
 from hbi_models.configs import GameConfig, RetrievalConfig
 from hbi_models.optimizer_config import OptimizerConfig
 from pipelines.datasets.answers import Vocabulary
-from pipelines.graph import make_evaluation_graph, make_graph, make_probe_graph, make_qa_evaluation_graph
+from pipelines.graph import (
+    make_evaluation_graph,
+    make_graph,
+    make_index_graph,
+    make_probe_graph,
+    make_qa_evaluation_graph,
+)
 from pipelines.recipe.data import DataConfig, ShapesConfig
+from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.training import RetrievalTrainingConfig
+from pipelines.search.search_model import SearchModel
 from pipelines.stages.settings import checkpoint_digest
 from pipelines.workspace.contents import content_digest
 from pipelines.workspace.storage import Storage
@@ -322,3 +331,23 @@ def test_a_probe_needs_a_trained_model_or_a_given_one(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
     probed = make_probe_graph(recipe(tmp_path), str(tmp_path / "pytorch_model.bin"))
     assert [stage.name for stage in probed.stages] == ["shapes", "manifest", "frames", "probe"]
+
+
+@pytest.mark.parametrize(
+    ("options", "model"),
+    [
+        ([], RetrievalConfig(clip=ClipConfig(train="none"))),
+        ([*FROZEN[:2], "--features.views", "2"], RetrievalConfig()),
+        (["--model.game.teacher", "exact", "--estimator.enabled", "false"], RetrievalConfig()),
+    ],
+    ids=["frozen", "views of a frozen one", "taught by an estimator"],
+)
+def test_settings_of_trainings_do_not_decide_whether_a_model_makes_an_index(
+    tmp_path: Path, options: list[str], model: RetrievalConfig
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    given = SearchModel("model", replace(model, max_frames=6), FramesConfig(max_frames=6, short_side_px=64), "digest")
+    graph, made = make_index_graph(recipe(tmp_path, *options), str(tmp_path / "videos"), given)
+    assert [stage.name for stage in graph.stages] == ["manifest", "frames", "index"]
+    assert made.model.clip.train == model.clip.train and made.frames.short_side_px == 64
