@@ -24,8 +24,8 @@ from pipelines.workspace.storage import Storage
 
 State = Literal["done", "partial", "missing", "forced", "changed", "outdated", "damaged"]
 """``forced``: the user asked for it. ``changed``: made by other code, and made again for that reason. ``outdated``:
-done, but an input runs again. ``damaged``: done, but a part is lost; the same is made again, so the stages that depend
-on it stay valid."""
+done or begun, but an input runs again. ``damaged``: done, but a part is lost; the same is made again, so the stages
+that depend on it stay valid."""
 
 CODE_CHANGED = "code changed since"
 
@@ -164,10 +164,14 @@ class Graph:
         return [stage for stage in self.stages if stage.name in needed]
 
     def _step(self, stage: Stage, *, forced: bool, invalid: list[str], rerun_changed: bool) -> Step:
-        fingerprint = self.fingerprints[stage.name]
-        if forced:
-            interrupted = left_by_force(self.output(stage.name)) and self._left(stage)
+        fingerprint, output = self.fingerprints[stage.name], self.output(stage.name)
+        # What was begun with an input that runs again begins anew. Rows of a pool stay: each has a key of what it is.
+        anew = bool(invalid) and stage.writes is None
+        if forced and not (anew and left_by_force(output)):
+            interrupted = left_by_force(output) and self._left(stage)
             return Step(stage, fingerprint, "forced", f"asked for, {interrupted}" if interrupted else "asked for")
+        if anew and output.exists(""):
+            return Step(stage, fingerprint, "outdated", f"{invalid[0]} runs again")
         try:
             artifact = self.artifact(stage.name)
             lost = stage.lost(artifact) if artifact is not None else None
@@ -175,7 +179,7 @@ class Graph:
             return Step(stage, fingerprint, "damaged", str(error))
         if artifact is not None:
             # Before changed code and lost parts, because an outdated stage is made from its start anyway.
-            if any(name in invalid for name in stage.inputs):
+            if invalid:
                 return Step(stage, fingerprint, "outdated", f"{invalid[0]} runs again")
             changed = changed_files(artifact.document.get("sources"), self.sources.digests(stage.run))
             if changed and rerun_changed:

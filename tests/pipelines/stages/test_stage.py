@@ -16,7 +16,7 @@ from pipelines.stages.execution import execute_step
 from pipelines.stages.plan import Graph, Step
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
-from pipelines.workspace.artifact import ARTIFACT, digest, plain, versions
+from pipelines.workspace.artifact import ARTIFACT, FORCED, digest, plain, versions
 from pipelines.workspace.storage import Storage
 
 Settings = dict[str, dict[str, Any]]
@@ -184,6 +184,35 @@ def test_an_interrupted_stage_is_partial_and_keeps_what_it_has(pipeline: Pipelin
     pipeline.run(pipeline.graph())
     assert pipeline.graph().output("frames").exists("half.json")
     assert pipeline.forced == []
+
+
+@pytest.mark.parametrize("force", [["frames"], ["frames", "labels"]])
+def test_an_interrupted_stage_begins_anew_where_an_input_runs_again(pipeline: Pipeline, force: list[str]) -> None:
+    pipeline.run(pipeline.graph(), until_stage="frames")
+    graph = pipeline.graph()
+    output = graph.output("labels")
+    output.write_json("half.json", 3)
+    output.write_json(FORCED, {})
+    assert states(graph)["labels"] == ("partial", "3 of 8 rows")
+    plan = states(graph, force=force)
+    assert (plan["labels"], plan["retrieval"]) == (("outdated", "frames runs again"), ("missing", "never run"))
+    # Also where the input itself was interrupted while it was made again, and is not finished.
+    graph.output("frames").delete(ARTIFACT)
+    assert states(graph, force=force[1:])["labels"] == ("outdated", "frames runs again")
+    pipeline.run(graph)
+    assert not output.exists("half.json")
+
+
+def test_an_interrupted_stage_over_a_pool_keeps_its_rows_where_an_input_runs_again(pipeline: Pipeline) -> None:
+    pipeline.run(pipeline.graph(), until_stage="frames")
+    graph = pipeline.graph()
+    pooled = Stage(**{**vars(graph.stages[2]), "writes": "labels-1"})
+    graph = Graph(graph.workspace, [*graph.stages[:2], pooled])
+    # Such as the number of the generation that a forced run began.
+    graph.output("labels").write_json("half.json", 3)
+    assert states(graph, force=["frames"])["labels"] == ("partial", "3 of 8 rows")
+    pipeline.run(graph, force=["frames"])
+    assert graph.output("labels").exists("half.json")
 
 
 def test_a_stage_that_fails_is_not_finished_and_runs_again(pipeline: Pipeline) -> None:
