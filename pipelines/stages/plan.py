@@ -135,9 +135,15 @@ class Graph:
                 f"until_stage is {until_stage!r}, which comes before from_stage, {from_stage!r}; the order is: "
                 f"{', '.join(names)}"
             )
+        needed = [stage.name for stage in self.with_inputs(*names[first : last + 1])]
+        for name in force:
+            if name not in needed:
+                raise ValueError(
+                    f"force is {name!r}, which is not among the stages of this run: {', '.join(needed)}; leave it out, "
+                    "or let from_stage and until_stage take it in"
+                )
         steps: list[Step] = []
         rerun: set[str] = set()
-        needed = {stage.name for stage in self.with_inputs(*names[first : last + 1])}
         for position, stage in enumerate(self.stages[: last + 1]):
             if stage.name not in needed:
                 continue
