@@ -63,8 +63,7 @@ def _run(
     anew = step.state in ANEW and not (step.state == "forced" and left_by_force(output))
     if anew:
         discard(output)
-    asked = step.state in ("forced", "changed")
-    if asked:
+    if step.state in ("forced", "changed"):
         output.write_json(FORCED, {"since": datetime.now(UTC).isoformat(timespec="seconds")})
     inputs: dict[str, Artifact] = {}
     for name in stage.inputs:
@@ -72,10 +71,11 @@ def _run(
         if artifact is None:
             raise RuntimeError(f"stage {stage.name!r} needs {name!r}, which is not finished; run {name!r} first")
         inputs[name] = artifact
-    # If only an input runs again, a pool keeps its rows, and with them the record of the code that made them.
-    sources = _begin(graph, stage, anew=anew and (asked or stage.writes is None))
+    forced = step.state == "changed" or (step.state == "forced" and not stage.repeats_errors)
+    # A pool that keeps rows, as where only an input runs again, keeps the record of the code that made them.
+    sources = _begin(graph, stage, anew=anew and (forced or stage.writes is None))
     started = time.monotonic()
-    context = StageContext(graph.workspace, output, step.fingerprint, inputs, tracker, forced=asked, trial=trial)
+    context = StageContext(graph.workspace, output, inputs, tracker, forced=forced, trial=trial)
     counts = dict(stage.run(context))
     seconds = time.monotonic() - started
     document = {
@@ -107,9 +107,8 @@ def _begin(graph: Graph, stage: Stage, *, anew: bool) -> Any:
         return now
     if changed := changed_files(began, now):
         logger.warning(
-            "%s: goes on with what was made before the code changed (%s); to make all of it again: --force %s",
+            "%s: goes on with what was made before the code changed (%s); to make all of it again: --rerun_changed",
             stage.name,
             changed,
-            stage.name,
         )
     return began

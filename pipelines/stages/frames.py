@@ -68,10 +68,9 @@ class FramesStage(PooledStage):
         columns = ["video_id", "uri", "key", "split", "start_s", "end_s"]
         return inputs["manifest"].storage.read_table(MANIFEST_FILE, columns=columns)
 
-    def begins_anew(self, context: StageContext) -> bool:
-        # With retry_errors a forced run keeps the good frames. It adds rows of the failed videos; of two rows with one
-        # key the good one counts.
-        return context.forced and not self.recipe.frames.retry_errors
+    @property
+    def repeats_errors(self) -> bool:
+        return self.recipe.frames.retry_errors
 
     def done(self, pool: ShardPool, since: int) -> pa.Table:
         index = pool.index(["error_reason"], since=since)

@@ -84,9 +84,10 @@ class PooledStage(ABC):
         """Folders of the workspace that it reads and no stage makes."""
         return ()
 
-    def begins_anew(self, context: StageContext) -> bool:
-        """Whether existing rows are ignored and made again."""
-        return context.forced
+    @property
+    def repeats_errors(self) -> bool:
+        """Whether a forced run keeps the rows that are good; of two rows with one key the good one counts."""
+        return False
 
     def done(self, pool: ShardPool, since: int) -> pa.Table:
         """The pool's rows that need not be made."""
@@ -103,6 +104,7 @@ class PooledStage(ABC):
             partial=self.partial,
             lost=self.lost,
             keeps=self.keeps,
+            repeats_errors=self.repeats_errors,
             writes=self.pool(Storage(self.recipe.workspace)).name,
         )
 
@@ -126,7 +128,7 @@ class PooledStage(ABC):
             StorageError: rows that were made are not in the pool, although they were made again.
         """
         pool, wanted = self.pool(context.workspace), self.wanted(context.inputs)
-        since, generation = pool.generations(context.output, forced=self.begins_anew(context))
+        since, generation = pool.generations(context.output, forced=context.forced)
         job = self.job(context, pool, generation, len(wanted))
         work = Work()
         self._make(job, without(wanted, self.done(pool, since)), len(wanted), work)

@@ -19,7 +19,6 @@ class StageContext:
     workspace: Storage
     output: Storage
     """The stage's own folder. It may hold what an interrupted run left."""
-    fingerprint: str
     inputs: Mapping[str, Artifact]
     tracker: StageTracker
     forced: bool = False
@@ -50,6 +49,8 @@ class Stage:
     """Files and folders that it reads besides its inputs and those that the recipe names: places by their meaning."""
     keeps: tuple[str, ...] = ()
     """Folders of the workspace that it reads and no stage makes."""
+    repeats_errors: bool = False
+    """Whether it keeps what succeeded, and the record of the code that made it, where it is forced to run again."""
     writes: str | None = None
     """Name of what it writes outside its own folder. Stages of several runs that write the same thing,
     or have the same fingerprint, take turns."""

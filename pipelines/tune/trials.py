@@ -186,7 +186,6 @@ def run_member(config: Mapping[str, Any], *, job: TrialJob, folder: Storage) -> 
     context = StageContext(
         graph.workspace,
         output,
-        graph.fingerprints[job.stage],
         inputs,
         _SharingTracker(job, total, checkpoints),
         trial=TrialHost(validations_per_epoch=job.reports_per_epoch, checkpoints=checkpoints),

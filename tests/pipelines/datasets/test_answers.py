@@ -127,7 +127,7 @@ def make_vocabulary(
     manifest.write_table(MANIFEST_FILE, pa.Table.from_pylist(rows, schema=MANIFEST))
     output = Storage(str(folder / "answers"))
     inputs = {"manifest": Artifact("manifest", "0", manifest, {})}
-    counts = answers_stage(recipe).run(StageContext(Storage(recipe.workspace), output, "0", inputs, StageTracker()))
+    counts = answers_stage(recipe).run(StageContext(Storage(recipe.workspace), output, inputs, StageTracker()))
     return output.read_json(ANSWERS_JSON), dict(counts)
 
 

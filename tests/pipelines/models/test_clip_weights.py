@@ -79,7 +79,7 @@ def pending(recipe: Recipe, stage: Stage) -> Graph:
 
 def context(recipe: Recipe, inputs: Mapping[str, Artifact] | None = None) -> StageContext:
     workspace = Storage(recipe.workspace)
-    return StageContext(workspace, workspace.folder("output"), "f", inputs or {}, StageTracker())
+    return StageContext(workspace, workspace.folder("output"), inputs or {}, StageTracker())
 
 
 def test_actors_need_neither_the_hub_nor_a_cache(recipe: Recipe, release: Path) -> None:

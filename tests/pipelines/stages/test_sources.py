@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,19 @@ def test_rows_of_a_pool_are_not_passed_off_as_made_by_other_code(toy: Path, tmp_
     made = graph(toy, tmp_path / "w", pool="rows")
     assert states(made, until_stage="first")["first"] == ("done", "finished")
     assert pool.read_json(SOURCES) == made.sources.digests(made.stages[0].run)
+
+
+def test_a_forced_stage_that_repeats_errors_says_which_code_made_the_good_rows(toy: Path, tmp_path: Path) -> None:
+    def repeating() -> Graph:
+        made = graph(toy, tmp_path / "w", pool="rows")
+        return replace(made, stages=[replace(made.stages[0], repeats_errors=True), made.stages[1]])
+
+    run(repeating())
+    edit(toy / "far.py", "value + 1", "value + 2")
+    assert run(repeating(), force=["first"]) == ["first", "second"]
+    assert states(repeating())["first"] == ("done", CHANGED)
+    run(repeating(), rerun_changed=True)
+    assert states(repeating())["first"] == ("done", "finished")
 
 
 # --- this project's own code ---

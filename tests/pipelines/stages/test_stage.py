@@ -266,6 +266,14 @@ def test_a_forced_stage_that_was_interrupted_goes_on_with_and_without_force(pipe
     assert not output.exists("half.json"), "a finished one starts anew"
 
 
+def test_a_forced_stage_that_repeats_errors_keeps_the_rest(pipeline: Pipeline) -> None:
+    pipeline.run(pipeline.graph())
+    frames = Stage(**{**vars(pipeline.graph().stages[1]), "repeats_errors": True})
+    graph = Graph(Storage(str(pipeline.workspace)), [pipeline.graph().stages[0], frames])
+    pipeline.run(graph, force=["frames"])
+    assert (pipeline.ran, pipeline.forced) == (["frames"], [])
+
+
 def test_a_part_of_the_graph_can_be_run(pipeline: Pipeline) -> None:
     assert list(pipeline.run(pipeline.graph(), until_stage="frames")) == ["manifest", "frames"]
     assert pipeline.run(pipeline.graph(), from_stage="labels", until_stage="labels")["labels"] == "done"
