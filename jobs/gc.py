@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _state(item: Leftover) -> str:
-    return f"{len(item.shards):,} shards that were made anew" if item.shards else item.finished_at or "never finished"
+    return f"{len(item.shards):,} shards that were made anew" if item.shards else item.finished_at or "no"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -18,7 +18,8 @@ from jobs.settings import recipe_from_document, run_job
 from pipelines.graph import make_graph
 from pipelines.progress import format_seconds
 from pipelines.tables import table
-from pipelines.workspace.artifact import ARTIFACT, read_document
+from pipelines.workspace.artifact import read_document
+from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.locks import Owner, owners
 from pipelines.workspace.records import ERRORS_FILE
 from pipelines.workspace.runs import RunRecord, read_runs
@@ -82,8 +83,15 @@ def _states(workspace: Storage, record: RunRecord) -> dict[str, tuple[str, str]]
 
 
 def _stage(output: Storage, planned: tuple[str, str] | None, owner: Owner | None) -> dict[str, Any]:
-    finished = read_document(output) if output.exists(ARTIFACT) else None
-    state, why = planned or (("done", "finished") if finished else ("not done", ""))
+    finished: Mapping[str, Any] | None = None
+    found = ("not done", "")
+    try:
+        finished, found = read_document(output), ("done", "finished")
+    except FileNotFoundError:
+        pass
+    except DamagedFileError as error:
+        found = ("damaged", str(error))
+    state, why = planned or found
     if owner is not None and finished is None:
         state, why = "running", f"{owner}{f'; {why}' if why else ''}"
     counts = finished["counts"] if finished else {}

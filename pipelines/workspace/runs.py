@@ -7,6 +7,7 @@ that hold its results. ``jobs.status`` reads these records; ``jobs.gc`` removes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.workspace.artifact import ARTIFACT, digest, discard, plain, read_document
+from pipelines.workspace.artifact import digest, discard, plain, read_document
+from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.locks import FOLDER as LOCKS
 from pipelines.workspace.locks import owners
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.shards import SHARDS, ShardPool, generation_of
 from pipelines.workspace.storage import Storage
+from pipelines.workspace.uris import last_name
 
 RUNS = "runs"
 
@@ -54,7 +57,7 @@ class Leftover:
     folder: str
     size_bytes: int
     finished_at: str | None = None
-    """None if it was never finished."""
+    """When; None if it was never finished, or if the document that says so is damaged."""
     shards: tuple[str, ...] = ()
     """Files to remove from a pool that is still needed; empty = the whole folder."""
 
@@ -91,21 +94,31 @@ def record_run(
 
 
 def read_runs(workspace: Storage) -> list[RunRecord]:
-    """The records of a workspace, the latest first."""
-    records = []
-    for name in workspace.files(RUNS, suffix=".json"):
-        document = workspace.read_json(f"{RUNS}/{name}")
-        records.append(
-            RunRecord(
-                name.removesuffix(".json"),
-                document["started_at"],
-                dict(document["stages"]),
-                dict(document["locks"]),
-                tuple(document["folders"]),
-                document["settings"],
-            )
-        )
+    """The records of a workspace, the latest first.
+
+    Raises:
+        DamagedFileError: a file among them is not one that this project writes.
+    """
+    records = [_read_run(workspace, f"{RUNS}/{name}") for name in workspace.files(RUNS, suffix=".json")]
     return sorted(records, key=lambda record: record.started_at, reverse=True)
+
+
+def _read_run(workspace: Storage, path: str) -> RunRecord:
+    document = workspace.read_json(path)
+    try:
+        return RunRecord(
+            last_name(path).removesuffix(".json"),
+            str(document["started_at"]),
+            dict(document["stages"]),
+            dict(document["locks"]),
+            tuple(document["folders"]),
+            dict(document["settings"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{workspace.place(path)} is not the record of a run as this project writes it; remove it, and run the "
+            "recipe again, so that its results are on record"
+        ) from error
 
 
 def forget_run(workspace: Storage, run_id: str) -> None:
@@ -203,9 +216,9 @@ def _sizes(workspace: Storage, folder: str) -> dict[str, int]:
 
 
 def _finished_at(workspace: Storage, folder: str) -> str | None:
-    if not workspace.exists(f"{folder}/{ARTIFACT}"):
-        return None
-    return str(read_document(workspace.folder(folder))["finished_at"])
+    with suppress(FileNotFoundError, DamagedFileError):
+        return str(read_document(workspace.folder(folder))["finished_at"])
+    return None
 
 
 def _is_digest(name: str) -> bool:

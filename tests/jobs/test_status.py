@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jobs import gc, status
+from pipelines.workspace.artifact import ARTIFACT
 from pipelines.workspace.locks import held
 from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import read, run, write_recipe
@@ -63,6 +64,11 @@ def test_status_tells_states_holders_and_errors(recipe_file: Path, capsys: pytes
     with held(workspace, f"retrieval-{waiting['fingerprint']}"):
         out = _status(capsys, recipe.workspace)
     assert "running" in next(line for line in out.splitlines() if line.startswith("retrieval"))
+
+    artifact = outcomes["frames"].artifact.storage
+    artifact.write_bytes(ARTIFACT, b"{")
+    out = _status(capsys, recipe.workspace)
+    assert "damaged" in next(line for line in out.splitlines() if line.startswith("frames"))
 
 
 def test_gc_lists_and_removes_what_no_run_needs(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,8 @@ from pipelines.stages.execution import execute_step
 from pipelines.stages.plan import Graph
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.tracker import StageTracker
-from pipelines.workspace.artifact import Counts
+from pipelines.workspace.artifact import ARTIFACT, Counts
+from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.locks import held
 from pipelines.workspace.records import INDEX_FILE
 from pipelines.workspace.runs import folder_size, forget_run, leftovers, read_runs, remove
@@ -117,6 +118,26 @@ def test_what_only_a_forgotten_run_needed_is_left_over(workspace: Storage) -> No
     assert [step.state for step in old.plan()] == ["done", "missing"]
     assert folder_size(workspace, "shards/one-3") == 0
     assert [record.run_id for record in read_runs(workspace)] == [new_id]
+
+
+def test_a_damaged_document_does_not_keep_leftovers_from_being_removed(tmp_path: Path) -> None:
+    workspace = Storage(str(tmp_path))
+    graph = _graph(workspace, first=1, second=1)
+    forget_run(workspace, _run(graph))
+    graph.output("two").write_bytes(ARTIFACT, b"{")
+    found = {item.folder.partition("/")[0]: item for item in leftovers(workspace)}
+    assert found["one"].finished_at is not None and found["two"].finished_at is None
+    remove(workspace, found.values())
+    assert leftovers(workspace) == []
+
+
+@pytest.mark.parametrize("document", [{"started_at": "now"}, [], 3, {"stages": 1}])
+def test_a_file_that_is_no_record_is_named(tmp_path: Path, document: object) -> None:
+    workspace = Storage(str(tmp_path))
+    workspace.write_json("runs/other.json", document)
+    for read in (read_runs, leftovers):
+        with pytest.raises(DamagedFileError, match=r"runs/other\.json is not the record of a run .*; remove it"):
+            read(workspace)
 
 
 @pytest.mark.slow
