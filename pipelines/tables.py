@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a header in aligned columns; columns of numbers are aligned to the right."""
+    """Rows under a header in aligned columns; columns of numbers, some of which may be missing, to the right."""
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
@@ -34,7 +34,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return not cell.strip("0123456789.,%±–- ") and cell != ""
+    return not cell.strip("0123456789.,%()–+- ")
 
 
 def plan_table(steps: Sequence[Step]) -> str:

@@ -24,6 +24,17 @@ def test_columns_are_aligned_and_numbers_stand_on_the_right() -> None:
     )  # fmt: skip
 
 
+def test_numbers_may_have_signs_and_intervals_and_be_missing() -> None:
+    rows = [["a", "45.1 (43.0–47.2)", "+1.2"], ["b", "5.1 (-3.0–7.2)", "-11.2"], ["c", "", "–"]]
+    assert table(["", "top-1", "difference"], rows) == (
+        "              top-1  difference\n"
+        "─  ────────────────  ──────────\n"
+        "a  45.1 (43.0–47.2)        +1.2\n"
+        "b    5.1 (-3.0–7.2)       -11.2\n"
+        "c                             –"
+    )  # fmt: skip
+
+
 def test_a_table_may_be_empty() -> None:
     assert table(["stage", "rows"], []) == "stage  rows\n─────  ────"
 
