@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from hbi_models.config_fields import require
 from pipelines.workspace.errors import DamagedFileError
 from pipelines.workspace.records import FEATURES, INDEX_FILE
-from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.shards import SHARDS, ShardPool
 from pipelines.workspace.storage import Storage
 
 CURRENT = "index.json"
@@ -21,7 +21,7 @@ VECTORS = "vectors.faiss"
 
 def features_pool(workspace: Storage, name: str) -> ShardPool:
     """The shards of an index, by the name that :data:`CURRENT` gives."""
-    return ShardPool(workspace.folder("shards", name), FEATURES)
+    return ShardPool(workspace.folder(SHARDS, name), FEATURES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from pipelines.stages.settings import checkpoint_digest, counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest
 from pipelines.workspace.records import ERRORS, ERRORS_FILE, INDEX_FILE, MANIFEST_FILE, tokens_schema
-from pipelines.workspace.shards import ShardPool, shard_size
+from pipelines.workspace.shards import SHARDS, ShardPool, shard_size
 from pipelines.workspace.storage import Storage
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _max_words(recipe: Recipe) -> Mapping[str, list[int]]:
 
 def _storage(workspace: Storage, recipe: Recipe) -> Storage:
     # The pools of indexes are called features.
-    return workspace.folder("shards", f"tokens-{digest(features_identity(recipe))}")
+    return workspace.folder(SHARDS, f"tokens-{digest(features_identity(recipe))}")
 
 
 class FeaturesStage(PooledStage):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from pipelines.stages.pooled import PooledStage, ShardJob, with_version
 from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest
-from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE, NOTES, NOTES_FILE
-from pipelines.workspace.shards import ShardPool, shard_size
+from pipelines.workspace.records import ERRORS, ERRORS_FILE, FRAMES, INDEX_FILE, MANIFEST_FILE, NOTES_FILE
+from pipelines.workspace.shards import SHARDS, ShardPool, shard_size
 from pipelines.workspace.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def frames_stage(recipe: Recipe) -> Stage:
 
 def frames_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     """Where frame shards lie: one pool per way of decoding, whatever the manifest."""
-    return ShardPool(workspace.folder("shards", f"frames-{digest(frames_identity(recipe))}"), FRAMES)
+    return ShardPool(workspace.folder(SHARDS, f"frames-{digest(frames_identity(recipe))}"), FRAMES)
 
 
 def frames_identity(recipe: Recipe) -> Mapping[str, Any]:
@@ -108,16 +108,8 @@ def extract_shard(config: FramesConfig, pool: ShardPool, generation: int, videos
 def commit_frames(output: Storage, found: pa.Table, max_error_fraction: float) -> Counts:
     """Writes the index of the frames and the tables of errors and notes among the videos that were ``found``."""
     bad = pc.is_valid(found.column("error_reason"))
-    failed = found.filter(bad)
-    errors = pa.table(
-        {
-            "video_id": failed.column("video_id"),
-            "uri": failed.column("uri"),
-            "stage": pa.array(["frames"] * len(failed), pa.string()),
-            "reason": failed.column("error_reason"),
-            "message": failed.column("error_message"),
-        },
-    ).cast(ERRORS)
+    failed = found.filter(bad).select(["video_id", "uri", "error_reason", "error_message"])
+    errors = _told((row, row["error_reason"], row["error_message"]) for row in failed.to_pylist())
     # Written before too many are refused, so that all reasons can be looked up.
     output.write_table(ERRORS_FILE, errors)
     _refuse_many(errors, len(found), max_error_fraction)
@@ -148,18 +140,23 @@ def _notes(videos: pa.Table) -> pa.Table:
     """A row for every line of ``notes``."""
     noted = videos.filter(pc.is_valid(videos.column("notes"))).select(["video_id", "uri", "notes"]).to_pylist()
     lines = [(row, line.partition(": ")) for row in noted for line in row["notes"].splitlines()]
+    return _told((row, reason, message) for row, (reason, _, message) in lines)
+
+
+def _told(rows: Iterable[tuple[Mapping[str, Any], str, str]]) -> pa.Table:
+    """A row for every video with a reason and a message."""
     return pa.Table.from_pylist(
         [
             {
-                "video_id": row["video_id"],
-                "uri": row["uri"],
+                "video_id": video["video_id"],
+                "uri": video["uri"],
                 "stage": "frames",
                 "reason": reason,
                 "message": message,
             }
-            for row, (reason, _, message) in lines
+            for video, reason, message in rows
         ],
-        schema=NOTES,
+        schema=ERRORS,
     )
 
 

@@ -18,7 +18,7 @@ from pipelines.stages.settings import counting
 from pipelines.stages.stage import Stage, StageContext
 from pipelines.workspace.artifact import Artifact, Counts, digest
 from pipelines.workspace.records import INDEX_FILE, LABELS, MANIFEST_FILE
-from pipelines.workspace.shards import ShardPool
+from pipelines.workspace.shards import SHARDS, ShardPool
 from pipelines.workspace.storage import Storage
 
 VERSION = 1
@@ -36,7 +36,7 @@ def labels_pool(workspace: Storage, recipe: Recipe) -> ShardPool:
     videos = {FEATURES: features_identity(recipe)} if of_features else {"frames": frames_identity(recipe)}
     identity = with_version({"labels": _labels_settings(recipe), **videos}, VERSION)
     # Labels are read shard by shard, never row by row.
-    return ShardPool(workspace.folder("shards", f"labels-{digest(identity)}"), LABELS, read_by_row=False)
+    return ShardPool(workspace.folder(SHARDS, f"labels-{digest(identity)}"), LABELS, read_by_row=False)
 
 
 def _labels_settings(recipe: Recipe) -> Mapping[str, Any]:

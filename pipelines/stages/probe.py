@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from pipelines.recipe.recipe import Recipe
@@ -36,7 +37,7 @@ def probe_stage(recipe: Recipe, checkpoint: str) -> Stage:
         manifest, frames = context.inputs["manifest"].storage, context.inputs["frames"].storage
         view = SplitView(manifest, frames, pool, recipe.probe.split)
         say_what_is_left_out(PROBE, view)
-        document = probe(recipe, context, view, checkpoint)
+        document = probe(recipe, context, view, checkpoint, parts)
         flat = _flat(document)
         context.output.write_json(PROBE_FILE, document)
         context.tracker.log_metrics(flat)
@@ -54,8 +55,10 @@ def probe_stage(recipe: Recipe, checkpoint: str) -> Stage:
     return Stage(name=PROBE, version=1, settings=settings, inputs=("manifest", "frames"), run=run, reads=reads)
 
 
-def probe(recipe: Recipe, context: StageContext, view: SplitView, checkpoint: str) -> dict[str, Any]:
-    """Does the parts of a probe; returns their document, and writes the table and the chart that go with it."""
+def probe(
+    recipe: Recipe, context: StageContext, view: SplitView, checkpoint: str, parts: Collection[str]
+) -> dict[str, Any]:
+    """Does the ``parts`` of a probe; returns their document, and writes the table and the chart that go with it."""
     from pipelines.evaluate.actors import start_actors, stop_actors
     from pipelines.evaluate.probe_actor import ProbeActor
     from pipelines.evaluate.probe_material import frame_times, moment_queries, word_pairs
@@ -65,7 +68,6 @@ def probe(recipe: Recipe, context: StageContext, view: SplitView, checkpoint: st
     from pipelines.figures.robustness import robustness_chart
 
     config, settings = recipe.probe, recipe.evaluation
-    parts = config.parts_of(generated=recipe.data.shapes is not None)
     intervals = Intervals(config.bootstrap_samples, recipe.seed)
     view.require_captions("probe.split")
     captions, owners, _ = view.texts_of(range(len(view)))
