@@ -14,7 +14,7 @@ from pipelines.stages.execution import Outcome, execute_step
 from pipelines.stages.places import places_of
 from pipelines.stages.plan import Graph, Step
 from pipelines.stages.report import REPORT
-from pipelines.stages.weights_check import require_weights
+from pipelines.stages.weights_check import require_answering_weights, require_weights
 from pipelines.tracking.address import tracking_uri
 from pipelines.tracking.mlflow_runs import PipelineTracker, record_missed
 from pipelines.workspace.artifact import ARTIFACT
@@ -41,8 +41,10 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
         return [_skip(graph, step) for step in steps]
     # Data before weights: reading tables is cheaper than loading models.
     to_come, known = pending(steps), finished(steps)
-    known_data(graph, known).require(recipe, to_come)
+    data = known_data(graph, known)
+    data.require(recipe, to_come)
     require_weights(steps, recipe)
+    require_answering_weights(steps, recipe, data.vocabulary)
     outcomes: list[Outcome] = []
     with _cluster(graph, to_come, recipe):
         tracker = PipelineTracker(graph.workspace, recipe.tracking, recipe)
@@ -56,7 +58,9 @@ def run_plan(graph: Graph, steps: Sequence[Step], recipe: Recipe) -> list[Outcom
                 known.add(step.stage.name)
                 # More of the data has just become known.
                 if step.stage.name in TELLING:
-                    known_data(graph, known).require(recipe, to_come)
+                    data = known_data(graph, known)
+                    data.require(recipe, to_come)
+                    require_answering_weights(steps, recipe, data.vocabulary)
         except BaseException as error:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise

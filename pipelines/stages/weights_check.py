@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from hbi_models.config_fields import require
 from hbi_models.configs import LossConfig
+from pipelines.datasets.answers import Vocabulary
 from pipelines.models.clip_weights import hand_out
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.features import encoder_checkpoint
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
     """Loads the initial weights of all unfinished steps into their models; looks for the decoder of their images.
+
+    Models that answer questions need a vocabulary: see :func:`require_answering_weights`.
 
     Weights that a tag names are put into the workspace, from which all nodes read them. Loading a model twice costs
     less than finding the mistake after hours of decoding.
@@ -42,16 +45,48 @@ def require_weights(steps: Sequence[Step], recipe: Recipe) -> None:
         require_encoder(recipe)
     if _starts_from_clip(pending, recipe):
         hand_out(Storage(recipe.workspace), recipe.model.clip)
-    with TemporaryDirectory() as scratch:
-        for name, checkpoint in _retrieval_checkpoints(pending, recipe):
-            from pipelines.models.initial_weights import load_checkpoint
+    for checkpoint, name in _retrieval_checkpoints(pending, recipe).items():
+        from pipelines.models.initial_weights import initialise_from, load_checkpoint
 
-            logger.info("%s: checking that %s fits", name, checkpoint)
-            load_checkpoint(checkpoint, recipe.model, Path(scratch))
+        logger.info("%s: checking that %s fits", name, checkpoint)
+        with TemporaryDirectory() as scratch:
+            if name == "retrieval":
+                from hbi_models.retrieval import RetrievalModel
+                from pipelines.models.weights import without_pretraining
+
+                initialise_from(checkpoint, RetrievalModel(without_pretraining(recipe.model)), Path(scratch))
+            else:
+                # A folder of ours brings its own configuration.
+                load_checkpoint(checkpoint, recipe.model, Path(scratch))
     if "estimator" in pending and recipe.estimator.init_checkpoint is not None:
         from pipelines.models.estimator import make_estimator
 
         make_estimator(recipe.model.game.estimator_channels, recipe.estimator.init_checkpoint)
+
+
+def require_answering_weights(steps: Sequence[Step], recipe: Recipe, vocabulary: Vocabulary | None) -> None:
+    """Loads the checkpoint that question answering starts from, or that is evaluated, once its answers are known.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be had, does not fit, or chooses from other answers.
+    """
+    pending = {step.stage.name: step.stage for step in steps if step.state != "done"}
+    start = recipe.video_qa.init_checkpoint if "video_qa" in pending else None
+    given = [*pending["qa_evaluation"].reads.values()] if "qa_evaluation" in pending else []
+    if vocabulary is None or (start is None and not given):
+        return
+    from hbi_models.video_qa import VideoQAModel
+    from pipelines.models.initial_weights import initialise_video_qa_from, load_video_qa_checkpoint
+    from pipelines.models.weights import without_pretraining
+
+    config = recipe.video_qa_model(len(vocabulary))
+    logger.info("video_qa: checking that %s fits", start or given[0])
+    with TemporaryDirectory() as scratch:
+        if start is not None:
+            model = VideoQAModel(replace(config, encoder=without_pretraining(config.encoder)))
+            initialise_video_qa_from(start, model, vocabulary, Path(scratch))
+        for checkpoint in given:
+            load_video_qa_checkpoint(checkpoint, config, Path(scratch))
 
 
 class WeightsChecks:
@@ -59,6 +94,17 @@ class WeightsChecks:
 
     def __init__(self) -> None:
         self._asked: set[str] = set()
+
+    def require_answering(self, steps: Sequence[Step], recipe: Recipe, vocabulary: Vocabulary | None) -> None:
+        """As :func:`require_answering_weights`."""
+        known = None if vocabulary is None else vocabulary.answers
+        names = [step.stage.name for step in steps if step.state != "done"]
+        model, trained = replace(recipe.model, loss=LossConfig()), recipe.video_qa
+        own = [trained.merging, trained.head, trained.max_words, trained.init_checkpoint]
+        asked = digest([known, names, model, *own])
+        if asked not in self._asked:
+            require_answering_weights(steps, recipe, vocabulary)
+            self._asked.add(asked)
 
     def require(self, steps: Sequence[Step], recipe: Recipe) -> None:
         """As :func:`require_weights`."""
@@ -112,15 +158,15 @@ def _starts_from_clip(pending: Mapping[str, Stage], recipe: Recipe) -> bool:
     )
 
 
-def _retrieval_checkpoints(pending: Mapping[str, Stage], recipe: Recipe) -> list[tuple[str, str]]:
-    """Stages that start from a given retrieval model, with its place."""
-    found = []
+def _retrieval_checkpoints(pending: Mapping[str, Stage], recipe: Recipe) -> dict[str, str]:
+    """The places of given retrieval models, with the first stage that starts from each."""
+    found: dict[str, str] = {}
     if "retrieval" in pending and recipe.retrieval.init_checkpoint is not None:
-        found.append(("retrieval", recipe.retrieval.init_checkpoint))
+        found[recipe.retrieval.init_checkpoint] = "retrieval"
     if "labels" in pending and recipe.labels.checkpoint is not None:
-        found.append(("labels", recipe.labels.checkpoint))
+        found.setdefault(recipe.labels.checkpoint, "labels")
     # What --checkpoint names is not in the recipe, but in what these stages read.
     for stage in ("evaluation", "probe"):
         if stage in pending:
-            found += [(stage, place) for place in pending[stage].reads.values()]
+            found |= dict.fromkeys(pending[stage].reads.values(), stage)
     return found

@@ -37,9 +37,11 @@ def run_tuning(tuning: Tuning) -> None:
     """
     require_lasting(tuning.graph.workspace)
     steps = tuning.graph.plan(until_stage=tuning.config.stage)
-    require_tuning_data(tuning, known_data(tuning.graph, finished(steps)))
+    known = known_data(tuning.graph, finished(steps))
+    require_tuning_data(tuning, known)
     weights = WeightsChecks()
     weights.require(steps, tuning.recipe)
+    weights.require_answering(steps, tuning.recipe, known.vocabulary)
     # Baselines are trained last, so unfit weights of theirs would show only when all trials are done.
     for values in tuning.config.baselines.values():
         baseline = tuning.recipe_of(values)
@@ -135,8 +137,10 @@ class InputStages:
         graph = make_graph(recipe)
         names = [stage.name for stage in graph.with_inputs(self._stage)[:-1]]
         steps = graph.plan(until_stage=self._stage)
-        known_data(graph, finished(steps)).require(recipe, [*pending(steps), self._stage])
+        known = known_data(graph, finished(steps))
+        known.require(recipe, [*pending(steps), self._stage])
         self._weights.require(steps, recipe)
+        self._weights.require_answering(steps, recipe, known.vocabulary)
         if all(step.state == "done" for step in steps if step.stage.name in names):
             return True
 
@@ -155,4 +159,6 @@ class InputStages:
                 run_step(graph, step, self._tracker, recipe)
                 known.add(step.stage.name)
                 if step.stage.name in TELLING:
-                    check(known_data(graph, known))
+                    data = known_data(graph, known)
+                    check(data)
+                    self._weights.require_answering(steps, recipe, data.vocabulary)

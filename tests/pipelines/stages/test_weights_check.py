@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
 
 from hbi_models.clip.configs import ClipConfig
+from hbi_models.configs import AnswerHeadConfig
+from hbi_models.published_weights import video_qa_to_published
 from hbi_models.retrieval import RetrievalModel
+from hbi_models.video_qa import VideoQAModel
+from pipelines.datasets.answers import Vocabulary
 from pipelines.models.weights import save_model
 from pipelines.recipe.frames import FramesConfig
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig
+from pipelines.recipe.training import AugmentationConfig, RetrievalTrainingConfig, VideoQATrainingConfig
 from pipelines.stages.plan import Step
 from pipelines.stages.retrieval import retrieval_stage
-from pipelines.stages.weights_check import require_weights
+from pipelines.stages.stage import Stage
+from pipelines.stages.weights_check import WeightsChecks, require_answering_weights, require_weights
+from pipelines.workspace.storage import Storage
 from tests.tiny_retrieval import MAX_FRAMES, retrieval_config
+from tests.tiny_video_qa import VOCABULARY
 
 
 @pytest.fixture
@@ -83,6 +91,12 @@ def test_a_checkpoint_of_another_model_is_refused(recipe: Recipe, tmp_path: Path
     starting = replace(recipe, retrieval=training)
     with pytest.raises(ValueError, match="does not fit the model"):
         require_weights(pending(starting), starting)
+    # A folder of ours has its own configuration, which is not that of the training.
+    (tmp_path / "other").mkdir()
+    save_model(tmp_path / "other", RetrievalModel(other), kind="retrieval", config=other)
+    starting = replace(recipe, retrieval=RetrievalTrainingConfig(init_checkpoint=str(tmp_path / "other")))
+    with pytest.raises(ValueError, match="do not fit the configured model"):
+        require_weights(pending(starting), starting)
 
 
 def test_a_checkpoint_that_fits_is_taken(recipe: Recipe, tmp_path: Path) -> None:
@@ -91,6 +105,48 @@ def test_a_checkpoint_that_fits_is_taken(recipe: Recipe, tmp_path: Path) -> None
     save_model(tmp_path / "model", RetrievalModel(recipe.model), kind="retrieval", config=recipe.model)
     starting = replace(recipe, retrieval=RetrievalTrainingConfig(init_checkpoint=str(tmp_path / "model")))
     require_weights(pending(starting), starting)
+
+
+def answering(recipe: Recipe, start: Path, **settings: Any) -> Recipe:
+    given: dict[str, Any] = {"head": AnswerHeadConfig(projection=16, hidden=24), "max_words": recipe.model.max_words}
+    training = VideoQATrainingConfig(init_checkpoint=str(start), merging=recipe.model.merging, **given | settings)
+    return replace(recipe, video_qa=training)
+
+
+def waiting(name: str, **settings: Any) -> list[Step]:
+    stage = Stage(name=name, version=1, settings={}, inputs=(), run=lambda context: {}, **settings)
+    return [Step(stage, "f", "missing", "never run")]
+
+
+def test_a_start_of_question_answering_is_refused_once_its_answers_are_known(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    fitting = answering(recipe, tmp_path / "model")
+    config = fitting.video_qa_model(len(VOCABULARY))
+    save_model(tmp_path / "model", VideoQAModel(config), kind="video_qa", config=config)
+    VOCABULARY.write(Storage(str(tmp_path / "model")))
+    steps = waiting("video_qa")
+    for vocabulary in (VOCABULARY, None):
+        require_answering_weights(steps, fitting, vocabulary)
+    with pytest.raises(ValueError, match="chooses from 7 answers that are not the 2 of this recipe"):
+        require_answering_weights(steps, fitting, Vocabulary(["yes", "no"]))
+    wider = answering(recipe, tmp_path / "model", head=AnswerHeadConfig(projection=16, hidden=48))
+    checks = WeightsChecks()
+    checks.require_answering(steps, fitting, VOCABULARY)
+    for require in (require_answering_weights, checks.require_answering):
+        with pytest.raises(ValueError, match="do not fit the configured model"):
+            require(steps, wider, VOCABULARY)
+    require_answering_weights([replace(step, state="done") for step in steps], wider, VOCABULARY)
+
+
+def test_a_given_model_that_answers_is_refused_once_its_answers_are_known(recipe: Recipe, tmp_path: Path) -> None:
+    place = tmp_path / "published.bin"
+    recipe = answering(recipe, place)
+    model = VideoQAModel(recipe.video_qa_model(len(VOCABULARY)))
+    torch.save(video_qa_to_published(model.state_dict()), place)
+    steps = waiting("qa_evaluation", reads={"the checkpoint of qa_evaluation": str(place)})
+    require_answering_weights(steps, recipe, VOCABULARY)
+    with pytest.raises(ValueError, match="do not fit the configured model"):
+        require_answering_weights(steps, recipe, Vocabulary(["yes", "no"]))
 
 
 @pytest.mark.parametrize("installed", [False, True])
