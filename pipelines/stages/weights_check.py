@@ -112,7 +112,11 @@ class WeightsChecks:
         model = replace(recipe.model, loss=LossConfig())
         starts = [section.init_checkpoint for section in (recipe.estimator, recipe.retrieval, recipe.video_qa)]
         names = [step.stage.name for step in steps if step.state != "done"]
-        asked = digest([model, names, recipe.labels.checkpoint, *starts, recipe.video_qa.from_retrieval])
+        read = [recipe.frames.short_side_px, recipe.video_qa.max_words]
+        decoded = [section.image_decoding for section in (recipe.retrieval, recipe.video_qa)]
+        asked = digest(
+            [model, names, recipe.labels.checkpoint, *starts, recipe.video_qa.from_retrieval, *read, *decoded]
+        )
         if asked not in self._asked:
             require_weights(steps, recipe)
             self._asked.add(asked)

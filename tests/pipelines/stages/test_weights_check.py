@@ -107,6 +107,19 @@ def test_a_checkpoint_that_fits_is_taken(recipe: Recipe, tmp_path: Path) -> None
     require_weights(pending(starting), starting)
 
 
+def test_a_tuning_checks_each_size_of_frames_and_questions(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = WeightsChecks()
+    checks.require(pending(recipe), recipe)
+    small = replace(recipe, frames=replace(recipe.frames, short_side_px=16))
+    with pytest.raises(ValueError, match=r"frames.short_side_px is 16, .* takes images of 32 x 32 pixels"):
+        checks.require(pending(small), small)
+    monkeypatch.setattr("pipelines.stages.weights_check.find_spec", lambda _: None)
+    training = RetrievalTrainingConfig(image_decoding="gpu", augmentation=AugmentationConfig(enabled=False))
+    decoding = replace(recipe, retrieval=training)
+    with pytest.raises(ValueError, match="torchcodec is not installed"):
+        checks.require(pending(decoding), decoding)
+
+
 def answering(recipe: Recipe, start: Path, **settings: Any) -> Recipe:
     given: dict[str, Any] = {"head": AnswerHeadConfig(projection=16, hidden=24), "max_words": recipe.model.max_words}
     training = VideoQATrainingConfig(init_checkpoint=str(start), merging=recipe.model.merging, **given | settings)
