@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hbi_models.config_fields import require
 from pipelines.models.clip_weights import handed_out
 from pipelines.models.folder import FRAMES_JSON, MODEL, SELECTION
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.resources import TrainResources
 from pipelines.recipe.training import CheckpointConfig, Precision
 from pipelines.stages.features import stored_videos
+from pipelines.stages.settings import counting
 from pipelines.stages.stage import StageContext
 from pipelines.train.files import RAY_SNAPSHOT
 from pipelines.train.history import History
@@ -122,6 +124,9 @@ def train_on_pairs(
 
     Returns:
         The last validation metrics.
+
+    Raises:
+        ValueError: a frozen encoder's weights were replaced during the training.
     """
     from pipelines.train.pairs import steps_of_epochs
 
@@ -142,6 +147,8 @@ def train_on_pairs(
         clip_weights=handed_out(context.workspace, recipe.model.clip),
         **settings,
     )
+    clip = recipe.model.clip
+    start = counting(training), counting(clip, "training")
     metrics = train(
         recipe,
         context,
@@ -149,6 +156,12 @@ def train_on_pairs(
         checkpoint=training.checkpoint,
         precision=training.precision,
         compiled=bool(training.compiled),
+    )
+    # A frozen encoder is in no checkpoint, so the end of the training has read it again from where it began.
+    require(
+        clip.train != "none" or start == (counting(training), counting(clip, "training")),
+        f"{task.kind}: a file of its frozen encoder ({training.init_checkpoint or clip.pretrained}) was replaced in "
+        "the training; put the former one back, and run the same command again: it goes on from the last checkpoint",
     )
     model = context.output.folder(MODEL)
     complete(model)
