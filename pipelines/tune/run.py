@@ -8,8 +8,8 @@ their CPUs when they end.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
@@ -23,6 +23,7 @@ from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.tune.checks import require_tuning_data
 from pipelines.tune.driver import Driver
 from pipelines.tune.journal import Journal, TrialRecord
+from pipelines.tune.stoppable_thread import StoppableThread
 from pipelines.tune.tracking import TuningTracker
 from pipelines.tune.tuning import POPULATION, Tuning
 from pipelines.workspace.storage import Storage
@@ -60,11 +61,10 @@ def run_tuning(tuning: Tuning) -> None:
         allot([*(stage.name for stage in tuning.shared), tuning.config.stage], recipe.resources)
         tracker = TuningTracker(tuning)
         try:
-            inputs = InputStages(tuning.config.stage, tracker, weights)
-            inputs.run(
-                tuning.graph, [stage.name for stage in tuning.shared], recipe, partial(require_tuning_data, tuning)
-            )
-            _run_trials(tuning, tracker, inputs)
+            with InputStages(tuning.config.stage, tracker, weights) as inputs:
+                shared = [stage.name for stage in tuning.shared]
+                inputs.run(tuning.graph, shared, recipe, partial(require_tuning_data, tuning))
+                _run_trials(tuning, tracker, inputs)
         except BaseException as error:
             # Also after SIGTERM, which jobs.settings.run_job turns into a KeyboardInterrupt.
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -112,13 +112,22 @@ def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> 
 
 
 class InputStages:
-    """Runs the stages that trials need, in a thread, one recipe after another."""
+    """Runs the stages that trials need, in a thread, one recipe after another.
+
+    Where its context ends, a stage that still runs is interrupted, as one of the main thread would be.
+    """
 
     def __init__(self, stage: str, tracker: PipelineTracker, weights: WeightsChecks) -> None:
         self._stage, self._tracker, self._weights = stage, tracker, weights
-        # A thread, because Tune asks for trials in the main one and must not be held up while other trials report.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inputs")
-        self._running: tuple[Recipe, Future[None]] | None = None
+        self._running: tuple[Recipe, StoppableThread] | None = None
+
+    def __enter__(self) -> InputStages:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._running is not None:
+            _, thread = self._running
+            thread.stop()
 
     def ready(self, recipe: Recipe) -> bool:
         """Whether a trial of ``recipe`` can start. If not, its inputs are being made: ask again later.
@@ -127,11 +136,11 @@ class InputStages:
             Exception: a stage that it needs failed.
         """
         if self._running is not None:
-            recipe_running, future = self._running
-            if not future.done():
+            recipe_running, thread = self._running
+            if thread.is_alive():
                 return False
             self._running = None
-            future.result()
+            thread.result()
             if recipe_running == recipe:
                 return True
         graph = make_graph(recipe)
@@ -147,7 +156,8 @@ class InputStages:
         def check(known: KnownData) -> None:
             known.require(recipe, [*pending(steps), self._stage])
 
-        self._running = recipe, self._thread.submit(self.run, graph, names, recipe, check)
+        # A thread, because Tune asks for trials in the main one and must not be held up while other trials report.
+        self._running = recipe, StoppableThread(lambda: self.run(graph, names, recipe, check), name="inputs")
         return False
 
     def run(self, graph: Graph, names: Collection[str], recipe: Recipe, check: Callable[[KnownData], None]) -> None:
