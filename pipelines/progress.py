@@ -68,6 +68,10 @@ class Progress:
         if time.monotonic() - self._logged >= self._log_every_s:
             self._log()
 
+    def expect(self, total: int) -> None:
+        """There are ``total`` units in all, more or less than was known before."""
+        self.total = self._bar.total = total
+
     def line(self) -> str:
         """``frames: 400/1,200 videos, 20/s, 40 s left`` with the last note."""
         rate = self._rate(time.monotonic())

@@ -141,6 +141,8 @@ class Driver:
         """Takes the next trial from the queue if none is waiting; returns whether there is one."""
         if self._waiting is None and (following := self._queue.next()) is not None:
             self._waiting = following, self._recipe_of(following)
+        # There may be fewer settings than trials that are wanted.
+        self._progress.expect(self._queue.total)
         return self._waiting is not None
 
     def _recipe_of(self, record: TrialRecord) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,7 +25,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _LEAST_FOR_IMPORTANCE = 4
 
 _ATTEMPTS = 50
-"""Number of draws after which all settings of a space are assumed to have been tried."""
+"""Number of draws after which all settings of a space are assumed to have been tried. A grid has its own end."""
 
 
 class Proposer:
@@ -36,17 +37,19 @@ class Proposer:
 
     def __init__(self, config: TuningConfig, space: Space) -> None:
         self._sampler, self._space = config.sampler, space
-        self._grid = space.combinations() if config.sampler.name == "grid" else None
+        self._grid = iter(space.combinations()) if config.sampler.name == "grid" else None
         self._study = new_study(config)
         self._asked: dict[str, Trial] = {}
 
     def propose(self, name: str, number: int, attempt: int = 0) -> Setting | None:
-        """The setting of trial ``number``, which gets the name ``name``; None if a grid has no more."""
+        """The setting of trial ``number``, which gets the name ``name``; None if there seem to be no more."""
         if self._grid is not None:
-            if number >= len(self._grid):
+            if (setting := next(self._grid, None)) is None:
                 return None
             # An enqueued trial gets these values when it is asked for, whatever the sampler.
-            self._study.enqueue_trial(_encode(self._space, self._grid[number]))
+            self._study.enqueue_trial(_encode(self._space, setting))
+        elif attempt >= _ATTEMPTS:
+            return None
         # A new sampler for every draw, so that a resumed tuning draws the same settings as an uninterrupted one.
         seed = int(np.random.SeedSequence([self._sampler.seed, number, attempt]).generate_state(1)[0])
         if self._sampler.name == "tpe":
@@ -175,10 +178,8 @@ class ProposedTrials:
         if self._count >= self.total:
             return None
         name = trial_name(self._count)
-        for attempt in range(_ATTEMPTS):
-            values = self._proposer.propose(name, self._count, attempt)
-            if values is None:
-                break
+        attempts = itertools.count()
+        while (values := self._proposer.propose(name, self._count, next(attempts))) is not None:
             record = self._tuning.record(name, values, phase="trial", label=name, seed=self._tuning.recipe.seed)
             if record.fingerprint not in self._known:
                 self._known.add(record.fingerprint)

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.tune.driver import Driver
 from pipelines.tune.journal import Journal, TrialRecord
 from pipelines.tune.proposals import ListedTrials, ProposedTrials, Proposer, importances, study_of
 from pipelines.tune.space import parse_space
+from pipelines.tune.tracking import TuningTracker
 from pipelines.tune.tuning import Tuning
 from tests.pipelines.tune.tunings import KL, SKL, record_of, tuning_of
 
 
 def value_of(setting: Mapping[str, Any]) -> float:
     """Best at kl 0.5; skl matters a tenth as much."""
-    return -abs(math.log(setting[KL] / 0.5)) - 0.1 * abs(math.log(setting.get(SKL, 1)))
+    return -abs(math.log(setting.get(KL, 1) / 0.5)) - 0.1 * abs(math.log(setting.get(SKL, 1)))
 
 
 def run(tuning: Tuning, journal: Journal, *, until: int | None = None) -> list[TrialRecord]:
@@ -109,6 +111,30 @@ def test_a_grid_is_tried_in_full_and_once(tmp_path: Path) -> None:
     tuning = tuning_of(tmp_path, space=space, sampler={"name": "grid"}, trials=99)
     found = [(record.values[KL], record.values[SKL]) for record in run(tuning, Journal(tuning.storage))]
     assert found == [(kl, skl) for kl in (0.5, 1, 2) for skl in (1, 2)]
+
+
+def test_a_grid_goes_on_after_settings_that_come_to_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Only the estimator is trained on labels.
+    space = {"model.game.teacher": "grid estimator exact cosine", "labels.kind": "grid exact published"}
+    tuning = tuning_of(tmp_path, space=space, sampler={"name": "grid"}, trials=99)
+    journal = Journal(tuning.storage)
+    run(tuning, journal, until=3)
+    found = [tuple(record.values.values()) for record in run(tuning, journal)]
+    assert found == [("estimator", "exact"), ("estimator", "published"), ("exact", "exact"), ("cosine", "exact")]
+    driver = Driver(
+        tuning,
+        "trial",
+        ProposedTrials(tuning, journal),
+        journal,
+        lambda recipe: True,
+        TuningTracker.__new__(TuningTracker),
+        lambda record: tuning.storage,
+        limit=None,
+    )
+    caplog.set_level("INFO")
+    assert not driver.prepare()
+    driver.__exit__(None, None, None)
+    assert "tuning: 4/4 trials" in caplog.text
 
 
 @pytest.mark.slow
