@@ -1,12 +1,13 @@
 """Updates MLflow's runs to what they should hold. Repeating an update, also in another process, changes nothing.
 
-A run is found by a key of ours, which is a tag of MLflow's run. Points that the server has are not sent again,
-documents and files replace those of the same name, and a model is logged once.
+A run is found by a key of ours, which is a tag of MLflow's run. Points that the server has are not sent again, except
+figures that have changed since. Documents and files replace those of the same name, and a model is logged once.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import time
@@ -64,8 +65,8 @@ class _Recorded:
 
     run_id: str
     state: RunState
-    points: set[tuple[int, str]] | None = None
-    """Steps and names of the points that the server has; None = not asked yet."""
+    points: dict[tuple[int, str], tuple[int, float]] | None = None
+    """The latest points that the server has, time in ms and value, by step and name; None = not asked yet."""
 
 
 class MlflowRecorder:
@@ -177,24 +178,28 @@ class MlflowRecorder:
         return str(found.info.run_id)
 
     def _add_points(self, known: _Recorded, run: RunState, points: Sequence[Point]) -> None:
-        now_ms = run.ended_ms or int(time.time() * 1000)
-        timed = [*run.figures, *((step, now_ms, metrics) for step, metrics in points)]
-        if not timed:
+        if not run.figures and not points:
             return
         if known.points is None:
             # The run itself holds only the last point of each curve.
-            known.points = {
-                (point.step, name)
+            had = [
+                point
                 for name in self._client.get_run(known.run_id).data.metrics
                 for point in self._client.get_metric_history(known.run_id, name)
-            }
-        new = {
-            (step, name): Metric(name, float(value), at, step)
-            for step, at, metrics in timed
-            for name, value in metrics.items()
-            if (step, name) not in known.points
-        }
-        self._send(known.run_id, metrics=list(new.values()))
+            ]
+            had.sort(key=lambda point: point.timestamp)
+            known.points = {(point.step, point.key): (point.timestamp, point.value) for point in had}
+        now_ms = run.ended_ms or int(time.time() * 1000)
+        new = {(step, name): (now_ms, float(value)) for step, metrics in points for name, value in metrics.items()}
+        new = {place: point for place, point in new.items() if place not in known.points}
+        figures = {(step, name): (at, value) for step, at, metrics in run.figures for name, value in metrics.items()}
+        for place, (at, value) in figures.items():
+            earlier, before = known.points.get(place, (-1, math.nan))
+            # A tuning that is extended may have another result after as many trials; of two points MLflow shows the
+            # later one. An older figure comes from the notes of an earlier run.
+            if at > earlier and value != before:
+                new.setdefault(place, (at, value))
+        self._send(known.run_id, metrics=[Metric(name, value, at, step) for (step, name), (at, value) in new.items()])
         known.points.update(new)
 
     def _send(self, run_id: str, **values: Sequence[Any]) -> None:
