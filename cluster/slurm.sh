@@ -45,6 +45,7 @@ start_nodes() { # count, list of nodes, arguments of ray start
 }
 
 driver=
+stopped=
 clean_up() {
     # The steps end Ray on every node; what a step leaves in the scratch folder is Ray's logs.
     kill "${steps[@]}" 2>/dev/null || true
@@ -52,7 +53,7 @@ clean_up() {
 }
 trap clean_up EXIT
 # The signal is only passed on: the run ends itself, then this script goes on to its end and cleans up.
-trap '[ -n "$driver" ] && kill -TERM "$driver"' TERM INT
+trap 'if [ -n "$driver" ]; then kill -TERM "$driver"; else stopped=1; fi' TERM INT
 
 start_nodes 1 "$head" --head --port="$port" --dashboard-host=127.0.0.1 --temp-dir="$scratch"
 until ray status --address="$head:$port" >/dev/null 2>&1; do sleep 1; done
@@ -71,5 +72,7 @@ WAIT
 
 python -m jobs.run --resources.ray_address "$head:$port" "$@" &
 driver=$!
+# The signal came before there was a run to pass it on to.
+if [ -n "$stopped" ]; then kill -TERM "$driver"; fi
 # A signal ends the first wait early; the run still needs the time to end itself.
 wait "$driver" || wait "$driver"
