@@ -126,3 +126,8 @@ class TuningConfig:
             self.map is None or len(self.map) in (1, 2),
             f"tune.map names {len(self.map or ())} fields; a picture has one or two",
         )
+
+    @property
+    def sign(self) -> int:
+        """The metric times this is larger where it is better."""
+        return 1 if self.direction == "max" else -1

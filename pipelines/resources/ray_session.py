@@ -93,7 +93,6 @@ def ray_session(resources: ResourcesConfig, *, dashboard: bool = False) -> Itera
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = False
         yield
 
 

@@ -81,8 +81,7 @@ def map_shards(
     if not shards:
         return
     if works_here(resources):
-        gpus = resources.gpus_per_actor if isinstance(resources, ActorResources) else 0.0
-        yield from _map_here(shards, work, constructor or {}, gpus)
+        yield from _map_here(shards, work, resources, constructor or {})
         return
     for row in _map_on_ray(shards, work, name, resources, constructor or {}):
         check_new_nodes()
@@ -95,15 +94,17 @@ def map_shards(
 def _map_here(
     shards: Sequence[pa.Table],
     work: Callable[[pa.Table], pa.Table] | type,
+    resources: TaskResources | ActorResources,
     constructor: dict[str, Any],
-    gpus: float | None,
 ) -> Iterator[dict[str, Any]]:
-    from pipelines.resources.device import with_gpus  # loads PyTorch
-
+    function: Callable[[pa.Table], pa.Table] = work
     try:
-        # Around the constructor alone, because that is where a model gets its device.
-        with with_gpus(gpus):
-            function: Callable[[pa.Table], pa.Table] = work(**constructor) if isinstance(work, type) else work
+        if isinstance(work, type) and isinstance(resources, ActorResources):
+            from pipelines.resources.device import with_gpus  # loads PyTorch, which no task needs
+
+            # Around the constructor alone, because that is where a model gets its device.
+            with with_gpus(resources.gpus_per_actor):
+                function = work(**constructor)
         for shard in shards:
             yield from _timed(function, shard).to_pylist()
     except OSError as error:

@@ -211,8 +211,7 @@ class Driver:
     def best(self) -> TrialRecord | None:
         """The best of the trials that were trained to their end."""
         finished = [record for record in self._journal.of(self._phase) if record.state == "finished"]
-        sign = 1 if self._tuning.config.direction == "max" else -1
-        return max(finished, key=lambda record: sign * (record.value or 0.0), default=None)
+        return max(finished, key=lambda record: self._tuning.config.sign * (record.value or 0.0), default=None)
 
     def _tell(self, record: TrialRecord, what: str) -> None:
         states = [other.state for other in self._journal.of(self._phase)]

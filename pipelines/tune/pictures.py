@@ -236,11 +236,6 @@ class Scale:
 
     parameter: Parameter
 
-    @property
-    def name(self) -> str:
-        """The last part of the field's name."""
-        return self.parameter.field.rsplit(".", 1)[-1]
-
     def place(self, setting: Setting) -> float:
         """The place of a setting's value; NaN where the field is not in it."""
         if self.parameter.field not in setting:

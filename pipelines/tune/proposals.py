@@ -265,11 +265,10 @@ def finalists(tuning: Tuning, journal: Journal) -> list[tuple[str, Setting]]:
     Raises:
         ValueError: no trial was trained to its end.
     """
-    sign = 1 if tuning.config.direction == "max" else -1
     finished = [record for record in journal.of("trial") if record.state == "finished" and record.value is not None]
     if not finished:
         reasons = [f"{record.name}: {record.reason}" for record in journal.of("trial")]
         raise ValueError(f"no trial was trained to its end ({'; '.join(reasons[:3])}); there is nothing to rank")
     # Sorting is stable, so of equal trials the one that was tried first comes first.
-    ranked = sorted(finished, key=lambda record: -sign * (record.value or 0.0))
+    ranked = sorted(finished, key=lambda record: -tuning.config.sign * (record.value or 0.0))
     return [(record.label, record.values) for record in ranked[: tuning.config.finalists]]

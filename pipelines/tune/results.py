@@ -66,12 +66,13 @@ def standings(tuning: Tuning, records: Sequence[TrialRecord]) -> list[Standing]:
                 is_baseline=label in tuning.config.baselines,
             )
         )
-    sign = 1 if tuning.config.direction == "max" else -1
     most = max(len(standing.scores) for standing in found)
     if not most:
         raise ValueError(f"every training of the final ranking failed, the first: {records[0].reason}")
     # A mean over fewer seeds is never ranked above a mean over all.
-    return sorted(found, key=lambda one: (len(one.scores) < most, -sign * one.mean if one.scores else 0.0))
+    return sorted(
+        found, key=lambda one: (len(one.scores) < most, -tuning.config.sign * one.mean if one.scores else 0.0)
+    )
 
 
 @dataclass(frozen=True)
