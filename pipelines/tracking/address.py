@@ -35,11 +35,16 @@ def tracking_uri(workspace: Storage) -> str:
     return sqlite_uri(folder / "mlflow.db")
 
 
+def is_server(uri: str) -> bool:
+    """Whether MLflow's address names a server, which a workspace of Databricks is, too; otherwise a database."""
+    return urlparse(uri).scheme in ("http", "https", "databricks") or uri in _WITHOUT_SCHEME
+
+
 def ui_command(workspace: Storage) -> str:
     """The command that shows the runs of ``workspace`` in a browser."""
     uri = tracking_uri(workspace)
     command = ["mlflow", "ui", "--host", "127.0.0.1", "--backend-store-uri", uri]
-    return f"open {uri}" if uri.startswith("http") else shlex.join(command)
+    return f"open {uri}" if is_server(uri) else shlex.join(command)
 
 
 def sqlite_uri(path: Path) -> str:

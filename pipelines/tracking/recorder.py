@@ -29,6 +29,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.tracking.address import is_server
 from pipelines.tracking.recording import AwayError
 from pipelines.tracking.run_state import RunState
 from pipelines.train.history import History, Point
@@ -82,7 +83,7 @@ class MlflowRecorder:
 
     def __init__(self, uri: str, workspace: Storage) -> None:
         self._uri, self._workspace = uri, workspace
-        self._is_server = uri.startswith("http")
+        self._is_server = is_server(uri)
         self._runs: dict[str, _Recorded] = {}
         self._experiments: dict[str, str] = {}
         for name, value in _PATIENCE.items():
@@ -91,8 +92,8 @@ class MlflowRecorder:
 
     def require_answer(self) -> None:
         """Checks that the server answers, within a few seconds."""
-        if not self._is_server:
-            return  # a database is asked by the first call
+        if not self._uri.startswith("http"):
+            return  # a database, or Databricks, is asked by the first call
         with self._naming_errors():
             answer = http_request(
                 get_default_host_creds(self._uri),
