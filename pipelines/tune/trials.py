@@ -151,8 +151,12 @@ class _SharedCheckpoints(CheckpointFolder):
 
     def latest(self, scratch: Path) -> Path | None:
         # Tune has none at the first start, nor when a new driver goes on with the population.
-        given = tune.get_checkpoint()
-        return super().latest(scratch) if given is None else Path(given.to_directory(str(scratch)))
+        if (given := tune.get_checkpoint()) is None:
+            return super().latest(scratch)
+        folder = Path(given.to_directory(str(scratch)))
+        # At once: the journal has the settings that came with them already, and a new driver finds no others here.
+        super().keep(folder, -math.inf)
+        return folder
 
     def keep(self, folder: Path, score: float) -> None:
         super().keep(folder, score)
