@@ -36,6 +36,8 @@ class TrainResources:
     nothing is restarted after a crash."""
 
     cpus_per_worker: float = 1.0
+    """Cores set aside for one worker, which computes in as many threads, unless ``OMP_NUM_THREADS`` says otherwise."""
+
     gpus_per_worker: float | None = None
     """Null = 1 if the cluster has at least one GPU per worker, else 0. Set it where GPU nodes are started on demand:
     the stage then waits for them."""

@@ -41,8 +41,6 @@ _LOCAL_ENVIRONMENT = {
     # Despite its name this works on Linux, too: Ray then uses 127.0.0.1 as this machine's address, so that all of its
     # servers listen there instead of on every network.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # A task, actor or worker has one core by default, so more threads would wait for each other.
-    "OMP_NUM_THREADS": "1",
     # Nobody tells a Ray of one machine that this will be taken away, and watching for it takes a process.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
@@ -144,6 +142,9 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
             logging_level="warning",
             _temp_dir=str(folder),
         )
+    # Not before: Ray gives a worker as many threads as CPUs, unless the variable is set when it starts. This process
+    # computes beside them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     logger.info("Ray: started on this machine with %g CPUs", ray.cluster_resources().get("CPU", 0))
     global _fixed
     finished, _fixed = False, True

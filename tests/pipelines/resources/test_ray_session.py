@@ -1,9 +1,11 @@
-"""A cluster that is not there, and temporary folders that are too long for sockets."""
+"""A cluster that is not there, temporary folders that are too long for sockets, and threads of workers."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +15,23 @@ from pipelines.resources.ray_leftovers import make_session_folder
 from pipelines.resources.ray_session import require_answer
 
 SOCKET = "session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store"
+
+DRIVER = """
+import os
+import pyarrow as pa
+from pipelines.recipe.resources import ActorResources, ResourcesConfig
+from pipelines.resources.ray_session import ray_session
+from pipelines.resources.sharded_work import map_shards
+
+class Threads:
+    def __call__(self, table):
+        return pa.table({"threads": [os.environ["OMP_NUM_THREADS"]]})
+
+with ray_session(ResourcesConfig(local_cpus=3, local_object_store_gb=0.15)):
+    resources = ActorResources(max_actors=1, cpus_per_actor=2)
+    (row,) = map_shards([pa.table({"a": [1]})], Threads, name="threads", resources=resources)
+    print(row["threads"], os.environ["OMP_NUM_THREADS"])
+"""
 
 
 def test_a_cluster_that_is_gone_is_named_at_once() -> None:
@@ -41,3 +60,10 @@ def test_a_long_folder_for_temporary_files_is_not_used(tmp_path: Path, monkeypat
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         folder.rmdir()
+
+
+@pytest.mark.long
+def test_a_worker_of_a_local_ray_has_as_many_threads_as_it_reserves_cpus() -> None:
+    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", DRIVER], capture_output=True, text=True, env=free, check=False)
+    assert done.stdout.split() == ["2", "1"], done.stderr
