@@ -126,8 +126,7 @@ class InputStages:
 
     def __exit__(self, *_: Any) -> None:
         if self._running is not None:
-            _, thread = self._running
-            thread.stop()
+            self._running[1].stop()
 
     def ready(self, recipe: Recipe) -> bool:
         """Whether a trial of ``recipe`` can start. If not, its inputs are being made: ask again later.

@@ -389,23 +389,6 @@ def answering(status: int) -> Iterator[str]:
         listener.shutdown()
 
 
-@pytest.mark.slow_fault
-def test_a_workspace_of_databricks_is_a_server(
-    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MLflow's own server answers in its place, which has the same interface but for artifacts."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
-    monkeypatch.setenv("DATABRICKS_HOST", server.uri)
-    monkeypatch.setenv("DATABRICKS_TOKEN", "token")
-    experiment = "/Users/me/hbi"
-    tracker = PipelineTracker(Storage(str(tmp_path)), TrackingConfig(experiment=experiment), {"seed": 1})
-    tracker.run.log_metrics({"recall": 12.5})
-    tracker.finish("FINISHED")
-    run = runs(server, experiment)["pipeline"]
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"recall": 12.5})
-    assert run.info.artifact_uri.startswith("mlflow-artifacts:"), "the server chooses the place"
-
-
 @pytest.mark.parametrize("uri", ["htp://127.0.0.1:5000", "401", "403", "404"])
 def test_what_is_no_server_or_refuses_is_an_error_at_the_start(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
