@@ -7,23 +7,17 @@ their CPUs when they end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
 
 from pipelines.graph import make_graph
-from pipelines.recipe.recipe import Recipe
 from pipelines.resources.placement import checked_nodes, require_lasting
-from pipelines.run import run_step
-from pipelines.stages.data_check import TELLING, KnownData, finished, known_data, pending
+from pipelines.stages.data_check import finished, known_data
 from pipelines.stages.places import places_of
-from pipelines.stages.plan import Graph
 from pipelines.stages.weights_check import WeightsChecks
-from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.tune.checks import require_tuning_data
 from pipelines.tune.driver import Driver
+from pipelines.tune.inputs import InputStages
 from pipelines.tune.journal import Journal, TrialRecord
-from pipelines.tune.stoppable_thread import StoppableThread
 from pipelines.tune.tracking import TuningTracker
 from pipelines.tune.tuning import POPULATION, Tuning
 from pipelines.workspace.storage import Storage
@@ -109,65 +103,3 @@ def _run_trials(tuning: Tuning, tracker: TuningTracker, inputs: InputStages) -> 
         run_to_the_end(tuning, driver)
     results = Results.of(tuning, journal)
     results.write(tracker, pictures_of(results))
-
-
-class InputStages:
-    """Runs the stages that trials need, in a thread, one recipe after another.
-
-    Where its context ends, a stage that still runs is interrupted, as one of the main thread would be.
-    """
-
-    def __init__(self, stage: str, tracker: PipelineTracker, weights: WeightsChecks) -> None:
-        self._stage, self._tracker, self._weights = stage, tracker, weights
-        self._running: tuple[Recipe, StoppableThread] | None = None
-
-    def __enter__(self) -> InputStages:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._running is not None:
-            self._running[1].stop()
-
-    def ready(self, recipe: Recipe) -> bool:
-        """Whether a trial of ``recipe`` can start. If not, its inputs are being made: ask again later.
-
-        Raises:
-            Exception: a stage that it needs failed.
-        """
-        if self._running is not None:
-            recipe_running, thread = self._running
-            if thread.is_alive():
-                return False
-            self._running = None
-            thread.result()
-            if recipe_running == recipe:
-                return True
-        graph = make_graph(recipe)
-        names = [stage.name for stage in graph.with_inputs(self._stage)[:-1]]
-        steps = graph.plan(until_stage=self._stage)
-        known = known_data(graph, finished(steps))
-        known.require(recipe, [*pending(steps), self._stage])
-        self._weights.require(steps, recipe)
-        self._weights.require_answering(steps, recipe, known.vocabulary)
-        if all(step.state == "done" for step in steps if step.stage.name in names):
-            return True
-
-        def check(known: KnownData) -> None:
-            known.require(recipe, [*pending(steps), self._stage])
-
-        # A thread, because Tune asks for trials in the main one and must not be held up while other trials report.
-        self._running = recipe, StoppableThread(lambda: self.run(graph, names, recipe, check), name="inputs")
-        return False
-
-    def run(self, graph: Graph, names: Collection[str], recipe: Recipe, check: Callable[[KnownData], None]) -> None:
-        """Runs those of the stages ``names`` that are not done; ``check`` is told what they say of the data."""
-        steps = graph.plan(until_stage=self._stage)
-        known = finished(steps)
-        for step in steps:
-            if step.stage.name in names and step.state != "done":
-                run_step(graph, step, self._tracker, recipe)
-                known.add(step.stage.name)
-                if step.stage.name in TELLING:
-                    data = known_data(graph, known)
-                    check(data)
-                    self._weights.require_answering(steps, recipe, data.vocabulary)

@@ -31,7 +31,8 @@ from pipelines.stages.weights_check import WeightsChecks
 from pipelines.tracker import StageTracker
 from pipelines.tracking.mlflow_runs import PipelineTracker
 from pipelines.tune.checks import make_tuning, require_tuning_data
-from pipelines.tune.run import InputStages, run_tuning
+from pipelines.tune.inputs import InputStages
+from pipelines.tune.run import run_tuning
 from pipelines.tune.tuning import Tuning
 from pipelines.workspace.artifact import plain
 from pipelines.workspace.storage import Storage

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.settings import run_job
 from pipelines.stages.weights_check import WeightsChecks
 from pipelines.tracking.mlflow_runs import PipelineTracker
-from pipelines.tune.run import InputStages
+from pipelines.tune.inputs import InputStages
 from pipelines.workspace.storage import Storage
 from tests.jobs.recipes import read
 
