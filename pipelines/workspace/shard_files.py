@@ -109,7 +109,11 @@ class OpenShard:
                 raise DamagedFileError(f"it has no row with the key {absent[0]}, although its index lists it")
             # Every row is a row group, so its number is that of its group.
             places = [self._rows[key] for key in keys]
-            return file.read_row_groups(places, columns=list(columns), use_threads=False)
+            table = file.read_row_groups(places, columns=list(columns), use_threads=False)
+            # The numbers of rows in the footer have no checksum.
+            if len(table) != len(keys):
+                raise DamagedFileError(f"it holds {len(table)} rows where its directory lists {len(keys)}")
+            return table
         table = file.read_row_groups(list(rows), columns=["key", *columns], use_threads=False)
         for key, row, found in zip(keys, rows, table.column("key").to_pylist(), strict=True):
             if found != key:
