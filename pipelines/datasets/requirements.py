@@ -15,7 +15,7 @@ from pipelines.datasets.answers import Vocabulary
 from pipelines.recipe.data import SPLITS, Split
 from pipelines.recipe.recipe import Recipe
 
-NEEDING = frozenset({"estimator", "retrieval", "evaluation", "video_qa", "qa_evaluation"})
+NEEDING = frozenset({"estimator", "retrieval", "evaluation", "zero_shot", "video_qa", "probe", "qa_evaluation"})
 """Stages that need some number of texts in a split."""
 
 

@@ -85,6 +85,15 @@ def test_a_plan_refuses_them_and_writes_nothing(
     assert Path(recipe.workspace, "manifest").exists() == finished
 
 
+@pytest.mark.parametrize("stage", ["probe", "zero_shot"])
+def test_the_plan_of_a_stage_that_only_measures_refuses_them(tmp_path: Path, stage: str) -> None:
+    recipe = own_data(tmp_path, "train", "train")
+    graph = make_graph(recipe)
+    known = foreseen_data(graph, graph.plan(until_stage="frames"), recipe, [stage])
+    with pytest.raises(ValueError, match="split is test, and no video of that split has captions"):
+        known.require(recipe, [stage])
+
+
 def test_a_single_stage_refuses_them(tmp_path: Path) -> None:
     recipe = own_data(tmp_path, *SMALL)
     make_manifest(recipe)
