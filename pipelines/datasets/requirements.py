@@ -74,6 +74,12 @@ def _problems(recipe: Recipe, stages: Collection[str], table: pa.Table, vocabula
         yield from _too_few("retrieval.batch_size", recipe.retrieval.batch_size, captions)
     if "evaluation" in stages or "zero_shot" in stages:
         yield from _empty("evaluation.split", recipe.evaluation.split, captions)
+    if "evaluation" in stages and (methods := recipe.evaluation.bank_methods) and not captions.videos["train"]:
+        yield (
+            f"evaluation.post_processing [{', '.join(methods)}] needs a bank of training captions, and no video of the "
+            f"split train has captions (videos by split: {captions.found()}): leave {' and '.join(methods)} out, or "
+            "add training videos"
+        )
     if "video_qa" in stages:
         # Training leaves out questions whose answer is not in the vocabulary.
         asked = questions if vocabulary is None else _questions(table, vocabulary)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hbi_models.caption_conventions import first_captions, video_to_group_ranks
+from hbi_models.config_fields import require
 from hbi_models.metrics import RetrievalMetrics, text_to_video_ranks, video_to_text_ranks
 from hbi_models.post_processing import (
     DUAL_SOFTMAX_TEMPERATURE,
@@ -200,7 +201,17 @@ class Bank:
 
 def training_bank(view: SplitView, size: int) -> Bank:
     """Up to ``size`` captions of ``view``, drawn by a hash of video and number, so that other videos do not change the
-    draw."""
+    draw.
+
+    Raises:
+        ValueError: there is no caption of a video with frames.
+    """
+    require(
+        len(view) > 0,
+        f"post-processing needs a bank of training captions, and no video of the split {view.split} has frames and "
+        f"captions ({view.left_out or 'the manifest lists none'}); take qb_norm and nnn out of "
+        "evaluation.post_processing",
+    )
     captions, videos, numbers = view.texts_of(range(len(view)))
     ids = view.store.video_ids
 

@@ -49,6 +49,11 @@ class EvaluationConfig:
             f"evaluation.post_processing names one twice: {', '.join(self.post_processing)}",
         )
 
+    @property
+    def bank_methods(self) -> tuple[PostProcessing, ...]:
+        """Those of ``post_processing`` that need a bank of training captions."""
+        return tuple(method for method in self.post_processing if method != "dual_softmax")
+
 
 @dataclass(frozen=True, kw_only=True)
 class QAEvaluationConfig:

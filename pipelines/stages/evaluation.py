@@ -51,8 +51,10 @@ def evaluate_checkpoint(recipe: Recipe, context: StageContext, checkpoint: str) 
         from pipelines.evaluate.variants import training_bank
 
         validation = SplitView(manifest, **stored, split="val")
-        bank = training_bank(SplitView(manifest, **stored, split="train"), recipe.evaluation.bank_captions)
-        corrected = {"validation": validation if len(validation) else None, "bank": bank}
+        corrected["validation"] = validation if len(validation) else None
+        if recipe.evaluation.bank_methods:
+            trained = SplitView(manifest, **stored, split="train")
+            corrected["bank"] = training_bank(trained, recipe.evaluation.bank_captions)
     metrics = evaluate_retrieval(
         context.output,
         context.tracker,

@@ -114,6 +114,15 @@ def test_a_split_without_texts_is_refused_where_it_is_evaluated(manifest: Storag
     require_data(recipe(qa_evaluation=QAEvaluationConfig(split="val")), ("qa_evaluation",), manifest)
 
 
+def test_a_bank_of_training_captions_is_asked_for_where_a_method_needs_one(manifest: Storage) -> None:
+    write_manifest(manifest, {"train": [0], "test": [1]})
+    banked = recipe(evaluation=EvaluationConfig(post_processing=("dual_softmax", "qb_norm", "nnn")))
+    with pytest.raises(ValueError, match=r"post_processing \[qb_norm, nnn\] needs a bank .* train 0, val 0, test 1"):
+        require_data(banked, ("evaluation",), manifest)
+    require_data(banked, ("zero_shot",), manifest)
+    require_data(recipe(evaluation=EvaluationConfig(post_processing=("dual_softmax",))), ("evaluation",), manifest)
+
+
 def test_all_of_it_is_said_at_once(manifest: Storage) -> None:
     write_manifest(manifest, {"val": [1]})
     with pytest.raises(ValueError, match="add captions") as found:

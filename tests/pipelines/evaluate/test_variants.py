@@ -19,6 +19,7 @@ from pipelines.evaluate.variants import (
     post_processed_variants,
     training_bank,
 )
+from pipelines.recipe.evaluation import EvaluationConfig
 from pipelines.splits import SplitView
 from tests.tiny_retrieval import write_split_data
 
@@ -89,6 +90,13 @@ def test_dual_softmax_of_the_other_direction_takes_its_share_among_the_videos() 
     assert torch.equal(ranks["video_to_text"], expected)
 
 
+def test_the_settings_know_which_methods_need_a_bank() -> None:
+    methods = EvaluationConfig(post_processing=("nnn", "dual_softmax", "qb_norm")).bank_methods
+    assert methods == ("nnn", "qb_norm")
+    assert all("bank" in POST_PROCESSING_NEEDS[method] for method in methods)
+    assert "bank" not in POST_PROCESSING_NEEDS["dual_softmax"]
+
+
 def test_the_bank_is_drawn_by_video_and_number_whatever_else_is_there(tmp_path: Path) -> None:
     def view(folder: Path, counts: list[int]) -> SplitView:
         data = write_split_data(folder, {"train": counts})
@@ -101,3 +109,10 @@ def test_the_bank_is_drawn_by_video_and_number_whatever_else_is_there(tmp_path: 
     assert all(text in whole.texts(video) for video, text in everything.texts)
     few = training_bank(whole, 4).texts
     assert len(few) == 4 and few == everything.texts[:4]
+
+
+def test_a_bank_without_captions_is_refused(tmp_path: Path) -> None:
+    data = write_split_data(tmp_path, {"test": [1]})
+    view = SplitView(data.folder("manifest"), data.folder("frames"), data.folder("pool"), "train")
+    with pytest.raises(ValueError, match="needs a bank of training captions, and no video of the split train has"):
+        training_bank(view, 9)
