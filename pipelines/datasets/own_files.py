@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pipelines.datasets.record_files import Record, text_of
 from pipelines.recipe.data import SPLITS, Split
 from pipelines.workspace.file_systems import check_uri
-from pipelines.workspace.uris import absolute_uri, is_local, join_uri
+from pipelines.workspace.uris import absolute_uri, is_path, join_uri
 
 TEST_FRACTION_PERCENT = 10
 """Percentage of files that become the test split where a file names no split."""
@@ -35,7 +36,8 @@ def video_address(address: str, base: str) -> str:
     Raises:
         ValueError: a relative path leaves ``base``, or the scheme is unknown.
     """
-    if not is_local(address) or address.startswith(("/", "file://")):
+    # "~" is the home folder where it stands for one, and otherwise a letter of a name.
+    if not is_path(address) or posixpath.isabs(os.path.expanduser(address)):
         check_uri(address)
         return absolute_uri(address)
     if ".." in address.split("/") or "\0" in address:

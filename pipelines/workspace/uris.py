@@ -24,7 +24,12 @@ _OPTIONS = re.compile(r"\?[a-z_]+=[^&]*(&[a-z_]+=[^&]*)*$")
 
 def is_local(uri: str) -> bool:
     """Whether ``uri`` names a path of this machine's file system."""
-    return not _SCHEME.match(uri) or uri.startswith(_FILE)
+    return is_path(uri) or uri.startswith(_FILE)
+
+
+def is_path(uri: str) -> bool:
+    """Whether ``uri`` is a path, which is taken as it is written; an address has escapes."""
+    return not _SCHEME.match(uri)
 
 
 def is_absolute(text: str) -> bool:
@@ -93,8 +98,7 @@ def path_below(base: str, uri: str) -> str:
 def last_name(uri: str) -> str:
     """The name of the file or folder at ``uri``, as it is written in a listing."""
     name = posixpath.basename(split_options(uri)[0].rstrip("/"))
-    # A path is written as it is, a file:// address with escapes.
-    return name if is_local(uri) and not uri.startswith(_FILE) else unquote(name)
+    return name if is_path(uri) else unquote(name)
 
 
 def suffix_of(uri: str) -> str:

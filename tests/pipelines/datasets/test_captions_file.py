@@ -74,6 +74,14 @@ def test_absolute_paths_and_another_folder_work(write_file: WriteFile, tmp_path:
     assert all(video.file is not None for video in videos)
 
 
+def test_a_path_from_the_home_folder_is_absolute(
+    write_file: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = write_file("path,caption\n~/a.mp4,x\n~b.mp4,y\n", videos=("home/a.mp4", "~b.mp4"))
+    assert [video.uri for video in read_captions_file(file).videos] == [f"{tmp_path}/home/a.mp4", f"{tmp_path}/~b.mp4"]
+
+
 def test_without_splits_a_tenth_is_tested_with_and_segments_stay_together(write_file: WriteFile) -> None:
     names = tuple(f"v{i}.mp4" for i in range(100))
     lines = [f"{name},caption,{start},{start + 1}" for name in names for start in (0, 1)]
