@@ -11,6 +11,7 @@ Each may be a local path or a URI.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import logging
 import re
@@ -39,6 +40,7 @@ from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import (
     absolute_uri,
     is_local,
+    is_path,
     join_uri,
     last_name,
     parent_uri,
@@ -51,6 +53,7 @@ from pipelines.workspace.uris import (
 logger = logging.getLogger(__name__)
 
 _WILDCARD = re.compile(r"[*?\[]")
+_SET = re.compile(r"\[[^\]/]+\]")
 
 _LIST = RecordFormat(
     setting="videos",
@@ -121,8 +124,8 @@ def _listed(videos: str) -> Collection:
         raise FileNotFoundError(
             f"{shown(videos)}: there is no folder {shown(folder)}; give a folder, a glob, a list or a video"
         )
-    # In the address of a store %20 stands for a space, and the listing has the space; a path is taken as it is written.
-    fits = re.compile(_as_regex(pattern, literal=str if is_local(videos) else unquote)).fullmatch
+    # In an address %20 stands for a space, and the listing has the space; a path is taken as it is written.
+    fits = re.compile(_as_regex(pattern, literal=str if is_path(videos) else unquote)).fullmatch
     listing = list_videos(folder)
     for trouble in listing.troubles():
         logger.warning("%s", trouble)
@@ -157,15 +160,18 @@ def _split_glob(videos: str) -> tuple[str, str]:
 def _as_regex(pattern: str, literal: Callable[[str], str]) -> str:
     """``literal`` turns the parts between wildcards into the characters of a path."""
     # The longer wildcards come first: "**" would take the beginning of "**/", and "*" that of both.
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])", pattern)
+    parts = re.split(rf"(\*\*/|\*\*|\*|\?|{_SET.pattern})", pattern)
     # "**/" also stands for no folder at all: /videos/**/a.mp4 finds /videos/a.mp4.
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
-        known.get(part)
-        # A shell negates a set with "!", a regular expression with "^".
-        or (part.replace("[!", "[^") if part.startswith("[") and len(part) > 2 else re.escape(literal(part)))
-        for part in parts
+        known.get(part) or (_set_as_regex(part) if _SET.fullmatch(part) else re.escape(literal(part))) for part in parts
     )
+
+
+def _set_as_regex(part: str) -> str:
+    # Shells negate a set with "!", and most with "^", too. The last two characters of what translate returns stand for
+    # the end of the text.
+    return fnmatch.translate(re.sub(r"^\[\^", "[!", part))[:-2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,12 +35,27 @@ def names(collection: str) -> list[str]:
         ("/**/*.mp4", ["a.mp4", "c.mp4"]),
         ("/deep/**", ["c.mp4", "d.webm"]),
         ("/[!a].*", ["b.MKV"]),
+        ("/[^a].*", ["b.MKV"]),
+        ("/[a-c].*", ["a.mp4", "b.MKV"]),
         ("/?.mp4", ["a.mp4"]),
         ("/deep/c.mp4", ["c.mp4"]),
     ],
 )
 def test_folders_globs_and_files_name_videos(videos: Path, place: str, found: list[str]) -> None:
     assert names(f"{videos}{place}") == found
+
+
+@pytest.mark.parametrize("pattern", ["[z-a].mp4", r"[\].mp4", "[!]*"])
+def test_a_set_that_no_file_fits_names_no_video(videos: Path, pattern: str) -> None:
+    with pytest.raises(ValueError, match="names no video"):
+        find_collection(f"{videos}/{pattern}")
+
+
+def test_the_address_of_a_file_has_escapes_and_its_path_has_none(videos: Path) -> None:
+    for name in ("a b1.mp4", "a%20b2.mp4"):
+        (videos / name).touch()
+    assert names(f"file://{videos}/a%20b*.mp4") == ["a b1.mp4"]
+    assert names(f"{videos}/a%20b*.mp4") == ["a%20b2.mp4"]
 
 
 def test_ids_are_unique_harmless_and_do_not_move_with_the_folder(videos: Path, tmp_path: Path) -> None:
