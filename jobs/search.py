@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from jobs.settings import run_job, set_up_logging
+from pipelines.datasets.record_files import text_lines
 from pipelines.search.limits import check_counts, check_query
 from pipelines.tables import table
 from pipelines.workspace.storage import Storage
@@ -81,11 +82,7 @@ def _matches_table(matches: Sequence[Match]) -> str:
 
 
 def _read_queries(file: str) -> list[str]:
-    try:
-        lines = Storage(parent_uri(file)).read_bytes(last_name(file)).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error.reason}); convert it first") from error
-    return [line.strip() for line in lines if line.strip()]
+    return list(filter(None, text_lines(Storage(parent_uri(file)).read_bytes(last_name(file)), file)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from hbi_models.config_fields import require
 from pipelines.datasets.annotations import clean_caption
-from pipelines.datasets.record_files import Problems, parse_json
+from pipelines.datasets.record_files import Problems, parse_json, text_lines
 from pipelines.workspace.errors import reason
 from pipelines.workspace.storage import Storage
 from pipelines.workspace.uris import last_name, parent_uri
@@ -39,10 +39,7 @@ def read_moments(file: str, form: MomentFormat) -> tuple[list[MomentQuery], list
     Raises:
         ValueError: a line has another form, or there is no query.
     """
-    try:
-        lines = Storage(parent_uri(file)).read_bytes(last_name(file)).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error.reason})") from error
+    lines = text_lines(Storage(parent_uri(file)).read_bytes(last_name(file)), file)
     problems = Problems(file)
     queries = list(_queries(lines, form, problems))
     problems.raise_if_any()
@@ -58,10 +55,10 @@ def read_moments(file: str, form: MomentFormat) -> tuple[list[MomentQuery], list
 def _queries(lines: Sequence[str], form: MomentFormat, problems: Problems) -> Iterator[MomentQuery]:
     parse = _qvhighlights if form == "qvhighlights" else _charades
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line:
             continue
         try:
-            query = parse(line.strip())
+            query = parse(line)
             if not clean_caption(query.query):
                 raise ValueError("the query is empty")
             if not query.spans:

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.datasets.annotations import storable
-from pipelines.datasets.record_files import Record, published_format, read_json_file, read_records, text_of
+from pipelines.datasets.record_files import (
+    Record,
+    published_format,
+    read_json_file,
+    read_records,
+    text_lines,
+    text_of,
+)
 from pipelines.datasets.video_files import NO_FILE, Place, VideoFolder, check_video_id, video_stem
 from pipelines.workspace.errors import examples, reason
 from pipelines.workspace.storage import Storage
@@ -95,8 +102,8 @@ def read_id_lines(annotations: Storage, name: str) -> list[str]:
         ValueError: the file is no UTF-8 text, or an id is not allowed.
     """
     with reading(annotations, name, form="one video id per line"):
-        lines = annotations.read_bytes(name).decode("utf-8-sig").splitlines()
-    return [check_video_id(video_id, name) for video_id in dict.fromkeys(map(str.strip, lines)) if video_id]
+        lines = text_lines(annotations.read_bytes(name), "it")
+    return [check_video_id(video_id, name) for video_id in dict.fromkeys(lines) if video_id]
 
 
 @contextmanager

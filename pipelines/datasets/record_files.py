@@ -210,6 +210,24 @@ def read_json_file(file: str) -> Any:
         return parse_json(stream.read())
 
 
+def text_lines(content: bytes, place: str) -> list[str]:
+    """The lines of a text file without outer spaces; one may be empty.
+
+    Args:
+        content: of the file.
+        place: of the file, for messages.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text ({error.reason}); convert it first") from error
+    # str.splitlines would end lines at U+2028 and others, too, which JSON texts and captions may hold.
+    return [line.strip() for line in io.StringIO(text, newline=None)]
+
+
 def parse_json(text: str | bytes) -> Any:
     """The JSON document in ``text``.
 

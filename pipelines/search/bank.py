@@ -18,6 +18,7 @@ import torch
 from hbi_models.config_fields import require
 from hbi_models.post_processing import Querybank, nearest_neighbour_norm, neighbour_bias, querybank_norm
 from hbi_models.retrieval import RetrievalModel
+from pipelines.datasets.record_files import text_lines
 from pipelines.models.encoding import encode_texts, on_device
 from pipelines.progress import Progress
 from pipelines.recipe.indexing import IndexingConfig
@@ -105,10 +106,6 @@ def read_captions(content: bytes, place: str) -> list[str]:
     Raises:
         ValueError: it is not UTF-8, or holds none.
     """
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text ({error.reason}); write one training caption per line") from error
-    captions = [line.strip() for line in lines if line.strip()]
+    captions = list(filter(None, text_lines(content, place)))
     require(bool(captions), f"{place} holds no caption; write one training caption per line")
     return captions

@@ -40,6 +40,17 @@ def test_qvhighlights_are_read_in_their_published_layout(tmp_path: Path) -> None
     )
 
 
+def test_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
+    (tmp_path / "val.jsonl").write_bytes(
+        "\r\n".join(
+            json.dumps({"query": query, "vid": "x", "relevant_windows": [[0, 2]]}, ensure_ascii=False)
+            for query in ("a\u2028b", "c\u0085d")
+        ).encode()
+    )
+    queries, _ = read_moments(str(tmp_path / "val.jsonl"), "qvhighlights")
+    assert [query.query for query in queries] == ["a b", "c d"]
+
+
 def test_charades_sta_is_read_in_its_published_layout(tmp_path: Path) -> None:
     file = write(tmp_path, "test.txt", "3MSZA 24.3 30.4##person turn a light on.", "", "AO8RW 0.0 6.9##a # b")
     assert read_moments(file, "charades_sta") == (
