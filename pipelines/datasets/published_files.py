@@ -82,7 +82,7 @@ def read_texts(annotations: Storage, name: str, *columns: str) -> Iterator[dict[
             texts = {column: storable(text_of(record, column)) for column in columns}
             if absent := [column for column, text in texts.items() if not text]:
                 raise ValueError(f"it lacks a value of {', '.join(absent)}")
-            check_video_id(texts["video_id"], name)
+        check_video_id(texts["video_id"], annotations.place(f"{name}, line {number}"))
         yield texts
 
 

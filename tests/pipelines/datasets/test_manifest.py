@@ -156,6 +156,7 @@ def test_absent_annotation_files_are_named(msrvtt: DataConfig, name: str) -> Non
         ("MSRVTT_data.json", '{"sentences": [{"caption": "a", "video_id": "../x"}]}', "video_id '../x' is not allowed"),
         ("MSRVTT_train.9k.csv", "id\nvideo0\n", "has the columns id; it needs video_id"),
         ("MSRVTT_JSFUSION_test.csv", "video_id,sentence\nvideo7,\n", "lacks a value"),
+        ("MSRVTT_JSFUSION_test.csv", "video_id,sentence\n../x,a\n", r"_test\.csv, line 2: video_id '../x' is not"),
         ("test.jsonl", '{"question": "what"}\n', "test.jsonl, line 1 lacks answer"),
         ("test.jsonl", "nonsense\n", "test.jsonl, line 1"),
     ],
