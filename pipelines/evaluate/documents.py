@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, count
 from typing import Any
 
 METRICS_FILE = "metrics.json"
@@ -26,6 +27,17 @@ def by_questions(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Metrics by question type, those with most questions first; ``overall`` comes before all others."""
     # Where all questions have one type, it has as many of them as overall.
     return sorted(metrics.items(), key=lambda item: (-item[1]["questions"], item[0] != "overall"))
+
+
+def curve_names(texts: Iterable[str], shortened: Callable[[str], str]) -> dict[str, str]:
+    """Names for texts of the user's, in which MLflow allows few characters; numbers tell apart what ``shortened`` makes
+    equal."""
+    names: dict[str, str] = {}
+    for text in sorted(texts):
+        name = shortened(text)
+        numbered = chain([name], (f"{name}_{number}" for number in count(2)))
+        names[text] = next(each for each in numbered if each not in names.values())
+    return names
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

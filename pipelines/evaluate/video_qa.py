@@ -28,7 +28,7 @@ from hbi_models.metrics import AnswerMetrics, bootstrap_intervals
 from pipelines.datasets.annotations import OVERALL, Question
 from pipelines.datasets.answers import Vocabulary, most_frequent
 from pipelines.evaluate.actors import as_finished, blocks, result_of, start_actors, stop_actors
-from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE, protocol_tags
+from pipelines.evaluate.documents import ANSWERS_FILE, METRICS_FILE, curve_names, protocol_tags
 from pipelines.evaluate.protocol import answers_protocol
 from pipelines.models.answering import Answers, answer_questions, concatenate_answers
 from pipelines.models.initial_weights import load_video_qa_checkpoint
@@ -276,10 +276,11 @@ def _flat(document: Mapping[str, Any]) -> dict[str, float]:
     """The values of ``metrics.json`` under the names of curves: ``all/accuracy``, ``all/what/accuracy``, …"""
     flat = {name: float(document[name]) for name in ("questions", "answerable_questions", "videos")}
     flat["missing_videos"] = float(document["protocol"]["missing_videos"])
+    # Every answerable type is one of all.
+    names = curve_names(set(document["all"]) - {OVERALL}, lambda kind: re.sub(r"\W+", "_", kind))
     for name in ("all", "answerable"):
         for kind, values in document[name].items():
-            # A type is any text of the user's, and MLflow allows few characters in a name.
-            prefix = name if kind == OVERALL else f"{name}/{re.sub(r'[^A-Za-z0-9_]+', '_', kind)}"
+            prefix = name if kind == OVERALL else f"{name}/{names[kind]}"
             flat |= {f"{prefix}/{metric}": values[metric]["value"] for metric in ANSWER_METRICS}
         for baseline, values in document["baselines"].items():
             if name in values:

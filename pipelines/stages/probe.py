@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from pipelines.evaluate.documents import curve_names
 from pipelines.recipe.recipe import Recipe
 from pipelines.stages.frames import frames_pool
 from pipelines.stages.settings import counting, given_model
@@ -111,9 +112,13 @@ def probe(
 def _flat(document: dict[str, Any]) -> dict[str, float]:
     """The figures as curves are named."""
     flat: dict[str, float] = {}
-    for kind, values in document.get("negatives", {}).items():
+    negatives = document.get("negatives", {})
+    names = curve_names(negatives, _name)
+    for kind, values in negatives.items():
         # Beside the figures stand counts, which have no value with an interval.
-        flat |= {f"negatives/{kind}/{name}": each["value"] for name, each in values.items() if isinstance(each, dict)}
+        flat |= {
+            f"negatives/{names[kind]}/{name}": each["value"] for name, each in values.items() if isinstance(each, dict)
+        }
     for name, values in document.get("perturbations", {}).items():
         flat |= {f"perturbations/{name}/{at}": each["value"] for at, each in enumerate(values["recall_at_1"])}
     for name, values in document.get("moments", {}).items():
