@@ -53,11 +53,17 @@ def read_measured(place: str, variant: str | None = None, *, stage: str) -> Meas
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a workspace has several, or an earlier version wrote it.
+        ValueError: a workspace has several, or an earlier version wrote it, or it is of an encoder alone.
     """
     folder = _folder(place, stage)
-    document = folder.read_json(METRICS_FILE)
-    protocol = document.get("protocol") if isinstance(document, Mapping) else None
+    found = folder.read_json(METRICS_FILE)
+    document = found if isinstance(found, Mapping) else {}
+    require(
+        "pretrained" not in document,
+        f"{folder.place(METRICS_FILE)} is of an encoder alone (stage zero_shot), whose ranks are not kept; name an "
+        "evaluation of a trained model",
+    )
+    protocol = document.get("protocol")
     require(
         isinstance(protocol, Mapping) and "pairs" in protocol,
         f"{folder.place(METRICS_FILE)} has no protocol, because an earlier version wrote it; run the evaluation again",

@@ -85,8 +85,12 @@ def describe_protocol(protocol: Mapping[str, Any], seeds: str | None = None) -> 
     )
     named = protocol.get("named")
     if named is not None:
-        counts = " or ".join(f"{count:,}" for count in named["published_videos"])
-        how = f"protocol {named['name']}{'' if named['complete'] else f', incomplete: it has {counts} videos'}; {how}"
+        published = " and ".join(
+            f"{' or '.join(f'{number:,}' for number in named[f'published_{what}'])} {what}"
+            for what in ("videos", "captions")
+            if named[f"published_{what}"]
+        )
+        how = f"protocol {named['name']}{'' if named['complete'] else f', incomplete: it has {published}'}; {how}"
     return (
         f"{what} of the split {protocol['split']} of {protocol['dataset']}, {missing}; {how}; "
         f"checkpoint: {_chosen(protocol)}; seeds: {seeds}"

@@ -126,6 +126,13 @@ def test_metrics_without_a_protocol_are_of_an_earlier_version(tmp_path: Path) ->
         read_measured(str(tmp_path / "metrics.json"), stage="evaluation")
 
 
+def test_an_encoder_alone_cannot_be_compared(tmp_path: Path) -> None:
+    document = {"architecture": "ViT-B-32", "pretrained": "openai", "protocol": "every caption is a query"}
+    Storage(str(tmp_path)).write_json("metrics.json", document)
+    with pytest.raises(ValueError, match=r"of an encoder alone .*name an evaluation of a trained model"):
+        read_measured(str(tmp_path), stage="evaluation")
+
+
 def test_a_workspace_with_one_finished_evaluation_is_a_place_and_with_two_it_is_not(tmp_path: Path) -> None:
     workspace = Storage(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nor a workspace with a finished stage evaluation"):

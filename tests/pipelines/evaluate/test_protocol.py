@@ -59,6 +59,8 @@ def test_words_say_whether_a_protocol_of_the_field_is_whole(tmp_path: Path) -> N
     checkpoint = model(tmp_path, "model", CHOSEN)
     words = describe_protocol(protocol(checkpoint, named=NamedProtocol("msvd", "a list", [2], [3])))
     assert "missing; protocol msvd; text to video" in words
+    words = describe_protocol(protocol(checkpoint, named=NamedProtocol("msvd", "a list", [2], [4])))
+    assert "protocol msvd, incomplete: it has 2 videos and 4 captions; text" in words
     words = describe_protocol(protocol(checkpoint, named=PROTOCOLS["didemo_sentence"]))
     assert "protocol didemo_sentence, incomplete: it has 1,003 or 1,004 videos; text" in words
 
