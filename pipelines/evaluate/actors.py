@@ -94,6 +94,7 @@ def as_finished(references: Sequence[Any]) -> Iterator[int]:
         else:
             waiting.append(reference)
     while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1)
+        # Features are for other actors alone. What is read here is fetched when it is (result_of).
+        ready, waiting = ray.wait(waiting, num_returns=1, fetch_local=False)
         for reference in ready:
             yield positions[reference]
