@@ -175,7 +175,7 @@ def _own_gpu() -> str:
     device = compute_device()
     if device.type == "cpu":
         return ""
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return names[device.index] if names else str(device.index)
 
 

@@ -184,7 +184,7 @@ def test_the_process_ends_when_its_owner_is_collected(write_video: Any) -> None:
 
 @pytest.mark.parametrize(
     ("device", "visible", "own"),
-    [("cpu", "0,1", ""), ("cuda:0", None, "0"), ("cuda:1", "3,GPU-a", "GPU-a"), ("cuda:2", None, "2")],
+    [("cpu", "0,1", ""), ("cuda:0", None, "0"), ("cuda:1", "3, GPU-a", "GPU-a"), ("cuda:2", None, "2")],
 )
 def test_a_gpu_decodes_only_for_those_who_may_use_it(
     device: str, visible: str | None, own: str, monkeypatch: pytest.MonkeyPatch
