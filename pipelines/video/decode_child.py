@@ -80,21 +80,24 @@ def extract(source: str | bytes, settings: ExtractSettings) -> ExtractedVideo:
         NoFramesError: the segment lies outside the video.
     """
     decoder = open_decoder(source, settings.decoder)
+    # Why another decoder reads: the next one's own notes are about the file alone.
+    reasons = [note for note in decoder.notes if note not in decoder.timeline.notes]
     while True:
         try:
             return _extract(decoder, settings)
         except WrongTimesError as error:
             # First PyAV by its times, then PyAV that counts frames: it compares no times, so this error ends there.
             following = PyAVDecoder(source, trust_pts=decoder.name != "pyav")
-            following.notes.append(Note("wrong_times", first_line(error)))
+            reasons.append(Note("wrong_times", first_line(error)))
         except UnreadableVideoError as error:
             if decoder.name not in ("torchcodec", "nvdec"):
                 raise
             following = PyAVDecoder(source)
             because = f"read by PyAV, since {decoder.name} says: {first_line(error)}"
-            following.notes.append(Note(f"not_{decoder.name}", because))
+            reasons.append(Note(f"not_{decoder.name}", because))
         finally:
             decoder.close()
+        following.notes += reasons
         decoder = following
 
 
