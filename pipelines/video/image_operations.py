@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -55,12 +54,12 @@ def brightness(frames: Frames, factor: float) -> Frames:
 
 def contrast(frames: Frames, factor: float) -> Frames:
     """A blend of each frame's mean grey and the frame."""
-    return _each(frames, lambda image: ImageEnhance.Contrast(image).enhance(factor))
+    return each(frames, lambda image: ImageEnhance.Contrast(image).enhance(factor))
 
 
 def color(frames: Frames, factor: float) -> Frames:
     """A blend of the grey picture and the frame."""
-    return _each(frames, lambda image: ImageEnhance.Color(image).enhance(factor))
+    return each(frames, lambda image: ImageEnhance.Color(image).enhance(factor))
 
 
 def sharpness(frames: Frames, factor: float) -> Frames:
@@ -78,12 +77,12 @@ def sharpness(frames: Frames, factor: float) -> Frames:
 
 def autocontrast(frames: Frames) -> Frames:
     """Each channel of each frame stretched to the full range."""
-    return _each(frames, ImageOps.autocontrast)
+    return each(frames, ImageOps.autocontrast)
 
 
 def equalize(frames: Frames) -> Frames:
     """Each channel of each frame with an even histogram."""
-    return _each(frames, ImageOps.equalize)
+    return each(frames, ImageOps.equalize)
 
 
 def rotate(frames: Frames, degrees: float) -> Frames:
@@ -124,7 +123,8 @@ def _look_up(frames: NDArray[np.uint8], table: NDArray[np.generic]) -> NDArray[n
     return np.frombuffer(translated, np.uint8).reshape(frames.shape)
 
 
-def _each(frames: Frames, operation: Callable[[Image.Image], Image.Image]) -> Frames:
+def each(frames: Frames, operation: Callable[[Image.Image], Image.Image]) -> Frames:
+    """``operation`` of each frame as a picture of PIL."""
     # PIL's own loops are the fastest at hand where every frame needs its own histogram or grey picture.
     return np.stack([np.asarray(operation(Image.fromarray(frame))) for frame in frames])
 
@@ -157,7 +157,6 @@ def _transform(frames: Frames, matrix: tuple[float, float, float, float, float, 
     return back.reshape(frames.shape)
 
 
-@lru_cache(maxsize=2)
 def _neighbours(
     matrix: tuple[float, float, float, float, float, float], height: int, width: int
 ) -> tuple[Int[Tensor, "pixels neighbours"], Float[Tensor, "pixels neighbours"]]:

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
 from hbi_models.config_fields import require
-from pipelines.video.image_operations import FILL, brightness, color, contrast
+from pipelines.video.image_operations import FILL, brightness, color, contrast, each
 
 Frames = UInt8[np.ndarray, "frames height width 3"]
 
@@ -53,7 +53,7 @@ def perturb(frames: Frames, name: str, strength: int, video_id: str) -> Frames:
 
 def _blur(frames: Frames, deviation: float, generator: np.random.Generator) -> Frames:
     radius = deviation * min(frames.shape[1:3])
-    return _each(frames, lambda image: image.filter(ImageFilter.GaussianBlur(radius)))
+    return each(frames, lambda image: image.filter(ImageFilter.GaussianBlur(radius)))
 
 
 def _noise(frames: Frames, deviation: float, generator: np.random.Generator) -> Frames:
@@ -67,7 +67,7 @@ def _jpeg(frames: Frames, quality: float, generator: np.random.Generator) -> Fra
         image.save(file, "JPEG", quality=int(quality))
         return Image.open(file).convert("RGB")
 
-    return _each(frames, through_file)
+    return each(frames, through_file)
 
 
 def _pixelate(frames: Frames, block: float, generator: np.random.Generator) -> Frames:
@@ -75,7 +75,7 @@ def _pixelate(frames: Frames, block: float, generator: np.random.Generator) -> F
     side = max(block * min(height, width) / 64, 1)
     # PIL takes the width first.
     small = max(round(width / side), 1), max(round(height / side), 1)
-    return _each(
+    return each(
         frames,
         lambda image: image.resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.NEAREST),
     )
@@ -108,10 +108,6 @@ def _shuffle(frames: Frames, window: float, generator: np.random.Generator) -> F
         for place in generator.permutation(min(size, len(frames) - start))
     ]
     return frames[order]
-
-
-def _each(frames: Frames, change: Callable[[Image.Image], Image.Image]) -> Frames:
-    return np.stack([np.asarray(change(Image.fromarray(frame))) for frame in frames])
 
 
 _PERTURBATIONS: Mapping[str, Callable[[Frames, float, np.random.Generator], Frames]] = {
