@@ -237,7 +237,7 @@ class PyAVDecoder:
 
     def _delay(self) -> int:
         """Packets that the decoder holds back to bring pictures into their order."""
-        return next((self._ordinal - 1 for _ in self._counted()), 0)
+        return next((self._ordinal - self.timeline.skips - 1 for _ in self._counted()), 0)
 
     def _approach(self, index: int) -> bool:
         """Seeks to the last key frame before the wanted frame, if that is far ahead; returns whether it did."""
