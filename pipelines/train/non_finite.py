@@ -87,13 +87,17 @@ class Watch:
         values = torch.stack([torch.stack([step.parts["loss"].float(), step.norm.float()]) for step in steps])
         # A mean is not finite where one rank's value is not, so all ranks raise, and gather their reports, together.
         (seen,) = fetched([mean_over_ranks(values)])
+        overflowed = steps[-1]
         for step, (loss, norm) in zip(steps, seen.tolist(), strict=True):
             if not math.isfinite(loss):
                 raise _report("loss", step.parts["loss"], step)
-            if not math.isfinite(norm) and not self._scaler.is_enabled():
-                raise _report("gradient", step.norm, step)
+            if not math.isfinite(norm):
+                if not self._scaler.is_enabled():
+                    raise _report("gradient", step.norm, step)
+                # The scale falls at such steps, and the steps after one may be finite again.
+                overflowed = step
         if self._scaler.is_enabled() and self._scaler.get_scale() < _LEAST_SCALE:
-            raise _report("gradient", steps[-1].norm, steps[-1])
+            raise _report("gradient", overflowed.norm, overflowed)
 
 
 def _report(what: str, value: Tensor, step: _Step) -> NonFiniteLossError:
@@ -105,8 +109,7 @@ def _report(what: str, value: Tensor, step: _Step) -> NonFiniteLossError:
         "rows": step.rows,
     }
     ranks = gather_objects(mine)
-    # Words stand for what is not finite (``_as_json``). No rank has one where only the mean overflowed, or where the
-    # scale fell too far and the last step was finite again.
+    # Words stand for what is not finite (``_as_json``). No rank has one where only the mean overflowed.
     offending = [part for part in ranks if isinstance(part["value"], str)] or ranks
     return NonFiniteLossError({"what": what, "step": step.number, "value": offending[0]["value"], "ranks": offending})
 
