@@ -14,7 +14,7 @@ from hbi_models.config_fields import require
 from hbi_models.zero_shot_config import ZERO_SHOT_POOLINGS
 from jobs.next_steps import next_steps
 from jobs.settings import read_recipe, recipe_parser, set_up_logging
-from pipelines.evaluate.documents import describe_protocol
+from pipelines.evaluate.documents import METRICS_FILE, describe_protocol
 from pipelines.graph import make_graph
 from pipelines.recipe.recipe import Recipe
 from pipelines.run import results, run_plan
@@ -148,11 +148,11 @@ def execute(
     for outcome in results(outcomes):
         artifact = outcome.artifact
         if outcome.step.stage.name == "evaluation":
-            _print_retrieval(artifact.storage.read_json("metrics.json"))
+            _print_retrieval(artifact.storage.read_json(METRICS_FILE))
         if outcome.step.stage.name == ZERO_SHOT:
-            _print_zero_shot(artifact.storage.read_json("metrics.json"))
+            _print_zero_shot(artifact.storage.read_json(METRICS_FILE))
         if outcome.step.stage.name == "qa_evaluation":
-            _print_answers(artifact.storage.read_json("metrics.json"))
+            _print_answers(artifact.storage.read_json(METRICS_FILE))
         if outcome.step.stage.name == REPORT:
             print(f"Report:    {artifact.storage.place(PAGE)}")
         else:

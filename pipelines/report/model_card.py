@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hbi_models.metric_names import ANSWER_METRICS, DIRECTIONS, RANK_METRICS
 from pipelines.evaluate.documents import METRICS_FILE
+from pipelines.models.folder import FRAMES_JSON
 from pipelines.report.content import MetricTable
 from pipelines.report.data_set import splits
 from pipelines.report.metric_tables import answers_table, retrieval_table
@@ -114,7 +115,7 @@ def _usage(kind: str, files: Sequence[str]) -> str:
     module = _CLASSES[kind]
     load = f'from hbi_models.{module}\n\nmodel = {module.rpartition(" ")[2]}.from_pretrained("FOLDER or OWNER/NAME")'
     text = f"## Use\n\nFrom Python, by this folder or by its id on the hub:\n\n```python\n{load}\n```"
-    if "frames.json" in files:
+    if FRAMES_JSON in files:
         job = (
             "index --checkpoint FOLDER --videos VIDEOS --index INDEX"
             if kind == "retrieval"
