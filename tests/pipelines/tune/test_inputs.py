@@ -19,7 +19,7 @@ from tests.jobs.contents import shards
 from tests.jobs.killing import wait_until
 from tests.jobs.recipes import read, write_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.fault, pytest.mark.slow_fault]
 
 
 def test_a_command_that_is_stopped_ends_the_stage_that_it_runs_beside_its_trials(tmp_path: Path) -> None:
