@@ -67,11 +67,15 @@ def test_all_nodes_work_and_the_result_is_that_of_one_machine(
             "RetrievalScorerActor.tile",
         ):
             assert nodes_that_ran(cluster, work).keys() == every, f"{work}: {nodes_that_ran(cluster, work)}"
-        # How many shards each one gets depends on how fast it starts beside the others.
-        labelling = {
+        # How many shards each one gets depends on how fast it starts beside the others: the first may have done all of
+        # them before another one has a node.
+        labelling = [
             actor["node_id"] for actor in cluster.state("actors") if "MapBatches(labels)" in actor["class_name"]
-        }
-        assert labelling == every
+        ]
+        placed = [node for node in labelling if node is not None]
+        assert len(labelling) == nodes
+        assert len(placed) == len({*placed}) > 0
+        assert every.issuperset(placed)
         # The estimator's workers, and those of the retrieval model.
         workers = [actor for actor in cluster.state("actors") if actor["class_name"] == "RayTrainWorker"]
         assert len(workers) == 2 * nodes
