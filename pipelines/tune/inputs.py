@@ -108,10 +108,14 @@ class StoppableThread(Thread):
 
     def stop(self) -> None:
         """Raises ``KeyboardInterrupt`` in the work, and waits until that has cleaned up."""
-        if not self.is_alive():
-            return
-        # Python has no other call for it. Unlike a flag, it ends work that does not ask, in the way of the main thread.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt))
-        self.join(_STOP_S)
+        if self.is_alive():
+            # Python has no other call for it. Unlike a flag, it ends work that does not ask, in the way of the main
+            # thread.
+            interrupt = ctypes.py_object(KeyboardInterrupt)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), interrupt)
+            self.join(_STOP_S)
         if self.is_alive():
             logger.warning("%s: the work did not end within %g s, and ends with this process", self.name, _STOP_S)
+        elif isinstance(self._error, Exception):
+            # Nobody asks for the result any more.
+            logger.warning("%s: the work had failed: %s", self.name, self._error)
