@@ -40,7 +40,11 @@ def run_tuning(tuning: Tuning) -> None:
     # Baselines are trained last, so unfit weights of theirs would show only when all trials are done.
     for values in tuning.config.baselines.values():
         baseline = tuning.recipe_of(values)
-        weights.require(make_graph(baseline).plan(until_stage=tuning.config.stage), baseline)
+        graph = make_graph(baseline)
+        planned = graph.plan(until_stage=tuning.config.stage)
+        weights.require(planned, baseline)
+        # It may have answers of its own.
+        weights.require_answering(planned, baseline, known_data(graph, finished(planned)).vocabulary)
     from pipelines.resources.allotment import allot
     from pipelines.resources.ray_session import ray_session
 
