@@ -48,6 +48,8 @@ _LOCAL_ENVIRONMENT = {
 
 _DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
+_THREADS = "OMP_NUM_THREADS"
+
 _ANSWER_S = 10.0
 """Seconds to wait for a connection to a cluster."""
 
@@ -143,8 +145,9 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
             _temp_dir=str(folder),
         )
     # Not before: Ray gives a worker as many threads as CPUs, unless the variable is set when it starts. This process
-    # computes beside them.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # computes beside them. Not for longer either: the next Ray of this process would start with it.
+    threads = os.environ.get(_THREADS)
+    os.environ.setdefault(_THREADS, "1")
     logger.info("Ray: started on this machine with %g CPUs", ray.cluster_resources().get("CPU", 0))
     global _fixed
     finished, _fixed = False, True
@@ -153,6 +156,8 @@ def _started_here(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]
         finished = True
     finally:
         _fixed = False
+        if threads is None:
+            os.environ.pop(_THREADS, None)
         ray.shutdown()
         # After a failure the logs of the workers stay.
         if finished:

@@ -27,10 +27,12 @@ class Threads:
     def __call__(self, table):
         return pa.table({"threads": [os.environ["OMP_NUM_THREADS"]]})
 
-with ray_session(ResourcesConfig(local_cpus=3, local_object_store_gb=0.15)):
-    resources = ActorResources(max_actors=1, cpus_per_actor=2)
-    (row,) = map_shards([pa.table({"a": [1]})], Threads, name="threads", resources=resources)
-    print(row["threads"], os.environ["OMP_NUM_THREADS"])
+# The second one, too, whatever the first has left.
+for _ in range(2):
+    with ray_session(ResourcesConfig(local_cpus=3, local_object_store_gb=0.15)):
+        resources = ActorResources(max_actors=1, cpus_per_actor=2)
+        (row,) = map_shards([pa.table({"a": [1]})], Threads, name="threads", resources=resources)
+        print(row["threads"], os.environ["OMP_NUM_THREADS"])
 """
 
 
@@ -66,4 +68,4 @@ def test_a_long_folder_for_temporary_files_is_not_used(tmp_path: Path, monkeypat
 def test_a_worker_of_a_local_ray_has_as_many_threads_as_it_reserves_cpus() -> None:
     free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", DRIVER], capture_output=True, text=True, env=free, check=False)
-    assert done.stdout.split() == ["2", "1"], done.stderr
+    assert done.stdout.split() == ["2", "1"] * 2, done.stderr
