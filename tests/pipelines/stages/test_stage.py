@@ -299,10 +299,10 @@ def test_unknown_stages_are_refused_with_the_known_ones(pipeline: Pipeline, opti
         pipeline.graph().plan(**{option: name})
 
 
-def test_forcing_a_stage_that_is_not_run_is_refused(pipeline: Pipeline) -> None:
-    for options in ({"until_stage": "frames", "force": ["labels"]}, {"from_stage": "retrieval", "force": ["labels"]}):
-        with pytest.raises(ValueError, match=r"force is 'labels', which is not among the stages .*: manifest, frames"):
-            pipeline.graph().plan(**options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("option", [{"until_stage": "frames"}, {"from_stage": "retrieval"}])
+def test_forcing_a_stage_that_is_not_run_is_refused(pipeline: Pipeline, option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"force is 'labels', which is not among the stages .*: manifest, frames"):
+        pipeline.graph().plan(force=["labels"], **option)
 
 
 def test_starting_behind_an_unfinished_stage_is_refused(pipeline: Pipeline) -> None:
